@@ -242,7 +242,7 @@ def encode_linear(
         return u @ W if b is None else u @ W + b
     return Preacts(x.reshape(-1, x.shape[-1]), W, b, b_in).dense().unflatten(0, x.shape[:-1]) if x.dim()!=2 else Preacts(x, W, b, b_in).dense()
 
-# %% ../../nbs/core/ops.ipynb #c841944f
+# %% ../../nbs/core/ops.ipynb #cad7fd54
 def rectangle(
     x:Tensor, # Any shape
 )->Tensor: # 1 where -1/2 < x < 1/2, else 0
@@ -261,7 +261,7 @@ class Step(torch.autograd.Function):
     def backward(ctx, g):
         x, threshold = ctx.saved_tensors
         d = rectangle((x - threshold) / ctx.bandwidth).mul_(g).div_(ctx.bandwidth)
-        return d if ctx.ste_to_input else None, -d.flatten(0, -2).sum(0), None, None
+        return d if ctx.ste_to_input else None, -d.sum_to_size(threshold.shape), None, None
 
 class JumpReLU(torch.autograd.Function):
     "`x` where it exceeds the threshold, else 0, with the rectangle in the threshold's gradient"
@@ -276,4 +276,4 @@ class JumpReLU(torch.autograd.Function):
         x, threshold = ctx.saved_tensors
         d = rectangle((x - threshold) / ctx.bandwidth).mul_(g).mul_(threshold / ctx.bandwidth)
         d_x = g * (x > threshold)
-        return d_x + d if ctx.ste_to_input else d_x, -d.flatten(0, -2).sum(0), None, None
+        return d_x + d if ctx.ste_to_input else d_x, -d.sum_to_size(threshold.shape), None, None
