@@ -213,13 +213,17 @@ class _Scaled(_InOut):
         "What follows the product with `W_dec`"
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons + self.b_dec)), self.d_head)
 
-# %% ../../nbs/saes/base.ipynb #3a04e117
+# %% ../../nbs/saes/base.ipynb #d3d23a98
 class _Coding(_Scaled):
     "The maths"
+    def _pre(self, x:Tensor)->Tensor: return encode_linear(self._input(x), self.W_enc, self.b_enc, self._b_in)
+
     def encode_with_hidden_pre(self, x:Tensor)->tuple[Tensor, Tensor]:
         "Latents and pre-activations, both (…, d_sae)"
-        pre = self.hook_sae_acts_pre(encode_linear(self._input(x), self.W_enc, self.b_enc, self._b_in))
-        return self.hook_sae_acts_post(self.activation_fn(pre)), pre
+        pre = self.hook_sae_acts_pre(self._pre(x))
+        return self.hook_sae_acts_post(self._activate(pre)), pre
+
+    def _activate(self, pre:Tensor)->Tensor: return self.activation_fn(pre)
 
     def encode(self,
         x:Tensor, # (…, d_in) activations
