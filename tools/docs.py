@@ -1,0 +1,137 @@
+"""Build the documentation site into _docs/.
+
+nbdev turns the notebooks into pages in _proc/; Quarto renders them where it is installed, smalldocs elsewhere.
+Both read the same `_quarto.yml`, and neither runs a notebook: a page shows the outputs that are stored.
+
+    python tools/docs.py [--renderer auto|quarto|smalldocs]
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROC = ROOT/'_proc'
+SITE = ROOT/'_docs'
+PLOTLY = 'application/vnd.plotly.v1+json'
+KATEX_CDN = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
+
+FIGURE = '''<div id="{id}" class="plotly-graph-div" style="width:100%;height:{height}px"></div>
+<script type="text/javascript">(function(){{
+var figure={figure};
+function draw(){{Plotly.newPlot("{id}",figure.data,figure.layout,Object.assign({{responsive:true}},figure.config||{{}}));}}
+if(window.Plotly)draw();else window.addEventListener("load",draw);
+}})();</script>'''
+
+REDIRECT = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html">'
+            '<a href="nbs/index.html">Home</a>\n')
+
+
+def figure_html(figure: dict, name: str) -> str:
+    "A stored plotly figure as HTML that uses the page's plotly.js"
+    kept = {k: figure[k] for k in ('data', 'layout', 'config') if k in figure}
+    text = json.dumps(kept).replace('</', '<\\/')
+    return FIGURE.format(id=name, height=figure.get('layout', {}).get('height', 450), figure=text)
+
+
+def draw_figures(notebook: dict, name: str, up: str) -> None:
+    "Turn the plotly outputs of a page into HTML; the first of them loads plotly.js"
+    script = f'<script src="{up}site_plotly/plotly.min.js"></script>\n'
+    outputs = (out for cell in notebook['cells'] for out in cell.get('outputs', []) if PLOTLY in out.get('data', {}))
+    for i, out in enumerate(outputs):
+        html = figure_html(out['data'].pop(PLOTLY), f'plotly-{name}-{i}')
+        out['data'] = {'text/html': [script + html if i == 0 else html]}
+
+
+def finish_page(path: Path, doc_url: str) -> None:
+    "Figures as HTML, and links between our own pages that stay inside the site"
+    notebook = json.loads(path.read_text())
+    front = notebook['cells'][0]['source']
+    front[:] = [line for line in front if not line.startswith('output-file:')]   # a page is called as its notebook anyway
+    up = '../'*(len(path.relative_to(PROC/'nbs').parts) - 1) or './'
+    draw_figures(notebook, path.stem, up)
+    notebook['metadata'].pop('widgets', None)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up))
+
+
+def stage() -> None:
+    "Let nbdev process nbs/ into _proc/"
+    from nbdev.config import get_config
+    from nbdev.serve import proc_nbs
+    others = [re.escape(p.name) for p in ROOT.iterdir() if p.is_dir() and p.name != 'nbs' and not (ROOT/'nbs'/p.name).exists()]
+    for folder in (PROC, SITE):
+        shutil.rmtree(folder, ignore_errors=True)
+    proc_nbs('.', n_workers=0, skip_folder_re=f"^([_.].*|{'|'.join(others)})$")
+    config = get_config()
+    for page in (PROC/'nbs').rglob('*.ipynb'):
+        finish_page(page, f'{config.doc_host}{config.doc_baseurl}/')
+
+
+def copy_plotly() -> None:
+    "One plotly.min.js for the whole site, so that figures show without a network"
+    import plotly
+    folder = PROC/'nbs'/'site_plotly'
+    folder.mkdir(exist_ok=True)
+    shutil.copy2(Path(plotly.__file__).parent/'package_data'/'plotly.min.js', folder)
+
+
+def use_local_katex() -> None:
+    "Serve KaTeX from the site where `npm pack katex@0.16.11` was unpacked into .assets/katex, so that maths shows offline"
+    source, target = ROOT/'.assets'/'katex', SITE/'site_libs'/'katex'
+    if not source.exists():
+        return
+    for name in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'):
+        (target/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source/name, target/name)
+    shutil.copytree(source/'fonts', target/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'), dirs_exist_ok=True)
+    for page in SITE.rglob('*.html'):
+        text = page.read_text()
+        if KATEX_CDN in text:
+            up = '../'*(len(page.relative_to(SITE).parts) - 1)
+            page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'))
+
+
+def render(renderer: str) -> None:
+    "Render _proc/ and move the site to _docs/"
+    command = ['quarto', 'render', '.', '--no-execute'] if renderer == 'quarto' else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
+    subprocess.run(command, cwd=PROC, check=True)
+    shutil.move(PROC/'_docs', SITE)
+    if renderer == 'smalldocs':
+        use_local_katex()
+    if not (SITE/'index.html').exists():
+        (SITE/'index.html').write_text(REDIRECT)
+
+
+def broken_links() -> list[str]:
+    "Links from one page of the site to a page or file that is not there"
+    broken = []
+    for page in SITE.rglob('*.html'):
+        for link in re.findall(r'<(?:a|img|script|link)\b[^>]*?\s(?:href|src)="([^"#?]+)', page.read_text()):
+            if not re.match(r'[a-z][a-z+.-]*:|//', link) and not (page.parent/link).exists():
+                broken.append(f'{page.relative_to(SITE)}: {link}')
+    return sorted(set(broken))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--renderer', default='auto', choices=['auto', 'quarto', 'smalldocs'])
+    renderer = parser.parse_args().renderer
+    if renderer == 'auto':
+        renderer = 'quarto' if shutil.which('quarto') else 'smalldocs'
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')
+    stage()
+    copy_plotly()
+    render(renderer)
+    broken = broken_links()
+    print(f"{renderer}: {sum(1 for _ in SITE.rglob('*.html'))} pages in {SITE.name}/", *(f'broken link in {b}' for b in broken), sep='\n')
+    return 1 if broken else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The notebooks of the project, in the order of the site's sidebar: reading order is import order."""
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def listed(root: Path = ROOT) -> list[str]:
+    "Notebooks named in `_quarto.yml`'s sidebar, from top to bottom"
+    def walk(items):
+        for item in items:
+            if isinstance(item, str):
+                yield item
+            elif 'contents' in item:
+                yield from walk(item['contents'])
+            elif 'href' in item:
+                yield item['href']
+    site = yaml.safe_load((root/'_quarto.yml').read_text())['website']
+    return [name for name in walk(site['sidebar']['contents']) if name.endswith('.ipynb')]
+
+
+def on_disk(root: Path = ROOT) -> list[str]:
+    "Notebooks of the folder `nbs`, less hidden ones and checkpoints"
+    found = (p.relative_to(root) for p in (root/'nbs').rglob('*.ipynb'))
+    return sorted(p.as_posix() for p in found if not any(part.startswith(('.', '_')) for part in p.parts))
+
+
+def module_of(notebook: Path) -> str | None:
+    "The module that a notebook exports, such as `core.errors`; None for one that only tells"
+    for cell in json.loads(notebook.read_text())['cells']:
+        found = re.search(r'^#\|\s*default_exp\s+(\S+)', ''.join(cell['source']), re.M)
+        if found and cell['cell_type'] == 'code':
+            return found[1]
+    return None
