@@ -84,6 +84,12 @@ def test_reads_the_peers_files(case, tmp_path):
     cfg = OURS.TrainingSAE.load_from_disk(folders[0]).cfg
     same({k: getattr(cfg, k) for k in case['cfg']}, case['cfg'])
 
+@cases('init')
+def test_init(case):
+    ours, peer = answers(case)
+    for k in ('std', 'relative_spread'): assert ours.pop(k) == pytest.approx(peer.pop(k), rel=0.05, abs=0.02 if k == 'relative_spread' else 0), k
+    same(ours, peer)
+
 @cases('run')
 def test_run(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ class Tensors(dict):
     def pack(self, o):
         "`o` as JSON, with references in place of the tensors"
         if isinstance(o, torch.Tensor): return self.add(o)
-        if isinstance(o, dict): return {k: self.pack(v) for k,v in o.items()}
+        if isinstance(o, dict): return {k: self.pack(v) for k,v in sorted(o.items())}
         return [self.pack(v) for v in o] if isinstance(o, (list, tuple)) else o
 
 def normal(seed, *shape): return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
@@ -146,6 +146,11 @@ def run_cases():
         cycles = dict(n_restart_cycles=2) if name.endswith('restarts') else {}
         run_case('standard', f'lr-{name}-{warm}-{decay}', lr_scheduler_name=name, lr_warm_up_steps=warm, lr_decay_steps=decay, **cycles)
 
+def init_cases():
+    for arch,(kind,option) in product(NAMES, (('SAE', {}), ('TrainingSAE', {}), ('TrainingSAE', dict(decoder_init_norm=None)), ('TrainingSAE', dict(dtype='bfloat16')))):
+        extra = dict(k=4) if arch == 'topk' else dict(jumprelu_init_threshold=0.2) if (arch, kind) == ('jumprelu', 'TrainingSAE') else {}
+        case('-'.join([arch, kind, *option]), 'init', cls=NAMES[arch] + kind, cfg=dict(d_in=64, d_sae=512) | extra | option)
+
 def api_cases():
     sized = dict(d_in=8, d_sae=256)
     for arch in NAMES.values():
@@ -174,7 +179,8 @@ def answer(case, data):
 
 def main():
     logging.disable(logging.WARNING)
-    for add in (training_cases, jumprelu_cases, topk_cases, inference_cases, run_cases, api_cases): add()
+    torch.manual_seed(0)
+    for add in (training_cases, jumprelu_cases, topk_cases, inference_cases, run_cases, init_cases, api_cases): add()
     ids = [(c['kind'], c['name']) for c,_ in CASES]
     assert len(set(ids)) == len(ids), 'two cases have one name'
     tensors = Tensors()

@@ -84,6 +84,14 @@ def hooks(lib, case, data):
     hooked = sae.run_with_hooks(data['x'], fwd_hooks=[('hook_sae_acts_post', lambda acts, hook: acts*2)])
     return dict(out=out, cache={k: dense(v) for k,v in cache.items()}, hooked=hooked)
 
+def init(lib, case, data):
+    "How the weights of a new SAE look"
+    sae = getattr(lib, case['cls'])(getattr(lib, case['cls'] + 'Config')(**case['cfg']))
+    w, norms = values(sae.state_dict()), sae.W_dec.detach().float().norm(dim=1)
+    return dict(std=w['W_dec'].float().std().item(), relative_spread=(norms.std()/norms.mean()).item(), tied=torch.equal(w['W_enc'], w['W_dec'].T),
+                biases={k: v.float().unique() for k,v in w.items() if v.ndim == 1}, shapes={k: list(v.shape) for k,v in w.items()},
+                dtypes={k: str(v.dtype) for k,v in w.items()})
+
 def run(lib, case, data):
     "A whole `SAETrainer.fit()`: what each step saw and gave, and what is left at the end"
     sae = build(lib, case, data['weights'], 'TrainingSAE')
@@ -119,6 +127,6 @@ def signature(lib, case, data):
     pars = inspect.signature(obj).parameters.values()
     return {p.name: '<required>' if p.default is p.empty else plain(p.default) for p in pars if p.name not in ('self', 'cls')}
 
-MEASURES = dict(step=step, files=files, inference=inference, hooks=hooks, run=run, defaults=defaults, signature=signature)
+MEASURES = dict(step=step, files=files, inference=inference, hooks=hooks, init=init, run=run, defaults=defaults, signature=signature)
 
 def measure(lib, case, data): return MEASURES[case['kind']](lib, case, data)
