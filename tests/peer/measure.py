@@ -26,9 +26,10 @@ def build(lib, case, weights, kind):
     sae.load_state_dict(values(weights))
     return sae
 
-def step(lib, case, data):
-    "One training forward and backward pass"
+def step(lib, case, data, prepare=lambda sae: None):
+    "One training forward and backward pass of an SAE to which `prepare` may do something first"
     sae = build(lib, case, data['weights'], 'TrainingSAE')
+    prepare(sae)
     out = sae.training_forward_pass(lib.TrainStepInput(sae_in=data['x'], coefficients=case['coefficients'],
         dead_neuron_mask=data.get('dead'), n_training_steps=0, is_logging_step=False))
     out.loss.backward()
@@ -112,7 +113,7 @@ def run(lib, case, data):
 def plain(v):
     "A default as JSON can hold it"
     if isinstance(v, (list, tuple)): return [plain(o) for o in v]
-    return v if v is None or isinstance(v, (bool, int, float, str, dict)) else '<object>'
+    return v if v is None or type(v) in (bool, int, float, str, dict) else '<object>'
 
 def defaults(lib, case, data):
     "The fields of a config and their values when nothing is given"
@@ -129,4 +130,4 @@ def signature(lib, case, data):
 
 MEASURES = dict(step=step, files=files, inference=inference, hooks=hooks, init=init, run=run, defaults=defaults, signature=signature)
 
-def measure(lib, case, data): return MEASURES[case['kind']](lib, case, data)
+def measure(lib, case, data, **kw): return MEASURES[case['kind']](lib, case, data, **kw)
