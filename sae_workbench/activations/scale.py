@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mean_norm', 'ActivationScaler']
 
-# %% ../../nbs/activations/scale.ipynb #863fcd22
-import json, math
+# %% ../../nbs/activations/scale.ipynb #f359edf6
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core.errors import DataError, LoadError, NonFiniteError
+from ..core.files import read_json, write_json
 
 # %% ../../nbs/activations/scale.ipynb #0a4feece
 def mean_norm(
@@ -31,7 +32,7 @@ def mean_norm(
     if total == 0: raise DataError("all activations are zero: they cannot be brought to a norm")
     return total / count
 
-# %% ../../nbs/activations/scale.ipynb #5d4961c7
+# %% ../../nbs/activations/scale.ipynb #98444f55
 @dataclass
 class ActivationScaler:
     "Multiplies activations by one number; by nothing until it has been estimated"
@@ -52,11 +53,11 @@ class ActivationScaler:
 
     def save(self, file_path:str|Path):
         "Write `activation_scaler.json`"
-        Path(file_path).write_text(json.dumps(self.state_dict() | dict(has_whitening=False)))
+        write_json(file_path, self.state_dict() | dict(has_whitening=False))
 
     def load(self, file_path:str|Path):
         "Read `activation_scaler.json`"
-        data = json.loads(Path(file_path).read_text())
+        data = read_json(file_path)
         if 'scaling_factor' not in data: raise LoadError(f"{file_path}: no 'scaling_factor' in it")
         if data.get('has_whitening'): raise LoadError(f"{file_path}: has_whitening is true; covariance whitening is not supported here")
         self.load_state_dict(data)
