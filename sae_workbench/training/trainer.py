@@ -19,11 +19,12 @@ from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
 from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler, make_adam
 
-# %% ../../nbs/training/trainer.ipynb #b5eff594
+# %% ../../nbs/training/trainer.ipynb #d74b9adb
 class Callback:
     "Is told what happens during training; every method may be left out"
     def on_start(self, trainer): "Training begins"
     def on_step(self, trainer, output:TrainStepOutput): "A step was made; `trainer.n_training_steps` is its number, from 0"
+    def after_step(self, trainer): "A step is complete and the counters stand behind it: the moment for a checkpoint"
     def on_log(self, trainer, metrics:dict[str, Any]): "Metrics of the step or of an evaluation are to be logged"
     def on_end(self, trainer): "Training ended as planned"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
@@ -115,7 +116,7 @@ class _TrainStep:
         "(d_sae,) true for latents that have not fired for long"
         return self.statistics.dead_neurons
 
-# %% ../../nbs/training/trainer.ipynb #d6d386c6
+# %% ../../nbs/training/trainer.ipynb #459c1d64
 class _Loop(_TrainStep):
     "Steps, until the samples are used up"
     def __init__(self,
@@ -165,9 +166,7 @@ class _Loop(_TrainStep):
             self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
             if (self.n_training_steps + 1) % (self.cfg.logger.wandb_log_frequency*self.cfg.logger.eval_every_n_wandb_logs) == 0: self.evaluate()
         self.n_training_steps += 1
-        self._checkpoint_if_needed()
-
-    def _checkpoint_if_needed(self): pass
+        self.tell('after_step')
 
     @torch.no_grad()
     def _fold(self):
