@@ -28,15 +28,16 @@ class LoadError(SAEWorkbenchError, OSError):
 class NonFiniteError(SAEWorkbenchError, ArithmeticError):
     "NaN or infinity appeared; nothing was changed by the step that found it"
 
-# %% ../../nbs/core/errors.ipynb #92ea2a7a
+# %% ../../nbs/core/errors.ipynb #42c3120f
 def did_you_mean(
     name:str, # What was written
     choices:Iterable[str], # What would have been valid
     n:int=3, # Suggestions at most
 )->str: # A clause such as "; did you mean 'topk'?", or an empty string
     "The nearest valid names, ready to append to an error message"
-    by_lower = {str(c).lower(): str(c) for c in choices}
-    near = [by_lower[m] for m in get_close_matches(str(name).lower(), by_lower, n=n, cutoff=0.6)]
+    by_lower, name = {str(c).lower(): str(c) for c in choices}, str(name).lower()
+    near = get_close_matches(name, by_lower, n=n, cutoff=0.6) or [c for c in by_lower if len(name) > 2 and c.startswith(name)][:n]
+    near = [by_lower[m] for m in near]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 # %% ../../nbs/core/errors.ipynb #92a81c8e
