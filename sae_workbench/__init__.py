@@ -12,10 +12,17 @@ from .core.errors import did_you_mean
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #0529e6f1
+# %% ../nbs/api.ipynb #75acaa46
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
+    'saes.base': ['SAE', 'SAEConfig', 'SAEMetadata'],
+    'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput'],
+    'saes.standard': ['StandardSAE', 'StandardSAEConfig', 'StandardTrainingSAE', 'StandardTrainingSAEConfig'],
+    'saes.gated': ['GatedSAE', 'GatedSAEConfig', 'GatedTrainingSAE', 'GatedTrainingSAEConfig'],
+    'saes.jumprelu': ['JumpReLUSAE', 'JumpReLUSAEConfig', 'JumpReLUTrainingSAE', 'JumpReLUTrainingSAEConfig'],
+    'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
+    'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

@@ -123,7 +123,7 @@ def _member(module:str, path:str):
     for name in path.split('.'): found = getattr(found, name, None)
     return found
 
-# %% ../../nbs/faces/showdoc.ipynb #92720a41
+# %% ../../nbs/faces/showdoc.ipynb #685b090c
 def signature(
     sym, # A function, method, property or class
     name:str, # What to call it
@@ -133,7 +133,9 @@ def signature(
     if isinstance(sym, property): return name
     rows = parameters(sym)
     args = [r.name + (f'={r.default}' if r.default else '') for r in rows if r.name != 'return']
-    if inspect.isclass(sym) and not args: return f'class {name}'
+    if inspect.isclass(sym) and not args:
+        bases = ', '.join(b.__name__ for b in sym.__bases__ if b is not object)
+        return f'class {name}({bases})' if bases else f'class {name}'
     one_line = f"{name}({', '.join(args)})"
     return one_line if len(one_line) <= width else f'{name}(\n    ' + ',\n    '.join(args) + ')'
 
