@@ -12,7 +12,7 @@ from .core.errors import did_you_mean
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #75acaa46
+# %% ../nbs/api.ipynb #10ac7cef
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
@@ -22,7 +22,13 @@ _PUBLIC = {
     'saes.gated': ['GatedSAE', 'GatedSAEConfig', 'GatedTrainingSAE', 'GatedTrainingSAEConfig'],
     'saes.jumprelu': ['JumpReLUSAE', 'JumpReLUSAEConfig', 'JumpReLUTrainingSAE', 'JumpReLUTrainingSAEConfig'],
     'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
+    'activations.tokens': ['TokenContexts'],
+    'activations.sources': ['TensorSource', 'LanguageModelSource'],
+    'activations.synthetic': ['SyntheticSource'],
+    'activations.buffer': ['MixingBuffer'],
+    'activations.scale': ['ActivationScaler'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
+    'training.trainer': ['SAETrainer'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)
