@@ -59,10 +59,10 @@ def compare(pythons, arch, shape, a):
     "Median milliseconds of each library, and the median of the ratios"
     env = dict(os.environ, OMP_NUM_THREADS=str(a.threads))
     numbers = [*shape, a.batch, a.k, a.l0]
-    procs = {lib: subprocess.Popen([py, __file__, 'worker', lib, arch, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) for lib, py in pythons.items()}
+    procs = {lib: subprocess.Popen([py, __file__, 'worker', lib, arch, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if a.verbose else subprocess.DEVNULL, text=True, env=env) for lib, py in pythons.items()}
     def ask(lib, n):
         print(n, file=procs[lib].stdin, flush=True)
-        return json.loads(procs[lib].stdout.readline())
+        return json.loads(procs[lib].stdout.readline() or sys.exit(f'{lib}: the process ended; --verbose shows why'))
     for lib in procs: ask(lib, 2)
     rounds = [{lib: ask(lib, a.steps) for lib in (list(procs) if i % 2 else list(procs)[::-1])} for i in range(a.rounds)]
     for p in procs.values(): p.stdin.close(); p.wait()
@@ -81,6 +81,7 @@ def main():
     p.add_argument('--archs', default=','.join(STEMS))
     p.add_argument('--shapes', default='576x4608,768x24576')
     for name, default in dict(batch=2048, k=32, l0=64, rounds=5, steps=2, threads=2).items(): p.add_argument(f'--{name}', type=int, default=default)
+    p.add_argument('--verbose', action='store_true', help='show what the libraries print')
     a = p.parse_args()
     pythons = dict(sae_workbench=sys.executable) | (dict(sae_lens=a.peer) if a.peer else {})
     for shape in a.shapes.split(','):
