@@ -12,10 +12,24 @@ from .core.errors import did_you_mean
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #0529e6f1
+# %% ../nbs/api.ipynb #485ce717
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
+    'core.capture': ['capture', 'replacing'],
+    'saes.base': ['SAE', 'SAEConfig', 'SAEMetadata'],
+    'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainStepInput', 'TrainStepOutput', 'TrainCoefficientConfig'],
+    'saes.standard': ['StandardSAE', 'StandardSAEConfig', 'StandardTrainingSAE', 'StandardTrainingSAEConfig'],
+    'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
+    'saes.gated': ['GatedSAE', 'GatedSAEConfig', 'GatedTrainingSAE', 'GatedTrainingSAEConfig'],
+    'saes.jumprelu': ['JumpReLUSAE', 'JumpReLUSAEConfig', 'JumpReLUTrainingSAE', 'JumpReLUTrainingSAEConfig'],
+    'activations.sources': ['TensorSource', 'LanguageModelSource'],
+    'activations.synthetic': ['SyntheticSource'],
+    'activations.store': ['ActivationsStore'],
+    'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
+    'training.trainer': ['SAETrainer', 'Callback'],
+    'training.evaluate': ['evaluate_sae'],
+    'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

@@ -29,6 +29,7 @@ def same(ours, peer, at='', tol=1e-5, extra=False):
     "`ours` equals `peer` in every part: same keys (more in ours if `extra`), shapes and dtypes, numbers within `tol`"
     if isinstance(peer, torch.Tensor): torch.testing.assert_close(ours, peer, atol=tol, rtol=tol, msg=lambda m: f'{at}: {m}')
     elif isinstance(peer, dict):
+        assert isinstance(ours, dict), f'{at}: {ours!r}, the peer has {peer!r}'
         missing, more = peer.keys() - ours.keys(), ours.keys() - peer.keys()
         assert not missing and (extra or not more), f'{at}: missing {sorted(missing)}' + ('' if extra else f', more than the peer has {sorted(more)}')
         for k,v in peer.items(): same(ours[k], v, f'{at}.{k}', tol, extra)

@@ -140,7 +140,7 @@ def run_cases():
     for rescale,sparse in product((True, False), (True, False)):
         run_case('topk', f"{'' if rescale else 'no_'}rescale{'-sparse' if sparse else ''}",
                  dict(k=2, rescale_acts_by_decoder_norm=rescale, use_sparse_activations=sparse), dead_feature_window=1)
-    run_case('topk', 'layer_norm-dead', dict(k=1, normalize_activations='layer_norm'), dead_feature_window=0)
+    run_case('topk', 'layer_norm-dead', dict(k=1, normalize_activations='layer_norm'), dead_feature_window=1)
     run_case('standard', 'remainder', total_training_samples=STEPS*BATCH - 5)
     for name,(warm,decay) in product(('constant', 'cosineannealing', 'cosineannealingwarmrestarts'), ((0, 0), (1, 0), (4, 0), (0, 3), (2, 4))):
         cycles = dict(n_restart_cycles=2) if name.endswith('restarts') else {}
