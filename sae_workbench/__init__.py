@@ -12,19 +12,23 @@ from .core.errors import did_you_mean
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
 
-# %% ../nbs/api.ipynb #485ce717
+# %% ../nbs/api.ipynb #821a708c
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.capture': ['capture', 'replacing'],
     'saes.base': ['SAE', 'SAEConfig', 'SAEMetadata'],
-    'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainStepInput', 'TrainStepOutput', 'TrainCoefficientConfig'],
+    'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput'],
     'saes.standard': ['StandardSAE', 'StandardSAEConfig', 'StandardTrainingSAE', 'StandardTrainingSAEConfig'],
-    'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
     'saes.gated': ['GatedSAE', 'GatedSAEConfig', 'GatedTrainingSAE', 'GatedTrainingSAEConfig'],
     'saes.jumprelu': ['JumpReLUSAE', 'JumpReLUSAEConfig', 'JumpReLUTrainingSAE', 'JumpReLUTrainingSAEConfig'],
+    'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
+    'activations.tokens': ['TokenContexts'],
+    'activations.models': ['load_model'],
     'activations.sources': ['TensorSource', 'LanguageModelSource'],
     'activations.synthetic': ['SyntheticSource'],
+    'activations.buffer': ['MixingBuffer'],
+    'activations.scale': ['ActivationScaler'],
     'activations.store': ['ActivationsStore'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'training.trainer': ['SAETrainer', 'Callback'],
@@ -34,20 +38,12 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)
 
-# %% ../nbs/api.ipynb #521a3653
-def _fetch(module):
-    "Import a module of the table, after the architectures where it may need them"
-    if not module.startswith(('core.', 'activations.')):
-        for m in _PUBLIC:
-            if m.startswith('saes.'): import_module(f'sae_workbench.{m}')
-    return import_module(f'sae_workbench.{module}')
-
-# %% ../nbs/api.ipynb #5e99196b
+# %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, __all__)}")
-    value = globals()[name] = getattr(_fetch(_MODULE_OF[name]), name)
+    value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)
     return value
 
 def __dir__(): return sorted([*__all__, '__version__'])

@@ -6,7 +6,7 @@
 __all__ = ['min_batches_in_buffer', 'check_buffer', 'shuffled', 'TokenStore', 'ActivationStore', 'BatchStore', 'SavedStore',
            'MadeStore', 'ActivationsStore']
 
-# %% ../../nbs/activations/store.ipynb #64772afc
+# %% ../../nbs/activations/store.ipynb #a9b60d8f
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from .buffer import MixingBuffer
 from .models import check_d_in, input_device, tokenizer_of
-from .sources import HookedActivations, LanguageModelSource, as_slice, excluded_ids
+from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
 from ..core.config import as_dtype
 from ..core.errors import ConfigError, DataError
@@ -77,15 +77,13 @@ class TokenStore:
             raise StopIteration(f"the dataset is at its end after {self.n_dataset_processed} rows; the next call begins epoch {self.contexts.epoch + 1}")
         return tokens.to(input_device(self.model)) if move_to_model_device else tokens
 
-# %% ../../nbs/activations/store.ipynb #476afc2a
+# %% ../../nbs/activations/store.ipynb #0d0d2cfe
 class ActivationStore(TokenStore):
     "Activations for tokens, and the stream of activations before mixing"
     @property
-    def source(self)->LanguageModelSource:
+    def source(self)->ContextSource:
         "The model on the training contexts; made when it is first needed"
-        if self._source is None:
-            self._source = LanguageModelSource(self.model, self.hook_name, self.contexts, self.store_batch_size_prompts, exclude_special_tokens=self.exclude_special_tokens)
-            self._source.activations = self.activations
+        if self._source is None: self._source = ContextSource(self.activations, self.contexts, self.store_batch_size_prompts)
         return self._source
 
     def get_activations(self,
@@ -101,7 +99,7 @@ class ActivationStore(TokenStore):
 
     def get_filtered_llm_batch(self, raise_on_epoch_end:bool=False)->Tensor:
         "The next activations (rows, d_in), without those of excluded tokens"
-        return self.source.rows(self.get_batch_tokens(raise_at_epoch_end=raise_on_epoch_end, move_to_model_device=False))
+        return self.activations.rows(self.get_batch_tokens(raise_at_epoch_end=raise_on_epoch_end, move_to_model_device=False))
 
     def reset_input_dataset(self):
         "Back to the start of the data, with an empty buffer"
@@ -199,7 +197,7 @@ class MadeStore(SavedStore):
                    train_batch_size_tokens, meta.prepend_bos, sae.cfg.normalize_activations, device, sae.cfg.dtype, seqpos_slice=seqpos, exclude_special_tokens=meta.exclude_special_tokens,
                    disable_concat_sequences=disable_concat_sequences, sequence_separator_token=sequence_separator_token)
 
-# %% ../../nbs/activations/store.ipynb #b96f443f
+# %% ../../nbs/activations/store.ipynb #9b8c6921
 class ActivationsStore(MadeStore):
     "Training batches of a language model's activations; `from_config` and `from_sae` make one from what is known already"
     def __init__(self,
@@ -236,7 +234,8 @@ class ActivationsStore(MadeStore):
         self.exclude_special_tokens, seqpos = excluded_ids(exclude_special_tokens, self.tokenizer), as_slice(seqpos_slice, context_size)
         self.training_context_size = len(range(context_size)[seqpos])
         self.buffer_rows = check_buffer(n_batches_in_buffer, train_batch_size_tokens, self.training_context_size)
-        self.activations = HookedActivations(model, hook_name, hook_head_index, seqpos, autocast_lm, self.device, self.dtype, model_kwargs)
+        self.activations = KeptActivations(model, hook_name, self.exclude_special_tokens, hook_head_index=hook_head_index, seqpos=seqpos, autocast_lm=autocast_lm,
+                                           device=self.device, dtype=self.dtype, model_kwargs=model_kwargs)
         check_d_in(model, hook_name, d_in, hook_head_index, model_kwargs)
         self.packing = {k: vars(self)[k] for k in ('context_size', 'prepend_bos', 'sequence_separator_token', 'disable_concat_sequences', 'use_chat_formatting')}
         self._open(dataset)

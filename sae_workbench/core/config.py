@@ -6,8 +6,8 @@
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'DTYPES', 'Dtype', 'Device', 'dtype_name', 'as_dtype',
            'device_name', 'Rule', 'check_options', 'broken_rules', 'ConfigMeta', 'Config', 'plain']
 
-# %% ../../nbs/core/config.ipynb #4015f2d8
-import dataclasses, typing
+# %% ../../nbs/core/config.ipynb #f5ad5bac
+import dataclasses, inspect, typing
 from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -139,7 +139,7 @@ def broken_rules(
         except AttributeError: pass   # reads a field that is itself wrong
     return bad
 
-# %% ../../nbs/core/config.ipynb #1657d108
+# %% ../../nbs/core/config.ipynb #612606ab
 class ConfigMeta(ABCMeta):
     "Checks the arguments of a dataclass when it is constructed"
     def __call__(cls, *args, **kwargs):
@@ -149,6 +149,11 @@ class ConfigMeta(ABCMeta):
         if (twice := [f.name for f in dataclasses.fields(cls) if f.init and not f.kw_only][:len(args)]) and (both := set(twice) & set(kwargs)):
             raise ConfigError(f"{cls.__name__}: given twice: {', '.join(sorted(both))}")
         return super().__call__(**check_options(cls, args, kwargs))
+
+    @property
+    def __signature__(cls)->inspect.Signature:   # what help and completion show: the fields
+        sig = inspect.signature(cls.__init__)
+        return sig.replace(parameters=list(sig.parameters.values())[1:])
 
 class Config(metaclass=ConfigMeta):
     "Base of every config: a dataclass whose construction is checked"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'run_class', 'v6_options', 'parse_config', 'train', 'demo', 'run_command', 'main']
 
-# %% ../../nbs/faces/cli.ipynb #81df8512
+# %% ../../nbs/faces/cli.ipynb #f28a064c
 import json, sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 from ..core.config import ConfigMeta
 from ..core.errors import ConfigError, SAEWorkbenchError, unknown
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
-from ..saes import gated, jumprelu, standard, topk   # so that they are registered
+import sae_workbench.saes   # the architectures register themselves
 from ..training.config import LanguageModelSAERunnerConfig
 
 # %% ../../nbs/faces/cli.ipynb #1ce4c0dd

@@ -19,7 +19,7 @@ from ..core.ops import Pattern, can_be_sparse
 from ..core.registry import get_sae_class, get_sae_training_class, register_sae_training_class
 from .base import SAE, WEIGHTS_FILE, SAEConfig, SAEMetadata, _config_from_dict
 
-# %% ../../nbs/saes/training.ipynb #feab9e8a
+# %% ../../nbs/saes/training.ipynb #aad6a88c
 @dataclass(kw_only=True)
 class TrainingSAEConfig(SAEConfig):
     "What every trainable SAE has; an architecture's own training config adds the options of its loss"
@@ -28,7 +28,9 @@ class TrainingSAEConfig(SAEConfig):
     @classmethod
     def from_dict(cls, config_dict:dict[str, Any])->'TrainingSAEConfig':
         "The config that `to_dict` described; an option that does not exist is refused"
-        return _config_from_dict(cls, config_dict, get_sae_training_class)
+        cfg = _config_from_dict(cls, config_dict, get_sae_training_class)
+        for note in ('training_architecture', 'training_architecture_details'): cfg.metadata.pop(note, None)   # `to_dict` derives them
+        return cfg
 
     def get_inference_config_class(self)->type[SAEConfig]:
         "The config class of the SAE that inference uses"
@@ -39,11 +41,17 @@ class TrainingSAEConfig(SAEConfig):
         inference = {f.name for f in fields(self.get_inference_config_class())}
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in inference}
 
+    def _notes(self)->dict[str, Any]:
+        return self.metadata.to_dict() | dict(training_architecture=self.architecture(), training_architecture_details=self.get_training_architecture_details())
+
+    def to_dict(self)->dict[str, Any]:
+        "Plain data, with the training options noted in the metadata too, where inference will find them"
+        return super().to_dict() | dict(metadata=self._notes())
+
     def get_inference_sae_cfg_dict(self)->dict[str, Any]:
         "The inference config as a dict, with the training options noted in its metadata"
         cls = self.get_inference_config_class()
-        notes = dict(training_architecture=self.architecture(), training_architecture_details=self.get_training_architecture_details())
-        return {f.name: plain(getattr(self, f.name)) for f in fields(cls)} | dict(architecture=cls.architecture(), metadata=self.metadata.to_dict() | notes)
+        return {f.name: plain(getattr(self, f.name)) for f in fields(cls)} | dict(architecture=cls.architecture(), metadata=self._notes())
 
 # %% ../../nbs/saes/training.ipynb #2823eb56
 class TrainCoefficientConfig(NamedTuple):

@@ -69,7 +69,7 @@ class SAETrainerConfig(Config):
         "Full batches in the run"
         return self.total_training_samples // self.train_batch_size_samples
 
-# %% ../../nbs/training/config.ipynb #f94b25fb
+# %% ../../nbs/training/config.ipynb #33cb88ac
 @dataclass
 class _ModelOptions(Config):
     "Which SAE, on which model, on which data"
@@ -77,6 +77,7 @@ class _ModelOptions(Config):
     model_name:str = 'gelu-2l' # A model on the hub, or a local folder in Hugging Face's layout
     model_class_name:str = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     hook_name:str = 'blocks.0.hook_mlp_out' # A TransformerLens hook, or a submodule's name for AutoModelForCausalLM
+    hook_eval:str = 'NOT_IN_USE' # Kept for v6 scripts; has no effect, as in v6
     hook_head_index:Natural|None = None # Only this head of a hook with heads
     dataset_path:str = '' # A data set on the hub, or a local folder
     dataset_trust_remote_code:bool = True # Kept for v6 scripts; the datasets library no longer runs a data set's code
@@ -84,9 +85,11 @@ class _ModelOptions(Config):
     is_dataset_tokenized:bool = True # Kept for v6 scripts; what the data set holds is seen by its columns
     use_chat_formatting:bool = False # Tokenise conversations with the model's chat template
     context_size:Count = 128 # Tokens per context
+    use_cached_activations:bool = False # Not built yet; only False
+    cached_activations_path:str|None = None # Without effect while use_cached_activations is False
     from_pretrained_path:str|None = None # Start from a training SAE in this folder
 
-# %% ../../nbs/training/config.ipynb #198a68fa
+# %% ../../nbs/training/config.ipynb #f5ca66eb
 @dataclass
 class _StoreOptions(_ModelOptions):
     "How activations are made, where, and in what order"
@@ -100,6 +103,7 @@ class _StoreOptions(_ModelOptions):
     device:Device = 'cpu' # Where the SAE is trained
     llm_device:Device|None = None # Where the model runs; device if None
     act_store_device:str|None = None # Where the buffer lives; device if None, with_model for the model's
+    prefetch_llm_batches:bool|int = False # Only False: activations are made in the training thread, so that a run can be repeated exactly
     seed:Natural = 42 # Decides weights, shuffling and sampling
     dtype:Dtype = 'float32' # Of the activations
     prepend_bos:bool = True # Begin every context with BOS
@@ -127,7 +131,7 @@ class _TrainOptions(_StoreOptions):
     feature_sampling_window:Count = 2000 # Steps over which firing frequencies are counted
     dead_feature_threshold:NonNegative = 1e-8 # Kept for v6 scripts; has no effect, as in v6
 
-# %% ../../nbs/training/config.ipynb #7c44c4ae
+# %% ../../nbs/training/config.ipynb #43e70968
 def _positions(c)->int:
     "Positions of a context that are trained on"
     try: return len(range(c.context_size)[slice(*c.seqpos_slice)])
@@ -139,14 +143,11 @@ _RUN_RULES = (
     Rule(lambda c: _positions(c) > 0, "seqpos_slice={c.seqpos_slice} leaves no position of a context of {c.context_size} tokens"),
     Rule(lambda c: c.n_batches_in_buffer is None or c.n_batches_in_buffer*_positions(c) >= c.train_batch_size_tokens,
          "n_batches_in_buffer={c.n_batches_in_buffer} contexts hold fewer rows than train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
+    Rule(lambda c: not c.use_cached_activations, "use_cached_activations=True: training from cached activations is not built yet"),
+    Rule(lambda c: not c.prefetch_llm_batches, "prefetch_llm_batches={c.prefetch_llm_batches}: activations are made in the training thread, so that a run can be repeated exactly; leave it out"),
     Rule(lambda c: not (c.use_chat_formatting and c.is_dataset_tokenized), "use_chat_formatting needs conversations, so is_dataset_tokenized must be False"))
 
-_RUN_MOVED = {'hook_eval': 'never had an effect; leave it out',
-    'use_cached_activations': 'training from cached activations is not built yet; leave it out to train on the live model',
-    'cached_activations_path': 'training from cached activations is not built yet; leave it out to train on the live model',
-    'prefetch_llm_batches': 'activations are made in the training thread, so that a run can be repeated exactly; leave it out'}
-
-# %% ../../nbs/training/config.ipynb #5d3e1347
+# %% ../../nbs/training/config.ipynb #a2af57f5
 @dataclass
 class LanguageModelSAERunnerConfig(_TrainOptions):
     "Everything about a run on the activations of a language model"
@@ -160,16 +161,17 @@ class LanguageModelSAERunnerConfig(_TrainOptions):
     resume_from_checkpoint:str|None = None # Go on from this checkpoint
     verbose:bool = True # Print a summary at the start and the end
     model_kwargs:dict[str, Any] = field(default_factory=dict) # Passed to the model's forward pass
-    model_from_pretrained_kwargs:dict[str, Any]|None = None # Passed to the model's loader
+    model_from_pretrained_kwargs:dict[str, Any]|None = None # Passed to the model's loader; unprocessed weights if None
     sae_lens_version:str = FORMAT_VERSION # Whose file layout is written
     sae_lens_training_version:str = FORMAT_VERSION # The same, kept for v6
     exclude_special_tokens:bool|list[int] = False # Leave out BOS, EOS and the like, or these token ids
     n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
-    rules, _moved = _RUN_RULES, _RUN_MOVED
+    rules = _RUN_RULES
 
     def __post_init__(self):
         if self.n_batches_in_buffer is None: self.n_batches_in_buffer = max(20, -(-2*self.train_batch_size_tokens//_positions(self)))
         if self.lr_end is None: self.lr_end = self.lr/10
+        if self.model_from_pretrained_kwargs is None: self.model_from_pretrained_kwargs = {'center_writing_weights': False} if self.model_class_name=='HookedTransformer' else {}
         self.llm_device = self.llm_device or self.device
         self.act_store_device = self.llm_device if self.act_store_device=='with_model' else self.act_store_device or self.device
 
