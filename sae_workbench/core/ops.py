@@ -81,7 +81,7 @@ class Pattern:
         "(d_sae,) the sum of `vals` (nnz,) over the rows"
         return vals.new_zeros(self.d_sae).index_add_(0, self.cols, vals)
 
-# %% ../../nbs/core/ops.ipynb #5ea6879e
+# %% ../../nbs/core/ops.ipynb #1cb7aa66
 @lru_cache(maxsize=None)
 def _has_csr(device_type:str)->bool:
     with warnings.catch_warnings():   # torch says once that compressed rows are in beta
@@ -100,7 +100,7 @@ def transposed_product(
         return out.zero_().index_add_(0, pattern.cols, vals[:, None] * dense[pattern.rows])
     starts, rows, order = pattern.by_latent
     S_T = torch.sparse_csr_tensor(starts, rows, vals[order], (pattern.d_sae, pattern.n_rows), check_invariants=False)
-    return torch.addmm(out.zero_(), S_T, dense, beta=0, out=out)
+    return torch.addmm(out, S_T, dense, beta=0, out=out)   # beta=0: what is in `out` is not read
 
 # %% ../../nbs/core/ops.ipynb #b52f4315
 class _SparseDecode(torch.autograd.Function):
@@ -145,7 +145,7 @@ def sparse_decode(
     "`pattern.to_dense(vals) @ W` without the dense product; once differentiable in `vals` and `W`"
     return sparse_decode_with(vals, pattern, W)[0]
 
-# %% ../../nbs/core/ops.ipynb #c3b7b98f
+# %% ../../nbs/core/ops.ipynb #d84c3d61
 class Preacts:
     "The encoder's product, computed once, with its gradient on demand"
     def __init__(self,
@@ -162,7 +162,7 @@ class Preacts:
             self.h = torch.mm(self.u, W, out=out) if b is None else torch.addmm(b, self.u, W, out=out)
 
     def __del__(self):
-        if getattr(self, 'private', False) and not sys.is_finalizing(): scratch.give(getattr(self, 'h', None))
+        if getattr(self, 'private', False) and sys is not None and not sys.is_finalizing(): scratch.give(getattr(self, 'h', None))
 
     def scale_(self, n:Tensor)->'Preacts':
         "Multiply the held product by `n` (d_sae,), in place: for a selection that compares scaled latents; `at` undoes it"
