@@ -118,7 +118,7 @@ def mse_loss(
     "Squared error of each number; the step sums it over dimensions and averages over rows"
     return (preds - target).pow(2)
 
-# %% ../../nbs/saes/training.ipynb #62e7a1af
+# %% ../../nbs/saes/training.ipynb #92fe1eda
 T = TypeVar('T', bound=TrainingSAEConfig)
 
 class _Trainable(SAE[T]):
@@ -134,6 +134,12 @@ class _Trainable(SAE[T]):
         norm = self.cfg.decoder_init_norm
         if norm is not None: self.W_dec.data.mul_(norm/self.W_dec.data.norm(dim=-1, keepdim=True))
         self.W_enc.data = self.W_dec.data.clone().T   # stored this way round, its gradient needs no transposing
+
+    def state_dict(self, *args, **kwargs)->dict[str, Tensor]:
+        "The tensors by name, all of them contiguous, as safetensors wants them"
+        tensors = super().state_dict(*args, **kwargs)
+        for name, t in tensors.items(): tensors[name] = t.contiguous()
+        return tensors
 
     def get_coefficients(self)->dict[str, float|TrainCoefficientConfig]:
         "The loss coefficients by name"
