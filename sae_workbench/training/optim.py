@@ -39,7 +39,7 @@ def lr_factor(
     phase = (step - warm_up) % period if name=='cosineannealingwarmrestarts' else step - warm_up
     return end + (1 - end)*(1 + math.cos(math.pi*phase/period))/2
 
-# %% ../../nbs/training/optim.ipynb #ed5f216f
+# %% ../../nbs/training/optim.ipynb #5499a21b
 def get_lr_scheduler(
     name:str, # One of SCHEDULES, in any case
     optimizer:torch.optim.Optimizer, # Whose learning rate is set
@@ -51,11 +51,13 @@ def get_lr_scheduler(
     num_cycles:int=1, # Cosines in a row, for warm restarts
 )->LambdaLR:
     "The schedule as torch knows it; call its `step()` after every step of the optimiser"
-    if (name := name.lower()) not in SCHEDULES: raise ConfigError(unknown('learning-rate schedule', name, SCHEDULES))
+    name = name.lower()
+    if name not in SCHEDULES: raise ConfigError(unknown('learning-rate schedule', name, SCHEDULES))
     end = 0.1 if lr_end is None else lr_end/lr
-    return LambdaLR(optimizer, lambda t: lr_factor(t, name, training_steps, warm_up_steps, decay_steps, end, num_cycles))
+    def factor(t): return lr_factor(t, name, training_steps, warm_up_steps, decay_steps, end, num_cycles)
+    return LambdaLR(optimizer, factor)
 
-# %% ../../nbs/training/optim.ipynb #346faec3
+# %% ../../nbs/training/optim.ipynb #9a3023b1
 class CoefficientScheduler:
     "A loss coefficient as a function of the step"
     def __init__(self,
@@ -66,7 +68,8 @@ class CoefficientScheduler:
     @property
     def value(self)->float:
         "The coefficient at the current step"
-        return self.final_value * min(1., self.current_step/self.warm_up_steps) if self.warm_up_steps else self.final_value
+        if not self.warm_up_steps: return self.final_value
+        return self.final_value * min(1., self.current_step/self.warm_up_steps)
 
     def step(self)->float:
         "Go to the next step, and return its value"
@@ -74,25 +77,38 @@ class CoefficientScheduler:
         return self.value
 
     def state_dict(self)->dict: return {'current_step': self.current_step, 'final_value': self.final_value}
-    def load_state_dict(self, state:dict): self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
+    def load_state_dict(self, state:dict):
+        self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
 
 def coefficient_schedulers(
     coefficients:dict[str, float|TrainCoefficientConfig], # What an SAE's `get_coefficients` returned
 )->dict[str, CoefficientScheduler]: # By name
     "A scheduler for each coefficient"
-    parts = {k: c if isinstance(c, TrainCoefficientConfig) else TrainCoefficientConfig(c, 0) for k, c in coefficients.items()}
-    return {k: CoefficientScheduler(c.warm_up_steps, c.value) for k, c in parts.items()}
+    def scheduler(c):
+        if isinstance(c, TrainCoefficientConfig): return CoefficientScheduler(c.warm_up_steps, c.value)
+        return CoefficientScheduler(0, c)
+    return {k: scheduler(c) for k, c in coefficients.items()}
 
-# %% ../../nbs/training/optim.ipynb #be85bdcc
+# %% ../../nbs/training/optim.ipynb #0bc3048c
+def _twin(p:nn.Parameter)->nn.Parameter:
+    "The parameter itself, or its contiguous transpose in the same memory"
+    return nn.Parameter(p.data.T) if p.dim()==2 and p.T.is_contiguous() and not p.is_contiguous() else p
+
 def make_adam(
     params:Iterable[nn.Parameter], # What is trained
     lr:float, # Learning rate
     betas:tuple[float, float]=(0.9, 0.999), # Decay of the two moments
-)->Adam: # Fused where the device and the dtype allow it
+)->Adam: # Fused where the device and the dtype allow it; its `pairs` are (what it steps, the parameter)
     "The optimiser of the trainer"
-    params = list(params)
-    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params)
-    return Adam(params, lr=lr, betas=betas, fused=fused)
+    pairs = [(_twin(p), p) for p in params]
+    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for _, p in pairs)
+    optimizer = Adam([t for t, _ in pairs], lr=lr, betas=betas, fused=fused)
+    optimizer.pairs = pairs
+    return optimizer
+
+# %% ../../nbs/training/optim.ipynb #a2876909
+def _norm(grads:list[Tensor])->Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
 
 def clip_and_step(
     optimizer:Adam, # From `make_adam`
@@ -100,13 +116,18 @@ def clip_and_step(
     check:Callable[[Tensor], None]=lambda norm: None, # Gets the total norm before anything is changed, and may raise
 )->Tensor: # The total norm of the gradients
     "Clip, step, and hand the gradients' memory back for the next step"
-    params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad.float()) for p in params]))
+    pairs = [(t, p) for t, p in optimizer.pairs if p.grad is not None]
+    norm = _norm([p.grad for _, p in pairs])
     check(norm)
+    for t, p in pairs:
+        if t is not p: t.data, t.grad = p.data.T, p.grad.T
     scale = (norm + 1e-6).clamp(min=max_norm) / max_norm
-    if optimizer.defaults['fused']: optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)   # torch's own way to divide gradients on the fly
+    if optimizer.defaults['fused']:   # torch's own way to divide gradients on the fly
+        optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)
     else:
-        for p in params: p.grad.div_(scale)
+        for t, _ in pairs: t.grad.div_(scale)
     optimizer.step()
-    for p in params: scratch.give(p.grad); p.grad = None
+    for t, p in pairs:
+        scratch.give(p.grad)
+        t.grad = p.grad = None
     return norm
