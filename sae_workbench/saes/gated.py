@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GatedSAEConfig', 'GatedSAE', 'GatedTrainingSAEConfig', 'GatedTrainingSAE']
 
-# %% ../../nbs/saes/gated.ipynb #5453b75d
+# %% ../../nbs/saes/gated.ipynb #5e0957fd
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from ..core.ops import Pattern, Preacts, encode_linear, sparse_decode, sparse_de
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .standard import few_enough
-from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig
+from .training import TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/gated.ipynb #5b8e0cf5
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JumpReLUSAEConfig', 'JumpReLUSAE', 'JumpReLUTrainingSAEConfig', 'JumpReLUTrainingSAE']
 
-# %% ../../nbs/saes/jumprelu.ipynb #f07c1e50
+# %% ../../nbs/saes/jumprelu.ipynb #e600a3b9
 from dataclasses import dataclass
 from typing import Any, Literal
 import torch
@@ -15,7 +15,8 @@ from ..core.ops import JumpReLU, Pattern, Preacts, Step, sparse_decode_with
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .standard import few_enough
-from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig
+from .training import TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/jumprelu.ipynb #10464c46
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPARSE_BELOW', 'StandardSAEConfig', 'StandardSAE', 'StandardTrainingSAEConfig', 'few_enough', 'StandardTrainingSAE']
 
-# %% ../../nbs/saes/standard.ipynb #9c4c1d05
+# %% ../../nbs/saes/standard.ipynb #fee0f8c6
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from ..core.config import Natural, NonNegative, Positive
 from ..core.ops import Pattern, Preacts, sparse_decode_with
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
-from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig
+from .training import TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/standard.ipynb #a733012f
 @dataclass

@@ -15,19 +15,21 @@ from ..core.errors import ConfigError, LoadError
 from ..saes.base import WEIGHTS_FILE
 from .trainer import Callback
 
-# %% ../../nbs/training/callbacks.ipynb #93f22a33
+# %% ../../nbs/training/callbacks.ipynb #6af70087
 class JSONLLogger(Callback):
     "Appends metrics to a file, a line of JSON each"
     def __init__(self,
         path:str|Path, # The file; made if need be, with its folder
     ):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.t0 = time.time()
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Write a line: the step, the seconds since the start, the metrics that are numbers"
         numbers = {k: v if math.isfinite(v) else None for k, v in metrics.items() if isinstance(v, (int, float))}
-        with open(self.path, 'a') as f: f.write(json.dumps(dict(step=trainer.n_training_steps, seconds=round(time.time() - self.t0, 3)) | numbers) + '\n')
+        line = dict(step=trainer.n_training_steps, seconds=round(time.time() - self.t0, 3)) | numbers
+        with open(self.path, 'a') as f: f.write(json.dumps(line) + '\n')
 
 def read_log(
     path:str|Path, # A file of `JSONLLogger`
@@ -38,7 +40,7 @@ def read_log(
     lines = path.read_text().split('\n')
     return [json.loads(l) for l in lines[:-1] if l]
 
-# %% ../../nbs/training/callbacks.ipynb #4fe024a4
+# %% ../../nbs/training/callbacks.ipynb #fb13712a
 class ProgressBar(Callback):
     "Shows how far the run is and how it goes"
     def __init__(self,
@@ -48,13 +50,16 @@ class ProgressBar(Callback):
 
     def on_start(self, trainer):
         "Draw the bar"
-        self.bar = tqdm(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples, unit='tok', unit_scale=True, desc='Training', **self.kwargs)
+        self.bar = tqdm(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples,
+                        unit='tok', unit_scale=True, desc='Training', **self.kwargs)
 
     def on_step(self, trainer, output):
         "Move the bar, if it is time"
-        if time.time() - self.last < self.every and trainer.n_training_samples < trainer.cfg.total_training_samples: return
+        going_on = trainer.n_training_samples < trainer.cfg.total_training_samples
+        if going_on and time.time() - self.last < self.every: return
         m = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
-        self.bar.set_postfix_str(f"loss {m['losses/overall_loss']:.4g}, L0 {m['metrics/l0']:.1f}, EV {m['metrics/explained_variance']:.3f}", refresh=False)
+        loss, l0, ev = m['losses/overall_loss'], m['metrics/l0'], m['metrics/explained_variance']
+        self.bar.set_postfix_str(f"loss {loss:.4g}, L0 {l0:.1f}, EV {ev:.3f}", refresh=False)
         self.bar.update(min(trainer.n_training_samples, self.bar.total) - self.bar.n)
         self.last = time.time()
 
@@ -66,7 +71,7 @@ class ProgressBar(Callback):
         "Leave the bar as it is"
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/training/callbacks.ipynb #aeb13ced
+# %% ../../nbs/training/callbacks.ipynb #a07047b5
 class WandBLogger(Callback):
     "Sends metrics to Weights & Biases"
     def __init__(self,
@@ -78,8 +83,11 @@ class WandBLogger(Callback):
     def on_start(self, trainer):
         "Begin a W&B run, or go on with the one whose id is given"
         try: import wandb
-        except ImportError: raise ConfigError("log_to_wandb=True needs the package wandb: pip install 'sae_workbench[wandb]'") from None
-        self.run = wandb.init(project=self.cfg.wandb_project, entity=self.cfg.wandb_entity, name=self.cfg.run_name, id=self.cfg.wandb_id, resume='allow', config=self.run_config)
+        except ImportError:
+            raise ConfigError("log_to_wandb=True needs the package wandb: pip install 'sae_workbench[wandb]'") from None
+        cfg = self.cfg
+        self.run = wandb.init(project=cfg.wandb_project, entity=cfg.wandb_entity, name=cfg.run_name, id=cfg.wandb_id,
+                              resume='allow', config=self.run_config)
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Log under the step's number"
@@ -91,7 +99,8 @@ class WandBLogger(Callback):
         import wandb
         artifact = wandb.Artifact(re.sub(r'[^\w.-]', '_', trainer.sae.get_name()), type='model')
         for f in sorted(Path(self.folder).iterdir()):
-            if f.is_file() and (self.cfg.log_weights_to_wandb or f.name != WEIGHTS_FILE): artifact.add_file(str(f))
+            wanted = self.cfg.log_weights_to_wandb or f.name != WEIGHTS_FILE
+            if f.is_file() and wanted: artifact.add_file(str(f))
         self.run.log_artifact(artifact, aliases=['final_model'])
 
     def on_close(self, trainer):

@@ -13,8 +13,9 @@ from ..core.errors import LoadError
 from ..core.files import read_json, read_state, write_json, write_state, write_tensors
 from .trainer import SAETrainer
 
-# %% ../../nbs/training/checkpoint.ipynb #71ee7b02
-TRAINER_FILE, STORE_FILE, RUN_FILE, SPARSITY_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors', 'runner_cfg.json', 'sparsity.safetensors'
+# %% ../../nbs/training/checkpoint.ipynb #1096b87c
+TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors'
+RUN_FILE, SPARSITY_FILE = 'runner_cfg.json', 'sparsity.safetensors'
 
 def save_checkpoint(
     path:str|Path, # The folder; must not exist
@@ -25,7 +26,8 @@ def save_checkpoint(
     "Write a checkpoint"
     path = Path(path)
     if path.exists(): raise FileExistsError(f"{path} exists; a checkpoint is never written over another one")
-    tmp = path.with_name(f'.{path.name}.tmp'); shutil.rmtree(tmp, ignore_errors=True)
+    tmp = path.with_name(f'.{path.name}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)
     trainer.sae.save_model(tmp)
     write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
     write_state(tmp/TRAINER_FILE, {k: v for k, v in trainer.state_dict().items() if k!='sae'})
@@ -43,5 +45,6 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_dir(): raise LoadError(f"{path}: no such checkpoint")
     trainer.sae.load_weights_from_checkpoint(path)
-    trainer.load_state_dict(read_state(path/TRAINER_FILE, device=trainer.cfg.device) | {'sae': trainer.sae.state_dict()})
+    state = read_state(path/TRAINER_FILE, device=trainer.cfg.device)
+    trainer.load_state_dict(state | {'sae': trainer.sae.state_dict()})
     if store is not None: store.load_state_dict(read_state(path/STORE_FILE))

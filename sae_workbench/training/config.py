@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig']
 
-# %% ../../nbs/training/config.ipynb #3690407c
+# %% ../../nbs/training/config.ipynb #784ad8fb
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Strict
-from ..core.config import Config, Count, Device, Dtype, Fraction, Natural, NonNegative, Positive, Rule, plain
+from ..core.config import Config, Count, Device, Dtype, Fraction, Natural, NonNegative, Positive
+from ..core.config import Rule, plain
 from ..core.errors import ConfigError
 from ..core.registry import get_sae_training_class
 from ..saes.base import FORMAT_VERSION, SAEMetadata
@@ -31,14 +32,21 @@ class LoggingConfig(Config):
     wandb_log_frequency:Count = 10 # Steps between two logs, also without W&B
     eval_every_n_wandb_logs:Count = 100 # Logs between two evaluations, also without W&B
 
-# %% ../../nbs/training/config.ipynb #535d836e
+# %% ../../nbs/training/config.ipynb #67e97dbc
 def _schedule_rules(total):
     "What must hold between the options of a schedule; `total` reads the number of steps"
-    return (Rule(lambda c: c.lr_warm_up_steps + c.lr_decay_steps <= total(c), "lr_warm_up_steps={c.lr_warm_up_steps} and lr_decay_steps={c.lr_decay_steps} together are longer than the run"),
-            Rule(lambda c: c.lr_scheduler_name.lower() in SCHEDULES, "lr_scheduler_name={c.lr_scheduler_name!r}: not one of " + ', '.join(SCHEDULES)),
-            Rule(lambda c: c.lr_end is None or c.lr_end <= c.lr, "lr_end={c.lr_end} is more than lr={c.lr}"),
-            Rule(lambda c: not (c.lr_decay_steps and c.lr_end==0 and c.lr_scheduler_name.lower()!='constant'), "lr_decay_steps={c.lr_decay_steps} would decay from lr_end=0 to 0; leave one of them out"))
+    def cosine(c): return c.lr_scheduler_name.lower() != 'constant'
+    return (
+        Rule(lambda c: c.lr_warm_up_steps + c.lr_decay_steps <= total(c),
+             "lr_warm_up_steps={c.lr_warm_up_steps} and lr_decay_steps={c.lr_decay_steps} "
+             "together are longer than the run"),
+        Rule(lambda c: c.lr_scheduler_name.lower() in SCHEDULES,
+             "lr_scheduler_name={c.lr_scheduler_name!r}: not one of " + ', '.join(SCHEDULES)),
+        Rule(lambda c: c.lr_end is None or c.lr_end <= c.lr, "lr_end={c.lr_end} is more than lr={c.lr}"),
+        Rule(lambda c: not (c.lr_decay_steps and c.lr_end==0 and cosine(c)),
+             "lr_decay_steps={c.lr_decay_steps} would decay from lr_end=0 to 0; leave one of them out"))
 
+# %% ../../nbs/training/config.ipynb #c29c9d3b
 @dataclass
 class SAETrainerConfig(Config):
     "The options of a training loop over batches of activations"
@@ -61,8 +69,11 @@ class SAETrainerConfig(Config):
     save_final_checkpoint:bool = False # One more at the end
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, and how often
     n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
-    rules = (Rule(lambda c: c.total_training_samples >= c.train_batch_size_samples, "total_training_samples={c.total_training_samples} is less than one batch of {c.train_batch_size_samples}"),
-             *_schedule_rules(lambda c: max(1, c.total_training_samples//c.train_batch_size_samples)))
+    rules = (
+        Rule(lambda c: c.total_training_samples >= c.train_batch_size_samples,
+             "total_training_samples={c.total_training_samples} is less than "
+             "one batch of {c.train_batch_size_samples}"),
+        *_schedule_rules(lambda c: max(1, c.total_training_samples//c.train_batch_size_samples)))
 
     @property
     def total_training_steps(self)->int:
@@ -131,26 +142,34 @@ class _TrainOptions(_StoreOptions):
     feature_sampling_window:Count = 2000 # Steps over which firing frequencies are counted
     dead_feature_threshold:NonNegative = 1e-8 # Kept for v6 scripts; has no effect, as in v6
 
-# %% ../../nbs/training/config.ipynb #43e70968
+# %% ../../nbs/training/config.ipynb #72872cf1
 def _positions(c)->int:
     "Positions of a context that are trained on"
     try: return len(range(c.context_size)[slice(*c.seqpos_slice)])
     except (TypeError, ValueError): return 0
 
 _RUN_RULES = (
-    Rule(lambda c: c.training_tokens >= c.train_batch_size_tokens, "training_tokens={c.training_tokens} is less than one batch of train_batch_size_tokens={c.train_batch_size_tokens}"),
+    Rule(lambda c: c.training_tokens >= c.train_batch_size_tokens,
+         "training_tokens={c.training_tokens} is less than "
+         "one batch of train_batch_size_tokens={c.train_batch_size_tokens}"),
     *_schedule_rules(lambda c: max(1, c.training_tokens//c.train_batch_size_tokens)),
-    Rule(lambda c: _positions(c) > 0, "seqpos_slice={c.seqpos_slice} leaves no position of a context of {c.context_size} tokens"),
+    Rule(lambda c: _positions(c) > 0,
+         "seqpos_slice={c.seqpos_slice} leaves no position of a context of {c.context_size} tokens"),
     Rule(lambda c: c.n_batches_in_buffer is None or c.n_batches_in_buffer*_positions(c) >= c.train_batch_size_tokens,
-         "n_batches_in_buffer={c.n_batches_in_buffer} contexts hold fewer rows than train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
-    Rule(lambda c: not c.use_cached_activations, "use_cached_activations=True: training from cached activations is not built yet"),
-    Rule(lambda c: not c.prefetch_llm_batches, "prefetch_llm_batches={c.prefetch_llm_batches}: activations are made in the training thread, so that a run can be repeated exactly; leave it out"),
-    Rule(lambda c: not (c.use_chat_formatting and c.is_dataset_tokenized), "use_chat_formatting needs conversations, so is_dataset_tokenized must be False"))
+         "n_batches_in_buffer={c.n_batches_in_buffer} contexts hold fewer rows than "
+         "train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
+    Rule(lambda c: not c.use_cached_activations,
+         "use_cached_activations=True: training from cached activations is not built yet"),
+    Rule(lambda c: not c.prefetch_llm_batches,
+         "prefetch_llm_batches={c.prefetch_llm_batches}: activations are made in the training thread, "
+         "so that a run can be repeated exactly; leave it out"),
+    Rule(lambda c: not (c.use_chat_formatting and c.is_dataset_tokenized),
+         "use_chat_formatting needs conversations, so is_dataset_tokenized must be False"))
 
-# %% ../../nbs/training/config.ipynb #a2af57f5
+# %% ../../nbs/training/config.ipynb #2ea357f5
 @dataclass
-class LanguageModelSAERunnerConfig(_TrainOptions):
-    "Everything about a run on the activations of a language model"
+class _RunOptions(_TrainOptions):
+    "What comes out"
     n_eval_batches:Count = 10 # Batches of contexts per evaluation
     eval_batch_size_prompts:Count|None = None # Contexts per evaluation batch; store_batch_size_prompts if None
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, where and how often
@@ -168,12 +187,21 @@ class LanguageModelSAERunnerConfig(_TrainOptions):
     n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
     rules = _RUN_RULES
 
+# %% ../../nbs/training/config.ipynb #e504b0c9
+@dataclass
+class LanguageModelSAERunnerConfig(_RunOptions):
+    "Everything about a run on the activations of a language model"
     def __post_init__(self):
-        if self.n_batches_in_buffer is None: self.n_batches_in_buffer = max(20, -(-2*self.train_batch_size_tokens//_positions(self)))
+        if self.n_batches_in_buffer is None:
+            two_batches = -(-2*self.train_batch_size_tokens // _positions(self))   # in contexts, rounded up
+            self.n_batches_in_buffer = max(20, two_batches)
         if self.lr_end is None: self.lr_end = self.lr/10
-        if self.model_from_pretrained_kwargs is None: self.model_from_pretrained_kwargs = {'center_writing_weights': False} if self.model_class_name=='HookedTransformer' else {}
+        if self.model_from_pretrained_kwargs is None:
+            hooked = self.model_class_name=='HookedTransformer'
+            self.model_from_pretrained_kwargs = {'center_writing_weights': False} if hooked else {}
         self.llm_device = self.llm_device or self.device
-        self.act_store_device = self.llm_device if self.act_store_device=='with_model' else self.act_store_device or self.device
+        if self.act_store_device=='with_model': self.act_store_device = self.llm_device
+        else: self.act_store_device = self.act_store_device or self.device
 
     @property
     def total_training_tokens(self)->int:
@@ -196,11 +224,13 @@ class LanguageModelSAERunnerConfig(_TrainOptions):
     @classmethod
     def from_dict(cls, cfg_dict:dict[str, Any])->'LanguageModelSAERunnerConfig':
         "The config that `to_dict` described; an option that does not exist is refused"
-        if not isinstance(cfg_dict.get('sae'), dict): raise ConfigError("the key 'sae' with the SAE's own options is missing")
-        parts = dict(sae=TrainingSAEConfig.from_dict(cfg_dict['sae']), logger=LoggingConfig(**cfg_dict.get('logger', {})))
-        return cls(**cfg_dict | parts)
+        if not isinstance(cfg_dict.get('sae'), dict):
+            raise ConfigError("the key 'sae' with the SAE's own options is missing")
+        sae, logger = TrainingSAEConfig.from_dict(cfg_dict['sae']), LoggingConfig(**cfg_dict.get('logger', {}))
+        return cls(**cfg_dict | dict(sae=sae, logger=logger))
 
     def to_sae_trainer_config(self)->SAETrainerConfig:
         "What of this the trainer needs"
         same = {f.name: getattr(self, f.name) for f in fields(SAETrainerConfig) if hasattr(self, f.name)}
-        return SAETrainerConfig(**same | dict(total_training_samples=self.training_tokens, train_batch_size_samples=self.train_batch_size_tokens))
+        rows = dict(total_training_samples=self.training_tokens, train_batch_size_samples=self.train_batch_size_tokens)
+        return SAETrainerConfig(**same | rows)

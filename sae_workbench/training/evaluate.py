@@ -18,7 +18,7 @@ from ..activations.models import input_device
 from ..activations.scale import ActivationScaler
 from ..saes.base import SAE
 
-# %% ../../nbs/training/evaluate.ipynb #2949a5ae
+# %% ../../nbs/training/evaluate.ipynb #f28113b6
 def reconstruct(
     sae:SAE, # In training or for inference
     x:Tensor, # (batch, context, d_in), or (batch, context, heads, d_head)
@@ -29,13 +29,13 @@ def reconstruct(
     part = x if head_index is None else x[:, :, head_index]
     scaler = scaler or ActivationScaler()
     flat = part.flatten(2) if part.dim() > 3 else part
-    heads = {} if part.dim()==3 or not sae.hook_z_reshaping_mode else {'sizes': part.shape[2:]}
-    f = sae.encode(scaler.scale((flat.unflatten(-1, heads['sizes']) if heads else flat).to(sae.device)))
+    with_heads = part.dim() > 3 and sae.hook_z_reshaping_mode   # then the SAE joins them itself
+    f = sae.encode(scaler.scale((part if with_heads else flat).to(sae.device)))
     out = scaler.unscale(sae.decode(f)).to(x).reshape(part.shape)
     if head_index is not None: out = torch.cat([x[:, :, :head_index], out.unsqueeze(2), x[:, :, head_index+1:]], 2)
     return flat.flatten(0, 1), f.flatten(0, 1), out
 
-# %% ../../nbs/training/evaluate.ipynb #7c794146
+# %% ../../nbs/training/evaluate.ipynb #1674efac
 def logits_of(
     output, # What a language model returned
 )->Tensor: # (batch, context, vocabulary)
@@ -48,18 +48,30 @@ def token_losses(
     tokens:Tensor, # (batch, context)
 )->Tensor: # (batch, context - 1) nats
     "The cross-entropy of each next token"
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction='none').reshape(tokens.shape[0], -1)
+    rows, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten().to(logits.device)
+    return F.cross_entropy(rows, targets, reduction='none').reshape(tokens.shape[0], -1)
 
-# %% ../../nbs/training/evaluate.ipynb #ac2b2fef
+# %% ../../nbs/training/evaluate.ipynb #1f92c171
 def _three_passes(model, hook, tokens, keep, through, kwargs)->tuple[Tensor, list[Tensor]]:
     "The activations, and the token losses clean, with the SAE, and with zeros; only where `keep` says"
     x, losses, rows = None, [], keep.unsqueeze(-1)
-    def look(a): nonlocal x; x = a.clone()
-    def swap(a): return torch.where(rows.to(a.device) if a.dim()==3 else rows.unsqueeze(-1).to(a.device), through(a), a)
+    def look(a):
+        nonlocal x
+        x = a.clone()
+    def swap(a):
+        kept = rows if a.dim()==3 else rows.unsqueeze(-1)
+        return torch.where(kept.to(a.device), through(a), a)
     for fn in (look, swap, torch.zeros_like):
         with replacing(model, {hook: fn}): losses.append(token_losses(logits_of(model(tokens, **kwargs)), tokens))
     return x, losses
 
+def _loss_sums(losses:list[Tensor], keep:Tensor)->Tensor:
+    "The token losses where `keep` says, summed, and how many they are; in float64, because there are many"
+    kept = keep[:, :-1]
+    sums = [l[kept.to(l.device)].double().sum() for l in losses]
+    return torch.stack(sums + [kept.sum().double().to(sums[0].device)]).cpu()
+
+# %% ../../nbs/training/evaluate.ipynb #c5427f23
 @torch.no_grad()
 def evaluate_sae(
     sae:SAE, # In training or for inference
@@ -75,21 +87,27 @@ def evaluate_sae(
     "Measure an SAE at its place in a model"
     hook = hook_name or sae.cfg.metadata.hook_name
     if hook is None: raise ConfigError("hook_name is needed: the SAE's metadata does not say where it sits")
-    if contexts.dim()!=2 or contexts.shape[1] < 2 or not len(contexts): raise DataError(f"contexts must be (n, context) with at least one context of two tokens, got {tuple(contexts.shape)}")
-    exclude = torch.as_tensor(exclude_tokens if exclude_tokens is not None else [], dtype=torch.long, device=input_device(model))
+    if contexts.dim()!=2 or contexts.shape[1] < 2 or not len(contexts):
+        raise DataError("contexts must be (n, context) with at least one context of two tokens, "
+                        f"got {tuple(contexts.shape)}")
+    device = input_device(model)
+    exclude = torch.as_tensor([] if exclude_tokens is None else exclude_tokens, dtype=torch.long, device=device)
     recon, sparse, losses = ReconstructionMetrics(), SparsityMetrics(sae.cfg.d_sae), []
-    for tokens in contexts.to(input_device(model)).split(batch_size_prompts):
+    def through(a): return reconstruct(sae, a, activation_scaler, hook_head_index)[2]
+    for tokens in contexts.to(device).split(batch_size_prompts):
         keep = ~torch.isin(tokens, exclude)
-        def through(a): return reconstruct(sae, a, activation_scaler, hook_head_index)[2]
         x, ce = _three_passes(model, hook, tokens, keep, through, model_kwargs or {})
         rows, f, out = reconstruct(sae, x, activation_scaler, hook_head_index)
-        out = (out if hook_head_index is None else out[:, :, hook_head_index]).reshape(rows.shape)
+        if hook_head_index is not None: out = out[:, :, hook_head_index]
         k = keep.flatten().to(rows.device)
-        recon.update(rows[k], out[k]); sparse.update(f[k.to(f.device)])
-        losses.append(torch.stack([c[keep[:, :-1].to(c.device)].double().sum() for c in ce] + [keep[:, :-1].sum().double().to(ce[0].device)]).cpu())
+        recon.update(rows[k], out.reshape(rows.shape)[k])
+        sparse.update(f[k.to(f.device)])
+        losses.append(_loss_sums(ce, keep))
     *sums, n = torch.stack(losses).sum(0).tolist()
     clean, with_sae, ablated = (s/n for s in sums)
-    return recon.compute() | sparse.compute() | dict(ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated, ce_loss_score=ce_loss_score(clean, with_sae, ablated), n_tokens=sparse.n)
+    return recon.compute() | sparse.compute() | dict(
+        ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated,
+        ce_loss_score=ce_loss_score(clean, with_sae, ablated), n_tokens=sparse.n)
 
 # %% ../../nbs/training/evaluate.ipynb #020fd594
 class LanguageModelEvaluator:

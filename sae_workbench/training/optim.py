@@ -39,7 +39,7 @@ def lr_factor(
     phase = (step - warm_up) % period if name=='cosineannealingwarmrestarts' else step - warm_up
     return end + (1 - end)*(1 + math.cos(math.pi*phase/period))/2
 
-# %% ../../nbs/training/optim.ipynb #ed5f216f
+# %% ../../nbs/training/optim.ipynb #5499a21b
 def get_lr_scheduler(
     name:str, # One of SCHEDULES, in any case
     optimizer:torch.optim.Optimizer, # Whose learning rate is set
@@ -51,11 +51,13 @@ def get_lr_scheduler(
     num_cycles:int=1, # Cosines in a row, for warm restarts
 )->LambdaLR:
     "The schedule as torch knows it; call its `step()` after every step of the optimiser"
-    if (name := name.lower()) not in SCHEDULES: raise ConfigError(unknown('learning-rate schedule', name, SCHEDULES))
+    name = name.lower()
+    if name not in SCHEDULES: raise ConfigError(unknown('learning-rate schedule', name, SCHEDULES))
     end = 0.1 if lr_end is None else lr_end/lr
-    return LambdaLR(optimizer, lambda t: lr_factor(t, name, training_steps, warm_up_steps, decay_steps, end, num_cycles))
+    def factor(t): return lr_factor(t, name, training_steps, warm_up_steps, decay_steps, end, num_cycles)
+    return LambdaLR(optimizer, factor)
 
-# %% ../../nbs/training/optim.ipynb #346faec3
+# %% ../../nbs/training/optim.ipynb #9a3023b1
 class CoefficientScheduler:
     "A loss coefficient as a function of the step"
     def __init__(self,
@@ -66,7 +68,8 @@ class CoefficientScheduler:
     @property
     def value(self)->float:
         "The coefficient at the current step"
-        return self.final_value * min(1., self.current_step/self.warm_up_steps) if self.warm_up_steps else self.final_value
+        if not self.warm_up_steps: return self.final_value
+        return self.final_value * min(1., self.current_step/self.warm_up_steps)
 
     def step(self)->float:
         "Go to the next step, and return its value"
@@ -74,14 +77,17 @@ class CoefficientScheduler:
         return self.value
 
     def state_dict(self)->dict: return {'current_step': self.current_step, 'final_value': self.final_value}
-    def load_state_dict(self, state:dict): self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
+    def load_state_dict(self, state:dict):
+        self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
 
 def coefficient_schedulers(
     coefficients:dict[str, float|TrainCoefficientConfig], # What an SAE's `get_coefficients` returned
 )->dict[str, CoefficientScheduler]: # By name
     "A scheduler for each coefficient"
-    parts = {k: c if isinstance(c, TrainCoefficientConfig) else TrainCoefficientConfig(c, 0) for k, c in coefficients.items()}
-    return {k: CoefficientScheduler(c.warm_up_steps, c.value) for k, c in parts.items()}
+    def scheduler(c):
+        if isinstance(c, TrainCoefficientConfig): return CoefficientScheduler(c.warm_up_steps, c.value)
+        return CoefficientScheduler(0, c)
+    return {k: scheduler(c) for k, c in coefficients.items()}
 
 # %% ../../nbs/training/optim.ipynb #0bc3048c
 def _twin(p:nn.Parameter)->nn.Parameter:

@@ -25,7 +25,7 @@ from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
 from .trainer import Callback, SAETrainer
 
-# %% ../../nbs/training/runner.ipynb #3efc19f2
+# %% ../../nbs/training/runner.ipynb #39fe9ee4
 CARD = '''---
 library_name: saelens
 tags: [sparse-autoencoder, sae_workbench]
@@ -52,12 +52,16 @@ def model_card(
     path:str|Path, # Where it is
 )->str: # Markdown
     "The README of an SAE's folder"
-    m, shown = sae.cfg.metadata, ('explained_variance', 'ce_loss_score', 'l0', 'mse', 'cossim', 'dead_latents', 'ce_loss_without_sae', 'ce_loss_with_sae', 'ce_loss_with_ablation')
+    cfg, m = sae.cfg, sae.cfg.metadata
+    shown = ('explained_variance', 'ce_loss_score', 'l0', 'mse', 'cossim', 'dead_latents',
+             'ce_loss_without_sae', 'ce_loss_with_sae', 'ce_loss_with_ablation')
     rows = '\n'.join(f'| {k} | {metrics[k]:.4g} |' for k in shown if k in metrics)
-    return CARD.format(architecture=sae.cfg.architecture(), model_name=m.model_name, hook_name=m.hook_name, d_sae=sae.cfg.d_sae, d_in=sae.cfg.d_in,
-                       tokens=tokens, dataset=m.dataset_path or 'a data set in memory', path=path, rows=rows, n_tokens=int(metrics.get('n_tokens', 0)))
+    return CARD.format(
+        architecture=cfg.architecture(), model_name=m.model_name, hook_name=m.hook_name, d_sae=cfg.d_sae, d_in=cfg.d_in,
+        tokens=tokens, dataset=m.dataset_path or 'a data set in memory', path=path, rows=rows,
+        n_tokens=int(metrics.get('n_tokens', 0)))
 
-# %% ../../nbs/training/runner.ipynb #bcf0f78c
+# %% ../../nbs/training/runner.ipynb #a41a4dfa
 class _Parts:
     "Model, data, SAE and evaluator of a run"
     def __init__(self,
@@ -68,24 +72,34 @@ class _Parts:
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        if override_dataset is None and not cfg.dataset_path: raise DataError("no data: set dataset_path, or pass override_dataset")
-        self.model = override_model if override_model is not None else load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, [cfg.hook_name])
+        if override_dataset is None and not cfg.dataset_path:
+            raise DataError("no data: set dataset_path, or pass override_dataset")
+        self.model = override_model if override_model is not None else self._load_model()
         if cfg.compile_llm: self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
         self.activations_store = ActivationsStore.from_config(self.model, cfg, override_dataset)
         self.sae = override_sae if override_sae is not None else self._make_sae()
         self._describe()
-        if cfg.compile_sae: self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
-        self.evaluator = LanguageModelEvaluator(self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index, model_kwargs=cfg.model_kwargs,
-            exclude_tokens=self.activations_store.exclude_special_tokens, batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
+        if cfg.compile_sae:
+            self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
+        self.evaluator = LanguageModelEvaluator(
+            self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index,
+            model_kwargs=cfg.model_kwargs, exclude_tokens=self.activations_store.exclude_special_tokens,
+            batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
+
+    def _load_model(self)->nn.Module:
+        cfg = self.cfg
+        return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, [cfg.hook_name])
 
     def _make_sae(self)->TrainingSAE:
-        if self.cfg.from_pretrained_path: return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
-        with seeded(self.cfg.seed, 'weights'): return TrainingSAE.from_dict(self.cfg.sae.to_dict() | {'device': self.cfg.device})
+        cfg = self.cfg
+        if cfg.from_pretrained_path: return TrainingSAE.load_from_disk(cfg.from_pretrained_path, cfg.device)
+        with seeded(cfg.seed, 'weights'): return TrainingSAE.from_dict(cfg.sae.to_dict() | {'device': cfg.device})
 
     def _describe(self):
         "Note in the SAE's metadata where it comes from"
-        names = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size', 'seqpos_slice', 'model_from_pretrained_kwargs',
-                 'prepend_bos', 'exclude_special_tokens', 'sequence_separator_token', 'disable_concat_sequences')
+        names = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
+                 'seqpos_slice', 'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens',
+                 'sequence_separator_token', 'disable_concat_sequences')
         for n in names: self.sae.cfg.metadata[n] = getattr(self.cfg, n)
 
     def eval_tokens(self)->Tensor:
@@ -95,7 +109,7 @@ class _Parts:
             self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
         return self._eval_tokens
 
-# %% ../../nbs/training/runner.ipynb #7b8bbc9b
+# %% ../../nbs/training/runner.ipynb #179b91fc
 class _Saves(Callback):
     "Writes checkpoints during a run, evenly spaced, and the trained SAE at its end"
     def __init__(self, runner):
@@ -106,27 +120,36 @@ class _Saves(Callback):
 
     def after_step(self, trainer):
         "A step is complete, its counters included"
-        if self.marks and trainer.n_training_samples >= self.marks[0]: self.marks.pop(0); self.runner.save_checkpoint(trainer)
+        if not self.marks or trainer.n_training_samples < self.marks[0]: return
+        self.marks.pop(0)
+        self.runner.save_checkpoint(trainer)
 
     def on_end(self, trainer):
         "The run is complete"
         if self.runner.cfg.save_final_checkpoint: self.runner.save_checkpoint(trainer, 'final_')
         if self.runner.cfg.output_path: self.runner.save(self.runner.cfg.output_path)
 
-# %% ../../nbs/training/runner.ipynb #adf8f98b
-class LanguageModelSAETrainingRunner(_Parts):
-    "Trains an SAE on the activations of a language model"
+# %% ../../nbs/training/runner.ipynb #ec43f00c
+class _Run(_Parts):
+    "Training, with its checkpoints"
     def _callbacks(self)->list[Callback]:
         cfg = self.cfg
         log_folder = cfg.output_path or cfg.checkpoint_path
-        return [ProgressBar(disable=not cfg.verbose)] + ([JSONLLogger(Path(log_folder)/'log.jsonl')] if log_folder else []) + [_Saves(self)] + (
-            [WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path)] if cfg.logger.log_to_wandb else [])
+        callbacks = [ProgressBar(disable=not cfg.verbose)]
+        if log_folder: callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
+        callbacks.append(_Saves(self))
+        if cfg.logger.log_to_wandb:   # after the SAE is saved: its folder is uploaded
+            callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
+        return callbacks
 
     def run(self)->TrainingSAE: # The trained SAE, in its training form
         "Train, evaluate and save"
         cfg, self.checkpoint_folder = self.cfg, None
-        if cfg.logger.run_name is None: cfg.logger.run_name = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}-LR-{cfg.lr}-Tokens-{cfg.training_tokens:3.3e}"
-        self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator, callbacks=self._callbacks())
+        if cfg.logger.run_name is None:
+            kind, tokens = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}", f"{cfg.training_tokens:3.3e}"
+            cfg.logger.run_name = f"{kind}-LR-{cfg.lr}-Tokens-{tokens}"
+        self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
+                                  callbacks=self._callbacks())
         if self.resume_from: load_checkpoint(self.resume_from, self.trainer, self.activations_store)
         try: return self.trainer.fit()
         except KeyboardInterrupt:
@@ -136,22 +159,36 @@ class LanguageModelSAETrainingRunner(_Parts):
 
     def save_checkpoint(self, trainer:SAETrainer, prefix:str='')->Path|None:
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
-        if self.cfg.checkpoint_path is None: return None
-        self.checkpoint_folder = self.checkpoint_folder or Path(self.cfg.checkpoint_path)/(self.cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f'))
-        return save_checkpoint(self.checkpoint_folder/f'{prefix}{trainer.n_training_samples}', trainer, self.activations_store, self.cfg.to_dict())
+        cfg = self.cfg
+        if cfg.checkpoint_path is None: return None
+        if self.checkpoint_folder is None:
+            own = cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f')
+            self.checkpoint_folder = Path(cfg.checkpoint_path)/own
+        folder = self.checkpoint_folder/f'{prefix}{trainer.n_training_samples}'
+        return save_checkpoint(folder, trainer, self.activations_store, cfg.to_dict())
 
+# %% ../../nbs/training/runner.ipynb #56ffd989
+class LanguageModelSAETrainingRunner(_Run):
+    "Trains an SAE on the activations of a language model"
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
-        path, metrics = Path(path), {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
-        sae = self.sae.to_inference(); sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score')})
+        path, tokens = Path(path), self.trainer.n_training_samples
+        metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        sae = self.sae.to_inference()
+        sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score')})
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
-        write_json(path/RUN_FILE, self.cfg.to_dict()); write_json(path/'metrics.json', metrics)
-        with atomic(path/'README.md') as f: f.write_text(model_card(sae, metrics, self.trainer.n_training_samples, path))
-        if self.cfg.verbose:
-            print(f"Trained on {self.trainer.n_training_samples:,} tokens: explained variance {metrics['explained_variance']:.3f}, CE loss recovered {metrics['ce_loss_score']:.3f}, L0 {metrics['l0']:.1f}, "
-                  f"{metrics['dead_latents']} of {sae.cfg.d_sae} latents silent on {metrics['n_tokens']:,} tokens\nLoad it with: SAE.load_from_disk({str(path)!r})")
+        write_json(path/RUN_FILE, self.cfg.to_dict())
+        write_json(path/'metrics.json', metrics)
+        with atomic(path/'README.md') as f: f.write_text(model_card(sae, metrics, tokens, path))
+        if self.cfg.verbose: self._say(metrics, tokens, path)
         return path
+
+    def _say(self, m:dict[str, float], tokens:int, path:Path):
+        print(f"Trained on {tokens:,} tokens: explained variance {m['explained_variance']:.3f}, "
+              f"CE loss recovered {m['ce_loss_score']:.3f}, L0 {m['l0']:.1f}, "
+              f"{m['dead_latents']} of {self.sae.cfg.d_sae} latents silent on {m['n_tokens']:,} tokens\n"
+              f"Load it with: SAE.load_from_disk({str(path)!r})")
 
 # %% ../../nbs/training/runner.ipynb #d25f1457
 class SAETrainingRunner(LanguageModelSAETrainingRunner):

@@ -19,17 +19,17 @@ from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
 from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler, make_adam
 
-# %% ../../nbs/training/trainer.ipynb #d74b9adb
+# %% ../../nbs/training/trainer.ipynb #c0afb9ca
 class Callback:
     "Is told what happens during training; every method may be left out"
     def on_start(self, trainer): "Training begins"
-    def on_step(self, trainer, output:TrainStepOutput): "A step was made; `trainer.n_training_steps` is its number, from 0"
+    def on_step(self, trainer, output:TrainStepOutput): "A step was made, number `trainer.n_training_steps` from 0"
     def after_step(self, trainer): "A step is complete and the counters stand behind it: the moment for a checkpoint"
     def on_log(self, trainer, metrics:dict[str, Any]): "Metrics of the step or of an evaluation are to be logged"
     def on_end(self, trainer): "Training ended as planned"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
 
-# %% ../../nbs/training/trainer.ipynb #9e238281
+# %% ../../nbs/training/trainer.ipynb #6cd7b313
 class LatentStatistics:
     "How often latents fire, and when they last did"
     def __init__(self,
@@ -38,18 +38,21 @@ class LatentStatistics:
         device:str='cpu', # Where the counts live
     ):
         self.dead_feature_window = dead_feature_window
-        self.act_freq_scores, self.n_forward_passes_since_fired = torch.zeros(d_sae, device=device), torch.zeros(d_sae, device=device)
+        self.act_freq_scores = torch.zeros(d_sae, device=device)
+        self.n_forward_passes_since_fired = torch.zeros(d_sae, device=device)
         self.n_frac_active_samples = 0
 
     @torch.no_grad()
     def update(self, counts:Tensor, n_rows:int):
         "Add a batch: on how many of its rows each latent fired"
         self.n_forward_passes_since_fired.add_(1).mul_(counts==0)
-        self.act_freq_scores += counts; self.n_frac_active_samples += n_rows
+        self.act_freq_scores += counts
+        self.n_frac_active_samples += n_rows
 
     def reset_window(self):
         "Begin a new window of firing frequencies"
-        self.act_freq_scores = torch.zeros_like(self.act_freq_scores); self.n_frac_active_samples = 0
+        self.act_freq_scores = torch.zeros_like(self.act_freq_scores)
+        self.n_frac_active_samples = 0
 
     @property
     def dead_neurons(self)->Tensor:
@@ -61,38 +64,64 @@ class LatentStatistics:
         "(d_sae,) firing frequencies in the current window"
         return self.act_freq_scores / max(self.n_frac_active_samples, 1)
 
-    def state_dict(self)->dict: return {k: getattr(self, k) for k in ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')}
-    def load_state_dict(self, state:dict):
-        for k, v in state.items(): setattr(self, k, v.to(self.act_freq_scores.device) if isinstance(v, Tensor) else v)
+    def state_dict(self)->dict:
+        names = ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')
+        return {k: getattr(self, k) for k in names}
 
-# %% ../../nbs/training/trainer.ipynb #eda0b616
-class _TrainStep:
-    "From a batch to changed weights"
+    def load_state_dict(self, state:dict):
+        device = self.act_freq_scores.device
+        for k, v in state.items(): setattr(self, k, v.to(device) if isinstance(v, Tensor) else v)
+
+# %% ../../nbs/training/trainer.ipynb #93948454
+class _Running:
+    "What changes during a run: the weights, the optimiser, the schedules and the counts"
     def __init__(self, cfg:SAETrainerConfig, sae:TrainingSAE):
         self.cfg, self.sae, self.activation_scaler = cfg, sae.to(cfg.device), ActivationScaler()
         self.n_training_steps = self.n_training_samples = 0
         self.statistics = LatentStatistics(sae.cfg.d_sae, cfg.dead_feature_window, cfg.device)
         self.optimizer = make_adam(sae.parameters(), cfg.lr, (cfg.adam_beta1, cfg.adam_beta2))
-        self.lr_scheduler = get_lr_scheduler(cfg.lr_scheduler_name, self.optimizer, cfg.total_training_steps, cfg.lr, cfg.lr_warm_up_steps, cfg.lr_decay_steps, cfg.lr_end, cfg.n_restart_cycles)
+        self.lr_scheduler = get_lr_scheduler(
+            cfg.lr_scheduler_name, self.optimizer, cfg.total_training_steps, cfg.lr,
+            cfg.lr_warm_up_steps, cfg.lr_decay_steps, cfg.lr_end, cfg.n_restart_cycles)
         self.coefficient_schedulers = coefficient_schedulers(sae.get_coefficients())
 
     def get_coefficients(self)->dict[str, float]:
         "The loss coefficients at this step"
         return {k: c.value for k, c in self.coefficient_schedulers.items()}
 
+    @property
+    def dead_neurons(self)->Tensor:
+        "(d_sae,) true for latents that have not fired for long"
+        return self.statistics.dead_neurons
+
     def _is_logging_step(self)->bool: return (self.n_training_steps + 1) % self.cfg.logger.wandb_log_frequency == 0
 
+# %% ../../nbs/training/trainer.ipynb #2b0879ae
+class _Checks(_Running):
+    "Looks for NaN and infinity before anything is changed"
     def _check_batch(self, batch:Tensor):
-        if batch.dim()!=2 or batch.shape[1]!=self.sae.cfg.d_in: raise DataError(f"step {self.n_training_steps}: a batch must be (rows, d_in={self.sae.cfg.d_in}), got {tuple(batch.shape)}")
-        if batch.sum(dtype=torch.float32).isfinite(): return   # a sum shows it at a fraction of the cost
+        at, d_in = f"step {self.n_training_steps}", self.sae.cfg.d_in
+        if batch.dim()!=2 or batch.shape[1]!=d_in:
+            raise DataError(f"{at}: a batch must be (rows, d_in={d_in}), got {tuple(batch.shape)}")
+        if batch.sum(dtype=torch.float32).isfinite(): return
         bad = (~batch.isfinite().all(-1)).nonzero().flatten()
         if len(bad):
-            raise NonFiniteError(f"step {self.n_training_steps}: {len(bad)} of {len(batch)} activations hold NaN or infinity (first row {bad[0].item()} of the batch); the weights are those of the step before")
+            raise NonFiniteError(f"{at}: {len(bad)} of {len(batch)} activations hold NaN or infinity "
+                                 f"(first row {bad[0].item()} of the batch); the weights are those of the step before")
 
     def _check_norm(self, norm:Tensor):
         if norm.isfinite(): return
         bad = [n for n, p in self.sae.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        raise NonFiniteError(f"step {self.n_training_steps}: the gradient of {', '.join(bad) or 'all tensors together'} is NaN or infinite; the weights are those of the step before. A lower lr or l1/l0 warm-up helps most often")
+        which = ', '.join(bad) or 'all tensors together'
+        raise NonFiniteError(f"step {self.n_training_steps}: the gradient of {which} is NaN or infinite; "
+                             "the weights are those of the step before. A lower lr or l1/l0 warm-up helps most often")
+
+# %% ../../nbs/training/trainer.ipynb #b1f224e1
+class _TrainStep(_Checks):
+    "From a batch to changed weights"
+    def _autocast(self):
+        if not self.cfg.autocast: return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16)
 
     def step(self,
         batch:Tensor, # (rows, d_in) activations, not scaled yet
@@ -101,8 +130,9 @@ class _TrainStep:
         self._check_batch(batch)
         self.sae.train()
         x = self.activation_scaler(batch.to(self.sae.device))
-        with torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16) if self.cfg.autocast else contextlib.nullcontext():
-            out = self.sae.training_forward_pass(TrainStepInput(x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step()))
+        step_input = TrainStepInput(
+            x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step())
+        with self._autocast(): out = self.sae.training_forward_pass(step_input)
         out.loss.backward()
         clip_and_step(self.optimizer, check=self._check_norm)
         self.sae.after_optimizer_step()
@@ -112,14 +142,9 @@ class _TrainStep:
         for c in self.coefficient_schedulers.values(): c.step()
         return out.detach()
 
-    @property
-    def dead_neurons(self)->Tensor:
-        "(d_sae,) true for latents that have not fired for long"
-        return self.statistics.dead_neurons
-
-# %% ../../nbs/training/trainer.ipynb #459c1d64
-class _Loop(_TrainStep):
-    "Steps, until the samples are used up"
+# %% ../../nbs/training/trainer.ipynb #cf9b779e
+class _Given(_TrainStep):
+    "The data of a loop, its evaluator, and those who are told what happens"
     def __init__(self,
         cfg:SAETrainerConfig, # The options of the loop
         sae:TrainingSAE, # What is trained, in place
@@ -129,7 +154,8 @@ class _Loop(_TrainStep):
         callbacks:Iterable[Callback]=(), # Are told what happens
     ):
         super().__init__(cfg, sae)
-        self.data_provider, self.evaluator, self.save_checkpoint_fn = iter(data_provider), evaluator, save_checkpoint_fn
+        self.data_provider = iter(data_provider)
+        self.evaluator, self.save_checkpoint_fn = evaluator, save_checkpoint_fn
         self.callbacks = list(callbacks)
         self.sae.cfg.metadata.sae_lens_training_version = self.sae.cfg.metadata.sae_lens_version
 
@@ -141,12 +167,19 @@ class _Loop(_TrainStep):
         "The next batch, or a `DataError` that says how far the data went"
         try: return next(self.data_provider)
         except StopIteration:
-            raise DataError(f"the data ended after {self.n_training_samples} rows, but the run is to train on {self.cfg.total_training_samples}: give more data, a source that repeats, or a smaller total") from None
+            raise DataError(f"the data ended after {self.n_training_samples} rows, "
+                            f"but the run is to train on {self.cfg.total_training_samples}: "
+                            "give more data, a source that repeats, or a smaller total") from None
 
+# %% ../../nbs/training/trainer.ipynb #d020b2a8
+class _Loop(_Given):
+    "Steps, until the samples are used up"
     def prepare(self):
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
-        if self.sae.cfg.normalize_activations!='expected_average_only_in' or self.activation_scaler.scaling_factor is not None: return
-        self.activation_scaler.estimate_scaling_factor(self.sae.cfg.d_in, (self.next_batch() for _ in iter(int, 1)), self.cfg.n_batches_for_norm_estimate)
+        scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
+        scaled = self.sae.cfg.normalize_activations=='expected_average_only_in'
+        if not scaled or scaler.scaling_factor is not None: return
+        scaler.estimate_scaling_factor(self.sae.cfg.d_in, (self.next_batch() for _ in iter(int, 1)), n)
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
         "Train until `total_training_samples` rows were seen; the scaling is folded into the weights at the end"
@@ -160,35 +193,57 @@ class _Loop(_TrainStep):
         return self.sae
 
     def _one_step(self):
-        if self.n_training_steps and self.n_training_steps % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
+        n, logger = self.n_training_steps, self.cfg.logger
+        if n and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
         out = self.step(self.next_batch())
         self.tell('on_step', out)
         if self._is_logging_step():
             self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
-            if (self.n_training_steps + 1) % (self.cfg.logger.wandb_log_frequency*self.cfg.logger.eval_every_n_wandb_logs) == 0: self.evaluate()
+            if (n + 1) % (logger.wandb_log_frequency*logger.eval_every_n_wandb_logs) == 0: self.evaluate()
         self.n_training_steps += 1
         self.tell('after_step')
 
     @torch.no_grad()
     def _fold(self):
-        s = self.activation_scaler.scaling_factor
-        if s is not None: self.sae.fold_activation_norm_scaling_factor(s); self.activation_scaler.scaling_factor = None
-        self.sae.cfg.metadata.l0, self.sae.cfg.metadata.num_dead_features = self.feature_sparsity.sum().item(), int(self.dead_neurons.sum())
+        s, metadata = self.activation_scaler.scaling_factor, self.sae.cfg.metadata
+        if s is not None:
+            self.sae.fold_activation_norm_scaling_factor(s)
+            self.activation_scaler.scaling_factor = None
+        metadata.l0 = self.feature_sparsity.sum().item()
+        metadata.num_dead_features = int(self.dead_neurons.sum())
 
-# %% ../../nbs/training/trainer.ipynb #c77b3176
-class _Logged(_Loop):
+# %% ../../nbs/training/trainer.ipynb #319168f2
+def _counts(name:str, doc:str): return property(lambda self: getattr(self.statistics, name), doc=doc)
+
+class _Measured(_Loop):
+    "The counts of the trainer's statistics, under v6's names"
+    n_forward_passes_since_fired = _counts('n_forward_passes_since_fired', "(d_sae,) steps since each latent fired")
+    act_freq_scores = _counts('act_freq_scores', "(d_sae,) rows on which each latent fired in this window")
+    n_frac_active_samples = _counts('n_frac_active_samples', "Rows in this window")
+    feature_sparsity = _counts('feature_sparsity', "(d_sae,) firing frequencies in this window")
+
+    @property
+    def log_feature_sparsity(self)->Tensor:
+        "(d_sae,) log10 of the firing frequencies"
+        return log_sparsity(self.feature_sparsity)
+
+# %% ../../nbs/training/trainer.ipynb #4bbe5ea0
+class _Logged(_Measured):
     "Metrics of a step and of evaluations"
     @torch.no_grad()
     def build_train_step_log_dict(self, output:TrainStepOutput, n_training_samples:int)->dict[str, float]:
         "The metrics of a step by name"
         x, error = output.sae_in.float(), (output.sae_out - output.sae_in).float()
-        counts = self.n_forward_passes_since_fired
-        return {'losses/overall_loss': output.loss.item()} | {f'losses/{k}': _number(v) for k, v in output.losses.items()} | {
+        losses = {f'losses/{k}': _number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
+        metrics = {
             'metrics/explained_variance': 1 - (error.pow(2).sum()/(x - x.mean(0)).pow(2).sum()).item(),
             'metrics/l0': output.firing_counts().sum().item()/len(x),
-            'sparsity/mean_passes_since_fired': counts.mean().item(), 'sparsity/dead_features': int(self.dead_neurons.sum()),
-            'details/current_learning_rate': self.optimizer.param_groups[0]['lr'], 'details/n_training_samples': n_training_samples,
-        } | {f'details/{k}_coefficient': c for k, c in self.get_coefficients().items()} | {f'metrics/{k}': _number(v) for k, v in output.metrics.items()}
+            'sparsity/mean_passes_since_fired': self.n_forward_passes_since_fired.mean().item(),
+            'sparsity/dead_features': int(self.dead_neurons.sum()),
+            'details/current_learning_rate': self.optimizer.param_groups[0]['lr'],
+            'details/n_training_samples': n_training_samples}
+        coefficients = {f'details/{k}_coefficient': c for k, c in self.get_coefficients().items()}
+        return losses | metrics | coefficients | {f'metrics/{k}': _number(v) for k, v in output.metrics.items()}
 
     @torch.no_grad()
     def evaluate(self)->dict[str, Any]:
@@ -200,36 +255,37 @@ class _Logged(_Loop):
         self.tell('on_log', metrics)
         return metrics
 
-    n_forward_passes_since_fired = property(lambda self: self.statistics.n_forward_passes_since_fired, doc="(d_sae,) steps since each latent last fired")
-    act_freq_scores = property(lambda self: self.statistics.act_freq_scores, doc="(d_sae,) rows on which each latent fired in this window")
-    n_frac_active_samples = property(lambda self: self.statistics.n_frac_active_samples, doc="Rows in this window")
-    feature_sparsity = property(lambda self: self.statistics.feature_sparsity, doc="(d_sae,) firing frequencies in this window")
-    log_feature_sparsity = property(lambda self: log_sparsity(self.feature_sparsity), doc="(d_sae,) log10 of the firing frequencies")
-
 def _number(v)->float:
     v = v() if callable(v) else v
     return v.item() if isinstance(v, Tensor) else v
 
-# %% ../../nbs/training/trainer.ipynb #93d0e7aa
+# %% ../../nbs/training/trainer.ipynb #2e1575fa
 class SAETrainer(_Logged):
     "Trains an SAE on batches of activations"
     def state_dict(self)->dict[str, Any]:
         "Tensors and numbers, nested in dicts with text keys"
         opt = self.optimizer.state_dict()['state']
-        return dict(n_training_steps=self.n_training_steps, n_training_samples=self.n_training_samples, sae=dict(self.sae.state_dict()),
-                    optimizer={str(i): s for i, s in opt.items()}, lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
-                    coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()}, scaling_factor=self.activation_scaler.scaling_factor)
+        return dict(
+            n_training_steps=self.n_training_steps, n_training_samples=self.n_training_samples,
+            sae=dict(self.sae.state_dict()), optimizer={str(i): s for i, s in opt.items()},
+            lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
+            coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()},
+            scaling_factor=self.activation_scaler.scaling_factor)
+
+    def _load_optimizer(self, moments:dict[str, dict]):
+        groups = self.optimizer.state_dict()['param_groups']
+        self.optimizer.load_state_dict(dict(state={int(i): m for i, m in moments.items()}, param_groups=groups))
+        for p, own in self.optimizer.state.items():   # the fused step reads memory in the parameter's own order
+            for k, m in own.items(): own[k] = torch.empty_like(p).copy_(m) if m.shape==p.shape else m
 
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
-        self.n_training_steps, self.n_training_samples = int(state['n_training_steps']), int(state['n_training_samples'])
+        self.n_training_steps = int(state['n_training_steps'])
+        self.n_training_samples = int(state['n_training_samples'])
         self.sae.load_state_dict(state['sae'])
-        groups = self.optimizer.state_dict()['param_groups']
-        self.optimizer.load_state_dict(dict(state={int(i): s for i, s in state['optimizer'].items()}, param_groups=groups))
-        for p, moments in self.optimizer.state.items():   # the fused step reads memory in the parameter's own order
-            for k, m in moments.items(): moments[k] = torch.empty_like(p).copy_(m) if m.shape==p.shape else m
-        self.lr_scheduler.last_epoch = int(state['lr_scheduler_step'])
-        for g, f in zip(self.optimizer.param_groups, self.lr_scheduler.lr_lambdas): g['lr'] = self.cfg.lr * f(self.lr_scheduler.last_epoch)
+        self._load_optimizer(state['optimizer'])
+        step = self.lr_scheduler.last_epoch = int(state['lr_scheduler_step'])
+        for g, f in zip(self.optimizer.param_groups, self.lr_scheduler.lr_lambdas): g['lr'] = self.cfg.lr * f(step)
         self.statistics.load_state_dict(state['statistics'])
         for k, s in state['coefficients'].items(): self.coefficient_schedulers[k].load_state_dict(s)
         self.activation_scaler.scaling_factor = state['scaling_factor']
