@@ -259,7 +259,7 @@ def _number(v)->float:
     v = v() if callable(v) else v
     return v.item() if isinstance(v, Tensor) else v
 
-# %% ../../nbs/training/trainer.ipynb #2e1575fa
+# %% ../../nbs/training/trainer.ipynb #e769675f
 class SAETrainer(_Logged):
     "Trains an SAE on batches of activations"
     def state_dict(self)->dict[str, Any]:
@@ -275,8 +275,6 @@ class SAETrainer(_Logged):
     def _load_optimizer(self, moments:dict[str, dict]):
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict(dict(state={int(i): m for i, m in moments.items()}, param_groups=groups))
-        for p, own in self.optimizer.state.items():   # the fused step reads memory in the parameter's own order
-            for k, m in own.items(): own[k] = torch.empty_like(p).copy_(m) if m.shape==p.shape else m
 
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
