@@ -87,7 +87,7 @@ def _config_from_dict(cls, data:dict, lookup:Callable)->SAEConfig:
     except ConfigError: pass   # an architecture that cannot be trained
     return found(**{k: v for k, v in data.items() if k not in training_only})
 
-# %% ../../nbs/saes/base.ipynb #330a813e
+# %% ../../nbs/saes/base.ipynb #4a3d3516
 def normalize_rows(
     x:Tensor, # (..., d_in) activations
     mode:str, # A value of `normalize_activations`
@@ -97,7 +97,7 @@ def normalize_rows(
         mu = x.mean(-1, keepdim=True); std = (x - mu).std(-1, keepdim=True)
         return (x - mu)/(std + 1e-5), std, mu
     if mode=='constant_norm_rescale':
-        a = x.shape[-1]**0.5 / x.norm(dim=-1, keepdim=True)
+        a = x.shape[-1]**0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)   # a row of zeros stays one
         return x*a, 1/a, None
     return x, None, None
 

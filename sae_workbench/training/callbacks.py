@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['JSONLLogger', 'read_log', 'ProgressBar', 'WandBLogger']
 
-# %% ../../nbs/training/callbacks.ipynb #4dce8bac
-import json, math, time
+# %% ../../nbs/training/callbacks.ipynb #a7dcc7ea
+import json, math, re, time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from tqdm.auto import tqdm
 from ..core.errors import ConfigError, LoadError
+from ..saes.base import WEIGHTS_FILE
 from .trainer import Callback
 
 # %% ../../nbs/training/callbacks.ipynb #93f22a33
@@ -37,7 +38,7 @@ def read_log(
     lines = path.read_text().split('\n')
     return [json.loads(l) for l in lines[:-1] if l]
 
-# %% ../../nbs/training/callbacks.ipynb #8ae77f69
+# %% ../../nbs/training/callbacks.ipynb #4fe024a4
 class ProgressBar(Callback):
     "Shows how far the run is and how it goes"
     def __init__(self,
@@ -57,17 +58,22 @@ class ProgressBar(Callback):
         self.bar.update(min(trainer.n_training_samples, self.bar.total) - self.bar.n)
         self.last = time.time()
 
+    def on_end(self, trainer):
+        "Leave the bar as it is"
+        self.on_close(trainer)
+
     def on_close(self, trainer):
         "Leave the bar as it is"
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/training/callbacks.ipynb #91c7e950
+# %% ../../nbs/training/callbacks.ipynb #aeb13ced
 class WandBLogger(Callback):
     "Sends metrics to Weights & Biases"
     def __init__(self,
         cfg, # A LoggingConfig
         run_config:dict[str, Any]|None=None, # The run's config, shown beside its curves
-    ): self.cfg, self.run_config, self.run = cfg, run_config, None
+        folder:str|Path|None=None, # Where the trained SAE will be; uploaded as an artifact when training ends
+    ): self.cfg, self.run_config, self.folder, self.run = cfg, run_config, folder, None
 
     def on_start(self, trainer):
         "Begin a W&B run, or go on with the one whose id is given"
@@ -78,6 +84,15 @@ class WandBLogger(Callback):
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Log under the step's number"
         self.run.log(metrics, step=trainer.n_training_steps)
+
+    def on_end(self, trainer):
+        "Upload the SAE's folder; without its weights if `log_weights_to_wandb` is off"
+        if self.folder is None or not Path(self.folder).is_dir(): return
+        import wandb
+        artifact = wandb.Artifact(re.sub(r'[^\w.-]', '_', trainer.sae.get_name()), type='model')
+        for f in sorted(Path(self.folder).iterdir()):
+            if f.is_file() and (self.cfg.log_weights_to_wandb or f.name != WEIGHTS_FILE): artifact.add_file(str(f))
+        self.run.log_artifact(artifact, aliases=['final_model'])
 
     def on_close(self, trainer):
         "End the W&B run"

@@ -95,9 +95,9 @@ class _Parts:
             self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
         return self._eval_tokens
 
-# %% ../../nbs/training/runner.ipynb #1f4c7716
-class _Checkpoints(Callback):
-    "Writes checkpoints during a run, evenly spaced"
+# %% ../../nbs/training/runner.ipynb #7b8bbc9b
+class _Saves(Callback):
+    "Writes checkpoints during a run, evenly spaced, and the trained SAE at its end"
     def __init__(self, runner):
         cfg, self.runner = runner.cfg, runner
         self.marks = [cfg.training_tokens*(i + 1)//(cfg.n_checkpoints + 1) for i in range(cfg.n_checkpoints)]
@@ -108,27 +108,31 @@ class _Checkpoints(Callback):
         "A step is complete, its counters included"
         if self.marks and trainer.n_training_samples >= self.marks[0]: self.marks.pop(0); self.runner.save_checkpoint(trainer)
 
-# %% ../../nbs/training/runner.ipynb #665713fd
+    def on_end(self, trainer):
+        "The run is complete"
+        if self.runner.cfg.save_final_checkpoint: self.runner.save_checkpoint(trainer, 'final_')
+        if self.runner.cfg.output_path: self.runner.save(self.runner.cfg.output_path)
+
+# %% ../../nbs/training/runner.ipynb #adf8f98b
 class LanguageModelSAETrainingRunner(_Parts):
     "Trains an SAE on the activations of a language model"
+    def _callbacks(self)->list[Callback]:
+        cfg = self.cfg
+        log_folder = cfg.output_path or cfg.checkpoint_path
+        return [ProgressBar(disable=not cfg.verbose)] + ([JSONLLogger(Path(log_folder)/'log.jsonl')] if log_folder else []) + [_Saves(self)] + (
+            [WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path)] if cfg.logger.log_to_wandb else [])
+
     def run(self)->TrainingSAE: # The trained SAE, in its training form
         "Train, evaluate and save"
         cfg, self.checkpoint_folder = self.cfg, None
         if cfg.logger.run_name is None: cfg.logger.run_name = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}-LR-{cfg.lr}-Tokens-{cfg.training_tokens:3.3e}"
-        log_folder = cfg.output_path or cfg.checkpoint_path
-        callbacks = [_Checkpoints(self), ProgressBar(disable=not cfg.verbose)]
-        if log_folder: callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
-        if cfg.logger.log_to_wandb: callbacks.append(WandBLogger(cfg.logger, cfg.to_dict()))
-        self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator, callbacks=callbacks)
+        self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator, callbacks=self._callbacks())
         if self.resume_from: load_checkpoint(self.resume_from, self.trainer, self.activations_store)
-        try: self.trainer.fit()
+        try: return self.trainer.fit()
         except KeyboardInterrupt:
             where = self.save_checkpoint(self.trainer)
             if where: print(f"Interrupted; go on with resume_from_checkpoint={str(where)!r}")
             raise
-        if cfg.save_final_checkpoint: self.save_checkpoint(self.trainer, 'final_')
-        if cfg.output_path: self.save(cfg.output_path)
-        return self.sae
 
     def save_checkpoint(self, trainer:SAETrainer, prefix:str='')->Path|None:
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
@@ -138,7 +142,7 @@ class LanguageModelSAETrainingRunner(_Parts):
 
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
-        path, metrics = Path(path), {k.removeprefix('eval/'): v for k, v in self.evaluator(self.sae).items()}
+        path, metrics = Path(path), {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
         sae = self.sae.to_inference(); sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score')})
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
