@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TopK', 'TopKSAEConfig', 'TopKSAE', 'TopKTrainingSAEConfig', 'TopKTrainingSAE']
 
-# %% ../../nbs/saes/topk.ipynb #474d35e9
+# %% ../../nbs/saes/topk.ipynb #16ac22fe
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from ..core.config import Count, NonNegative, Rule
-from ..core.ops import Pattern, Preacts, can_be_sparse, sparse_decode, sparse_decode_with
+from ..core.ops import Pattern, Preacts, can_be_sparse, decode_latents, sparse_decode, sparse_decode_with
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
@@ -38,7 +38,7 @@ class TopKSAEConfig(SAEConfig):
     @classmethod
     def architecture(cls)->str: return 'topk'
 
-# %% ../../nbs/saes/topk.ipynb #14cd3206
+# %% ../../nbs/saes/topk.ipynb #b62d7a96
 class TopKSAE(SAE[TopKSAEConfig]):
     "A TopK SAE"
     def get_activation_fn(self): return TopK(self.cfg.k)
@@ -56,10 +56,9 @@ class TopKSAE(SAE[TopKSAEConfig]):
 
     def _expand(self, feature_acts:Tensor)->Tensor:
         if self.cfg.rescale_acts_by_decoder_norm: feature_acts = feature_acts / self.W_dec.norm(dim=-1)
-        if feature_acts.requires_grad or not can_be_sparse(self.W_dec): return feature_acts @ self.W_dec
         f = feature_acts.reshape(-1, self.cfg.d_sae)
-        pattern = Pattern.from_mask(f != 0)
-        return sparse_decode(pattern.gather(f), pattern, self.W_dec).reshape(*feature_acts.shape[:-1], -1)
+        if not can_be_sparse(self.W_dec) or f.count_nonzero() > len(f)*self.activation_fn.k: return feature_acts @ self.W_dec
+        return decode_latents(f, self.W_dec).reshape(*feature_acts.shape[:-1], -1)
 
     def _select(self, x:Tensor)->tuple[Preacts, Pattern]:
         "The encoder's product for (rows, d_in), and which latents of it are kept"
@@ -68,15 +67,18 @@ class TopKSAE(SAE[TopKSAEConfig]):
         return pre, Pattern.from_indices(pre.h.topk(self.activation_fn.k, sorted=False).indices, self.cfg.d_sae)
 
     def _reconstruct(self, x:Tensor)->Tensor:
-        plain = type(self).encode is SAE.encode and type(self).encode_with_hidden_pre is TopKSAE.encode_with_hidden_pre and type(self).decode is SAE.decode
-        if not (plain and can_be_sparse(self.W_dec)) or self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked: return super()._reconstruct(x)
+        cls, hooked = type(self), self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
+        own = cls.encode is SAE.encode and cls.decode is SAE.decode and cls.encode_with_hidden_pre is TopKSAE.encode_with_hidden_pre
+        if hooked or not own or not can_be_sparse(self.W_dec): return super()._reconstruct(x)
         x = self._input(x)
         pre, pattern = self._select(x.reshape(-1, self.cfg.d_in))
         return self._finish(sparse_decode(pre.at(pattern)[0].relu(), pattern, self.W_dec).reshape(*x.shape[:-1], -1))
 
     def fold_W_dec_norm(self):
         "Make decoder rows unit vectors, in place; needs `rescale_acts_by_decoder_norm`, without which the selection would change"
-        if not self.cfg.rescale_acts_by_decoder_norm: raise NotImplementedError("folding decoder norms would change which latents are the k largest; it is exact only with rescale_acts_by_decoder_norm=True")
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            raise NotImplementedError("folding decoder norms would change which latents are the k largest; "
+                                      "it is exact only with rescale_acts_by_decoder_norm=True")
         super().fold_W_dec_norm()
 
 # %% ../../nbs/saes/topk.ipynb #e3421d4c
@@ -109,7 +111,7 @@ class _DeadLatents:
         scale = min(n_dead/(self.cfg.d_in//2), 1.) if self.cfg.d_in > 1 else 1.
         return self.cfg.aux_loss_coefficient * scale * (recons - (sae_in - sae_out).detach()).pow(2).sum(-1).mean()
 
-# %% ../../nbs/saes/topk.ipynb #48c110b6
+# %% ../../nbs/saes/topk.ipynb #e3ea09c2
 class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
     "Trains a `TopKSAE`"
     def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]:
@@ -122,7 +124,8 @@ class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE)
         return {'auxiliary_reconstruction_loss': self._dead_loss(recons, step_input.sae_in, sae_out, len(dead))}
 
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        if not self._untouched(TopKTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand') or type(self.activation_fn) is not TopK: return None
+        own = self._untouched(TopKTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand')
+        if not own or type(self.activation_fn) is not TopK: return None
         pre, pattern = self._select(self._input(step_input.sae_in))
         dead = self._dead(step_input)
         vals, dead_pre = pre.at(pattern, dead)
@@ -132,7 +135,8 @@ class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE)
         out = self._finish(recons)
         aux = out.new_zeros(()) if dead is None else self._dead_loss(aux, step_input.sae_in, out, len(dead))
         reported = vals if pre.scale is None else vals * pre.scale[pattern.cols]
-        return self._output(step_input, out, lambda: pattern.to_dense(reported), lambda: pre.h.clone(), {'auxiliary_reconstruction_loss': aux}, (pattern, reported))
+        return self._output(step_input, out, lambda: pattern.to_dense(reported), lambda: pre.h.clone(),
+                            {'auxiliary_reconstruction_loss': aux}, (pattern, reported))
 
     def process_state_dict_for_saving_inference(self, state_dict):
         "Fold the decoder norms, so that the inference SAE need not compute them"
