@@ -97,12 +97,17 @@ class LatentExamples:
     max_act:float # Its highest value
     examples:list[Example] # The strongest first
 
-# %% ../../nbs/analysis/examples.ipynb #156dd056
+# %% ../../nbs/analysis/examples.ipynb #f21bfa11
 _INVISIBLE = str.maketrans({'\n': '⏎', '\r': '', '\t': '⇥'})
+
+def _marked(text:str)->str:
+    "«token», a leading space outside"
+    word = text.lstrip(' ') or text
+    return text[:len(text) - len(word)] + f'«{word}»'
 
 def _terminal_line(e:Example, scale:float, color:bool)->str:
     def shade(i, text):
-        if i==e.peak: text = f'«{text}»'
+        if i==e.peak: text = _marked(text)
         grade = max(0., min(1., e.acts[i]/scale)) if scale else 0.
         return f'\x1b[48;5;{(230, 229, 222, 215, 208)[min(4, int(5*grade))]};30m{text}\x1b[0m' if color and grade > .05 else text
     return f"{e.value:8.1f}  " + ''.join(shade(i, t.translate(_INVISIBLE)) for i, t in enumerate(e.tokens))
