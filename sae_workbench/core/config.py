@@ -43,13 +43,14 @@ def as_dtype(dtype:str|torch.dtype)->torch.dtype:
     "The torch dtype of a name"
     return DTYPES[dtype_name(dtype)]
 
-# %% ../../nbs/core/config.ipynb #c63fb4e0
+# %% ../../nbs/core/config.ipynb #f453731f
 def device_name(
     device:str|torch.device, # "cpu", "cuda", "cuda:1", "mps" or a `torch.device`
 )->str: # The same as text
     "A device as text, if torch knows such a device"
-    try: return str(torch.device(device)) if not isinstance(device, str) else (torch.device(device), device)[1]
+    try: known = torch.device(device)
     except (RuntimeError, TypeError): raise ValueError("unknown device (cpu, cuda, cuda:0, mps, …)") from None
+    return device if isinstance(device, str) else str(known)
 
 Dtype = Annotated[str, BeforeValidator(dtype_name)]
 Device = Annotated[str, BeforeValidator(device_name)]
@@ -60,18 +61,24 @@ class Rule(NamedTuple):
     holds:Callable[[Any], bool] # Gets the config's values as attributes
     says:str # The complaint; `{c.k}` is the value of the field `k`
 
-# %% ../../nbs/core/config.ipynb #474bee1b
+# %% ../../nbs/core/config.ipynb #9c94cc89
+_WORDS = {
+    'greater_than_equal': 'must be at least {ge}', 'greater_than': 'must be more than {gt}',
+    'less_than_equal': 'must be at most {le}', 'less_than': 'must be less than {lt}',
+    'int_type': 'must be a whole number', 'float_type': 'must be a number', 'finite_number': 'must be finite',
+    'bool_type': 'must be True or False', 'string_type': 'must be text'}
+
 def _phrase(err:dict)->str:
+    "One of pydantic's errors in this library's words"
     ctx, kind = err.get('ctx', {}), err['type']
-    words = {'greater_than_equal': 'must be at least {ge}', 'greater_than': 'must be more than {gt}',
-             'less_than_equal': 'must be at most {le}', 'less_than': 'must be less than {lt}', 'finite_number': 'must be finite',
-             'int_type': 'must be a whole number', 'float_type': 'must be a number', 'bool_type': 'must be True or False', 'string_type': 'must be text'}
-    if kind in words: return words[kind].format(**ctx)
-    if kind == 'literal_error': return f"is not one of {ctx['expected']}" + did_you_mean(err['input'], ctx['expected'].replace("'", '').replace(' or ', ', ').split(', '))
+    if kind in _WORDS: return _WORDS[kind].format(**ctx)
+    if kind == 'literal_error':
+        choices = ctx['expected'].replace("'", '').replace(' or ', ', ').split(', ')
+        return f"is not one of {ctx['expected']}" + did_you_mean(err['input'], choices)
     if kind == 'value_error': return str(ctx['error'])
     return err['msg'][0].lower() + err['msg'][1:]
 
-# %% ../../nbs/core/config.ipynb #d6908c21
+# %% ../../nbs/core/config.ipynb #87ba2e68
 def _checker(tp)->Callable[[Any], Any]|None:
     "A function that returns the value, tidied, or raises `ValidationError`; None where the type cannot be checked"
     if isinstance(tp, ConfigMeta): return None
@@ -82,30 +89,33 @@ def _checker(tp)->Callable[[Any], Any]|None:
 def _checkers(cls)->dict[str, tuple[type, Callable|None]]:
     try: hints = typing.get_type_hints(cls, include_extras=True)
     except (NameError, TypeError): hints = {}   # a user's class with an annotation of its own
-    return {f.name: (hints.get(f.name), _checker(hints[f.name]) if f.name in hints else None) for f in dataclasses.fields(cls) if f.init}
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    return {n: (hints[n], _checker(hints[n])) if n in hints else (None, None) for n in names}
 
-# %% ../../nbs/core/config.ipynb #5a02490d
+# %% ../../nbs/core/config.ipynb #2cd30e6d
 def _check_field(cls, name:str, value)->tuple[Any, list[str]]:
     "The tidied value, and what is wrong with it"
     tp, check = _checkers(cls)[name]
-    if isinstance(tp, ConfigMeta) and not isinstance(value, tp): return value, [f"{name} must be a {tp.__name__}, not {type(value).__name__} {value!r:.60}"]
+    if isinstance(tp, ConfigMeta) and not isinstance(value, tp):
+        return value, [f"{name} must be a {tp.__name__}, not {type(value).__name__} {value!r:.60}"]
     if check is None: return value, []
     try: return check(value), []
     except ValidationError as e:
-        errs = e.errors()
-        return value, [f"{name}={value!r}: " + (_phrase(errs[0]) if len(errs)==1 else ' or '.join(dict.fromkeys(map(_phrase, errs))))]
+        phrases = dict.fromkeys(map(_phrase, e.errors()))   # a union type has one error for each of its types
+        return value, [f"{name}={value!r}: " + ' or '.join(phrases)]
 
-# %% ../../nbs/core/config.ipynb #fbbc1d76
+# %% ../../nbs/core/config.ipynb #d3dc831c
 def _collect(cls, attr:str)->Iterator:
     for c in reversed(cls.__mro__): yield from vars(c).get(attr, ())
 
-def _moved(cls)->dict[str, str]: return {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get('_moved', {}).items()}
+def _moved(cls)->dict[str, str]:
+    return {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get('_moved', {}).items()}
 
 def _unknown_option(cls, name:str)->str:
     if (hint := _moved(cls).get(name)): return f"{name}: {hint}"
     return f"{name}: not an option of {cls.__name__}" + did_you_mean(name, _checkers(cls))
 
-# %% ../../nbs/core/config.ipynb #652cd0c9
+# %% ../../nbs/core/config.ipynb #4b2f8fa4
 def check_options(
     cls:type, # A config class
     args:tuple, # Positional arguments
@@ -122,8 +132,10 @@ def check_options(
             bad += wrong
             if not wrong: good[n] = value
         elif f.default is f.default_factory is dataclasses.MISSING: bad.append(f"{n} is required")
-    bad += broken_rules(cls, good | {n: f.default for n, f in fields.items() if n not in given and f.default is not dataclasses.MISSING})
-    if bad: raise ConfigError(f"{cls.__name__}: " + ('; '.join(bad) if len(bad)==1 else f"{len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad)))
+    defaults = {n: f.default for n, f in fields.items() if n not in given and f.default is not dataclasses.MISSING}
+    bad += broken_rules(cls, good | defaults)
+    if len(bad)==1: raise ConfigError(f"{cls.__name__}: {bad[0]}")
+    if bad: raise ConfigError(f"{cls.__name__}: {len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad))
     return good
 
 # %% ../../nbs/core/config.ipynb #cf4579e5
@@ -139,15 +151,16 @@ def broken_rules(
         except AttributeError: pass   # reads a field that is itself wrong
     return bad
 
-# %% ../../nbs/core/config.ipynb #612606ab
+# %% ../../nbs/core/config.ipynb #2f917c27
 class ConfigMeta(ABCMeta):
     "Checks the arguments of a dataclass when it is constructed"
     def __call__(cls, *args, **kwargs):
         if not dataclasses.is_dataclass(cls): return super().__call__(*args, **kwargs)
-        n = sum(f.init and not f.kw_only for f in dataclasses.fields(cls))
-        if len(args) > n: raise ConfigError(f"{cls.__name__} takes at most {n} positional arguments, got {len(args)}")
-        if (twice := [f.name for f in dataclasses.fields(cls) if f.init and not f.kw_only][:len(args)]) and (both := set(twice) & set(kwargs)):
-            raise ConfigError(f"{cls.__name__}: given twice: {', '.join(sorted(both))}")
+        names = [f.name for f in dataclasses.fields(cls) if f.init and not f.kw_only]
+        if len(args) > len(names):
+            raise ConfigError(f"{cls.__name__} takes at most {len(names)} positional arguments, got {len(args)}")
+        twice = set(names[:len(args)]) & set(kwargs)
+        if twice: raise ConfigError(f"{cls.__name__}: given twice: {', '.join(sorted(twice))}")
         return super().__call__(**check_options(cls, args, kwargs))
 
     @property
@@ -159,13 +172,14 @@ class Config(metaclass=ConfigMeta):
     "Base of every config: a dataclass whose construction is checked"
     rules = ()
 
-# %% ../../nbs/core/config.ipynb #0538d3de
+# %% ../../nbs/core/config.ipynb #c81be1b4
 def plain(
     value, # Any value of a config's field
 ): # The same as dicts, lists, texts and numbers
     "A value as plain data, ready for JSON"
     if hasattr(value, 'to_dict'): return value.to_dict()
-    if dataclasses.is_dataclass(value): return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain(v) for v in value]
     return str(value) if isinstance(value, (torch.dtype, torch.device)) else value

@@ -16,15 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from .errors import LoadError, NonFiniteError
 
-# %% ../../nbs/core/files.ipynb #399a07e5
+# %% ../../nbs/core/files.ipynb #a1a941b6
 @contextmanager
 def atomic(
     path:str|Path, # Where the file will be
 )->Iterator[Path]: # Where to write it
     "Write to the yielded path inside the block; it takes its place when the block ends without an exception"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
-    os.close(fd); tmp = Path(tmp)
+    os.close(fd)
+    tmp = Path(tmp)
     try:
         yield tmp
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
@@ -33,10 +35,11 @@ def atomic(
     finally: tmp.unlink(missing_ok=True)
 
 def _umask()->int:
-    mask = os.umask(0); os.umask(mask)
+    mask = os.umask(0)   # it can only be read by setting it
+    os.umask(mask)
     return mask
 
-# %% ../../nbs/core/files.ipynb #fc3ed4aa
+# %% ../../nbs/core/files.ipynb #0464c082
 def write_json(
     path:str|Path, # The file
     data, # Plain data: dicts, lists, texts, numbers
@@ -51,8 +54,11 @@ def write_tensors(
     metadata:dict[str, str]|None=None, # Texts for the file's header
 )->Path: # The file
     "Write a safetensors file, atomically"
-    own = {}   # safetensors refuses two names for one memory
-    for k, t in tensors.items(): own[k] = t.detach().clone(memory_format=torch.contiguous_format) if any(t.data_ptr()==o.data_ptr() and t.numel() for o in own.values()) else t.detach().contiguous()
+    own = {}
+    for k, t in tensors.items():
+        shared = any(t.data_ptr()==o.data_ptr() and t.numel() for o in own.values())   # refused by safetensors
+        t = t.detach()
+        own[k] = t.clone(memory_format=torch.contiguous_format) if shared else t.contiguous()
     with atomic(path) as f: save_file(own, f, metadata)
     return Path(path)
 
@@ -64,12 +70,13 @@ def check_finite(
     bad = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad: raise NonFiniteError(f"{what} has NaN or infinity in {', '.join(bad)}")
 
-# %% ../../nbs/core/files.ipynb #4cbba009
+# %% ../../nbs/core/files.ipynb #2cdc6147
 def _existing(path)->Path:
     path = Path(path)
     if path.is_file(): return path
-    there = sorted(p.name for p in path.parent.iterdir())[:10] if path.parent.is_dir() else None
-    raise LoadError(f"{path}: no such file; " + (f"the folder holds {', '.join(there) or 'nothing'}" if there is not None else "nor the folder"))
+    if not path.parent.is_dir(): raise LoadError(f"{path}: no such file; nor the folder")
+    there = sorted(p.name for p in path.parent.iterdir())[:10]
+    raise LoadError(f"{path}: no such file; the folder holds {', '.join(there) or 'nothing'}")
 
 def read_json(
     path:str|Path, # The file
@@ -88,10 +95,12 @@ def read_tensors(
     "Read a safetensors file; `LoadError` when it is missing or damaged"
     path = _existing(path)
     try:
-        with safe_open(path, framework='pt', device=str(device)) as f: return {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e: raise LoadError(f"{path}: not a whole safetensors file ({e})") from None
+        with safe_open(path, framework='pt', device=str(device)) as f:
+            return {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError) as e:
+        raise LoadError(f"{path}: not a whole safetensors file ({e})") from None
 
-# %% ../../nbs/core/files.ipynb #5e5d8755
+# %% ../../nbs/core/files.ipynb #2c042d88
 def write_state(
     path:str|Path, # The file
     state:dict, # Nested dicts with text keys; leaves are tensors or plain data
@@ -99,8 +108,11 @@ def write_state(
     "Write a nest of tensors and plain data, atomically"
     tensors = {}
     def strip(node, at):
-        if isinstance(node, Tensor): tensors[at] = node; return {'': at}
-        return {k: strip(v, f'{at}/{k}') for k, v in node.items()} if isinstance(node, dict) else node
+        if isinstance(node, Tensor):
+            tensors[at] = node
+            return {'': at}
+        if not isinstance(node, dict): return node
+        return {k: strip(v, f'{at}/{k}') for k, v in node.items()}
     tree = strip(state, '')
     return write_tensors(path, tensors, {'state': json.dumps(tree)})
 
@@ -112,5 +124,8 @@ def read_state(
     tensors = read_tensors(path, device)
     with safe_open(path, framework='pt') as f: header = f.metadata() or {}
     if 'state' not in header: raise LoadError(f"{path}: holds tensors, but not the state of a run")
-    def fill(node): return (tensors[node['']] if set(node)=={''} else {k: fill(v) for k, v in node.items()}) if isinstance(node, dict) else node
+    def fill(node):
+        if not isinstance(node, dict): return node
+        if set(node)=={''}: return tensors[node['']]
+        return {k: fill(v) for k, v in node.items()}
     return fill(json.loads(header['state']))

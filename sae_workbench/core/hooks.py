@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from .errors import HookError, unknown
 
-# %% ../../nbs/core/hooks.ipynb #005ee143
-class HookPoint(nn.Module):
-    "Hands on what it gets, to whoever hangs on it first"
+# %% ../../nbs/core/hooks.ipynb #9bb8f791
+class _Point(nn.Module):
+    "A module that does nothing, at a place with a name"
     def __init__(self):
         super().__init__()
         self.name:str|None = None
@@ -29,14 +29,19 @@ class HookPoint(nn.Module):
         "Whether any function hangs here, by `add_hook` or by torch's own registration"
         return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
+# %% ../../nbs/core/hooks.ipynb #807c9f44
+class HookPoint(_Point):
+    "Hands on what it gets, to whoever hangs on it first"
     def add_hook(self,
         hook:Callable, # Called as hook(tensor, hook=point); returns a new tensor or None
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
         is_permanent:bool=False, # Survives `remove_hooks` and `reset_hooks`
     ):
         "Hang a function on this point"
-        if dir=='fwd': handle = self.register_forward_hook(lambda mod, args, out: hook(out, hook=self))
-        elif dir=='bwd': handle = self.register_full_backward_hook(lambda mod, g_in, g_out: _as_tuple(hook(g_out[0], hook=self)))
+        def on_value(mod, args, out): return hook(out, hook=self)
+        def on_gradient(mod, g_in, g_out): return _as_tuple(hook(g_out[0], hook=self))
+        if dir=='fwd': handle = self.register_forward_hook(on_value)
+        elif dir=='bwd': handle = self.register_full_backward_hook(on_gradient)
         else: raise HookError(unknown('hook direction', dir, ['fwd', 'bwd']))
         getattr(self, f'{dir}_hooks').append((handle, is_permanent))
 
@@ -50,11 +55,11 @@ class HookPoint(nn.Module):
             setattr(self, f'{d}_hooks', kept)
         self.ctx = {}
 
-def _as_tuple(g): return None if g is None else g if isinstance(g, tuple) else (g,)
+def _as_tuple(g): return g if g is None or isinstance(g, tuple) else (g,)
 
-# %% ../../nbs/core/hooks.ipynb #7311a6b7
-class HookedModule(nn.Module):
-    "A module whose `HookPoint`s can be reached by name"
+# %% ../../nbs/core/hooks.ipynb #9bfc2ecb
+class _Points(nn.Module):
+    "The `HookPoint`s of a module by name"
     def setup(self):
         "Tell every point its name; called once, when all points are in place"
         for name, m in self.named_modules():
@@ -80,10 +85,17 @@ class HookedModule(nn.Module):
         "Hang a function on one point or several"
         for p in self._points(name): p.add_hook(hook, dir, is_permanent)
 
-    def reset_hooks(self, clear_contexts:bool=True, direction:Literal['fwd', 'bwd', 'both']='both', including_permanent:bool=False):
+    def reset_hooks(self,
+        clear_contexts:bool=True, # Kept for TransformerLens scripts; the points' notes are always cleared
+        direction:Literal['fwd', 'bwd', 'both']='both', # Which functions
+        including_permanent:bool=False, # Those too that were hung to stay
+    ):
         "Take all functions down"
         for p in self.hook_dict.values(): p.remove_hooks(direction, including_permanent)
 
+# %% ../../nbs/core/hooks.ipynb #906024c9
+class _Hooking(_Points):
+    "Functions that hang for a while"
     @contextmanager
     def hooks(self,
         fwd_hooks:list=(), # Pairs (name or test, function) on values
@@ -102,28 +114,36 @@ class HookedModule(nn.Module):
                         if h not in old: h[0].remove()
                     setattr(p, attr, old)
 
+# %% ../../nbs/core/hooks.ipynb #721a3619
+class HookedModule(_Hooking):
+    "A module whose `HookPoint`s can be reached by name"
     def run_with_hooks(self, *args, fwd_hooks:list=(), bwd_hooks:list=(), **kwargs):
-        "Call the module with functions that hang for this call; with `bwd_hooks`, use `hooks()` around the backward pass instead"
-        if bwd_hooks: raise HookError("a gradient flows after the call has ended: use `with sae.hooks(bwd_hooks=...)` around forward and backward")
+        "Call the module with functions that hang for this call only"
+        if bwd_hooks:
+            raise HookError("a gradient flows after the call has ended: "
+                            "use `with sae.hooks(bwd_hooks=...)` around forward and backward")
         with self.hooks(fwd_hooks): return self(*args, **kwargs)
 
     def run_with_cache(self, *args,
         names_filter:str|list[str]|Callable[[str], bool]|None=None, # Which points; all by default
         **kwargs):
         "`(output, {point: tensor})`, the tensors detached"
-        cache, keep = {}, names_filter if callable(names_filter) else (lambda n: True) if names_filter is None else lambda n: n in ([names_filter] if isinstance(names_filter, str) else names_filter)
+        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+        def keep(name): return wanted is None or (wanted(name) if callable(wanted) else name in wanted)
+        cache = {}
         def store(x, hook): cache[hook.name] = x.detach()
         with self.hooks([(keep, store)]): out = self(*args, **kwargs)
         return out, cache
 
-# %% ../../nbs/core/hooks.ipynb #94cc8213
+# %% ../../nbs/core/hooks.ipynb #143bd2cd
 @contextmanager
 def hooks_off(
     module:nn.Module, # Any module
 )->Iterator[None]:
     "Inside the block the points of a module hand on what they get, whatever hangs on them"
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    kept = [(m, k, getattr(m, k)) for m in module.modules() if isinstance(m, HookPoint) for k in kinds if getattr(m, k)]
+    points = [m for m in module.modules() if isinstance(m, HookPoint)]
+    kept = [(m, k, getattr(m, k)) for m in points for k in kinds if getattr(m, k)]
     try:
         for m, k, fns in kept: setattr(m, k, type(fns)())
         yield

@@ -23,12 +23,14 @@ from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
 from ..core.registry import get_sae_class, get_sae_training_class, register_sae_class
 
-# %% ../../nbs/saes/base.ipynb #cfbcda5c
+# %% ../../nbs/saes/base.ipynb #3436b672
 FORMAT_VERSION = '6.54.12'   # the release of SAELens whose file layout this is
 
 class SAEMetadata(dict):
     "Facts about an SAE, as attributes or items; `None` for what is not known"
-    def __init__(self, **facts): super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | facts)
+    def __init__(self, **facts):
+        super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | facts)
+
     def __missing__(self, name): return None
     def __getattr__(self, name):
         if name.startswith('__'): raise AttributeError(name)
@@ -47,7 +49,9 @@ class SAEMetadata(dict):
 
 def _metadata(facts): return SAEMetadata(**facts)
 
-# %% ../../nbs/saes/base.ipynb #484e1ac8
+# %% ../../nbs/saes/base.ipynb #34d99f85
+_Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale']
+
 @dataclass
 class SAEConfig(Config):
     "What every SAE has; an architecture's own config adds its options"
@@ -56,7 +60,7 @@ class SAEConfig(Config):
     dtype:Dtype = 'float32' # Of the weights: float32, float64, bfloat16 or float16
     device:Device = 'cpu' # Where the weights live
     apply_b_dec_to_input:bool = True # Subtract b_dec from the input before encoding
-    normalize_activations:Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'] = 'none' # How inputs are scaled; see below
+    normalize_activations:_Normalization = 'none' # How inputs are scaled; see below
     reshape_activations:Literal['none', 'hook_z'] = 'none' # hook_z joins (heads, d_head) into d_in
     metadata:SAEMetadata = field(default_factory=SAEMetadata) # Model, hook, data and other facts
 
@@ -74,27 +78,31 @@ class SAEConfig(Config):
         "The config that `to_dict` described; an option that does not exist is refused"
         return _config_from_dict(cls, config_dict, get_sae_class)
 
-# %% ../../nbs/saes/base.ipynb #b21af06a
+# %% ../../nbs/saes/base.ipynb #bcb6ed56
 def _config_from_dict(cls, data:dict, lookup:Callable)->SAEConfig:
     data = dict(data)
-    name = data.pop('architecture', None) or (cls.architecture() if not cls.__abstractmethods__ else None)
-    if name is None: raise ConfigError(f"{cls.__name__}.from_dict: the key 'architecture' is missing, so the class is not known")
+    own_name = None if cls.__abstractmethods__ else cls.architecture()
+    name = data.pop('architecture', None) or own_name
+    if name is None:
+        raise ConfigError(f"{cls.__name__}.from_dict: the key 'architecture' is missing, so the class is not known")
     found = lookup(name)[1]
-    if not issubclass(found, cls): raise ConfigError(f"architecture {name!r} has the config {found.__name__}, which is not a {cls.__name__}")
+    if not issubclass(found, cls):
+        raise ConfigError(f"architecture {name!r} has the config {found.__name__}, which is not a {cls.__name__}")
     if isinstance(data.get('metadata'), dict): data['metadata'] = SAEMetadata(**data['metadata'])
     own, training_only = {f.name for f in fields(found)}, set()
     try: training_only = {f.name for f in fields(get_sae_training_class(name)[1])} - own
     except ConfigError: pass   # an architecture that cannot be trained
     return found(**{k: v for k, v in data.items() if k not in training_only})
 
-# %% ../../nbs/saes/base.ipynb #4a3d3516
+# %% ../../nbs/saes/base.ipynb #c3b2e982
 def normalize_rows(
     x:Tensor, # (..., d_in) activations
     mode:str, # A value of `normalize_activations`
 )->tuple[Tensor, Tensor|None, Tensor|None]: # normalised (..., d_in), scale (..., 1), shift (..., 1)
     "Scale rows as the config asks; `y*scale + shift` undoes it"
     if mode=='layer_norm':
-        mu = x.mean(-1, keepdim=True); std = (x - mu).std(-1, keepdim=True)
+        mu = x.mean(-1, keepdim=True)
+        std = (x - mu).std(-1, keepdim=True)
         return (x - mu)/(std + 1e-5), std, mu
     if mode=='constant_norm_rescale':
         a = x.shape[-1]**0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)   # a row of zeros stays one
@@ -108,13 +116,33 @@ class _Remembered(threading.local):
     def __deepcopy__(self, memo): return _Remembered()
     def __reduce__(self): return _Remembered, ()
 
-# %% ../../nbs/saes/base.ipynb #6d16be97
+# %% ../../nbs/saes/base.ipynb #acf6eb9f
 T = TypeVar('T', bound=SAEConfig)
 
-class _Weights(HookedModule):
-    "The tensors of an SAE and its hook points"
+class _Tensors(HookedModule):
+    "The tensors of an SAE"
+    cfg:SAEConfig
+    dtype:torch.dtype
+    device:torch.device
     _latent_biases = ('b_enc',)   # tensors in the units of the pre-activations, scaled when decoder norms are folded
 
+    def get_activation_fn(self)->Callable[[Tensor], Tensor]:
+        "The function from pre-activations to latents; ReLU unless an architecture says otherwise"
+        return torch.relu
+
+    def initialize_weights(self):
+        "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
+        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device))
+        rows = torch.empty(self.cfg.d_sae, self.cfg.d_in, dtype=self.dtype, device=self.device)
+        self.W_dec = nn.Parameter(nn.init.kaiming_uniform_(rows))
+        self.W_enc = nn.Parameter(self.W_dec.data.T.clone(memory_format=torch.contiguous_format))
+
+    def _per_latent(self, value:float=0.)->nn.Parameter:
+        return nn.Parameter(torch.full((self.cfg.d_sae,), value, dtype=self.dtype, device=self.device))
+
+# %% ../../nbs/saes/base.ipynb #2d60d237
+class _Weights(_Tensors):
+    "An SAE's tensors and hook points, in place"
     def __init__(self,
         cfg:SAEConfig, # The architecture's config
         use_error_term:bool=False, # Add what the SAE misses to its output, so that only interventions change anything
@@ -125,21 +153,9 @@ class _Weights(HookedModule):
         self._last = _Remembered()
         self.activation_fn = self.get_activation_fn()
         self.initialize_weights()
-        for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'): setattr(self, f'hook_sae_{point}', HookPoint())
+        for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
+            setattr(self, f'hook_sae_{point}', HookPoint())
         self.setup()
-
-    def get_activation_fn(self)->Callable[[Tensor], Tensor]:
-        "The function from pre-activations to latents; ReLU unless an architecture says otherwise"
-        return torch.relu
-
-    def initialize_weights(self):
-        "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
-        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device))
-        self.W_dec = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(self.cfg.d_sae, self.cfg.d_in, dtype=self.dtype, device=self.device)))
-        self.W_enc = nn.Parameter(self.W_dec.data.T.clone(memory_format=torch.contiguous_format))
-
-    def _per_latent(self, value:float=0.)->nn.Parameter:
-        return nn.Parameter(torch.full((self.cfg.d_sae,), value, dtype=self.dtype, device=self.device))
 
     def _apply(self, fn, recurse=True):
         "What `.to(...)`, `.half()`, `.cuda()` go through: the config follows the weights"
@@ -148,17 +164,19 @@ class _Weights(HookedModule):
         self.cfg.dtype, self.cfg.device = dtype_name(self.dtype), str(self.device)
         return out
 
-# %% ../../nbs/saes/base.ipynb #efa28e50
+# %% ../../nbs/saes/base.ipynb #e0d3c0b5
 class _InOut(_Weights):
     "From the model's activations to the SAE's units and back"
     def __init__(self, cfg, use_error_term=False):
         super().__init__(cfg, use_error_term)
-        (self.turn_on_forward_pass_hook_z_reshaping if cfg.reshape_activations=='hook_z' else self.turn_off_forward_pass_hook_z_reshaping)()
+        if cfg.reshape_activations=='hook_z': self.turn_on_forward_pass_hook_z_reshaping()
+        else: self.turn_off_forward_pass_hook_z_reshaping()
 
     def turn_on_forward_pass_hook_z_reshaping(self):
         "Expect (…, heads, d_head) and give it back"
         name = self.cfg.metadata.hook_name
-        if name and not name.endswith('_z'): raise ConfigError(f"reshape_activations='hook_z' is for attention outputs, not for {name!r}")
+        if name and not name.endswith('_z'):
+            raise ConfigError(f"reshape_activations='hook_z' is for attention outputs, not for {name!r}")
         self.hook_z_reshaping_mode = True
 
     def turn_off_forward_pass_hook_z_reshaping(self):
@@ -180,12 +198,9 @@ class _InOut(_Weights):
         "(…, d_in) to (…, heads, d_head), for hook_z"
         return x.unflatten(-1, (-1, d_head)) if self.hook_z_reshaping_mode and d_head else x
 
-# %% ../../nbs/saes/base.ipynb #494ebf0b
-class _Scaled(_InOut):
-    "Normalisation and `b_dec`"
-    @property
-    def _b_in(self)->Tensor|None: return self.b_dec if self.cfg.apply_b_dec_to_input else None
-
+# %% ../../nbs/saes/base.ipynb #2e26a1a7
+class _Normed(_InOut):
+    "Normalisation of the rows, there and back"
     def run_time_activation_norm_fn_in(self, x:Tensor)->Tensor:
         "Scale the rows, and remember how"
         x, self._last.scale, self._last.shift = normalize_rows(x, self.cfg.normalize_activations)
@@ -196,12 +211,21 @@ class _Scaled(_InOut):
         scale, shift = self._last.scale, self._last.shift
         if self.cfg.normalize_activations not in ('layer_norm', 'constant_norm_rescale'): return x
         if scale is None or scale.shape[:-1] != x.shape[:-1]:
-            raise DataError(f"decode needs the scale of rows {tuple(x.shape[:-1])}, but encode last saw {tuple(scale.shape[:-1]) if scale is not None else 'none'} in this thread: call encode on the same input first")
+            seen = 'none' if scale is None else tuple(scale.shape[:-1])
+            raise DataError(f"decode needs the scale of rows {tuple(x.shape[:-1])}, but encode last saw {seen} "
+                            "in this thread: call encode on the same input first")
         return x*scale if shift is None else x*scale + shift
+
+# %% ../../nbs/saes/base.ipynb #43e75ed1
+class _Scaled(_Normed):
+    "All that happens before the product with `W_enc`, and after the one with `W_dec`"
+    @property
+    def _b_in(self)->Tensor|None: return self.b_dec if self.cfg.apply_b_dec_to_input else None
 
     def _input(self, x:Tensor)->Tensor:
         x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
-        if x.shape[-1] != self.cfg.d_in: raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
+        if x.shape[-1] != self.cfg.d_in:
+            raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
         return self.run_time_activation_norm_fn_in(x)
 
     def process_sae_in(self, sae_in:Tensor)->Tensor:
@@ -211,11 +235,12 @@ class _Scaled(_InOut):
 
     def _finish(self, recons:Tensor)->Tensor:
         "What follows the product with `W_dec`"
-        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons + self.b_dec)), self.d_head)
+        out = self.hook_sae_recons(recons + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
 
-# %% ../../nbs/saes/base.ipynb #d3d23a98
-class _Coding(_Scaled):
-    "The maths"
+# %% ../../nbs/saes/base.ipynb #b437d38a
+class _Formulas(_Scaled):
+    "The encoder's formula and the decoder's"
     def _pre(self, x:Tensor)->Tensor: return encode_linear(self._input(x), self.W_enc, self.b_enc, self._b_in)
 
     def encode_with_hidden_pre(self, x:Tensor)->tuple[Tensor, Tensor]:
@@ -237,9 +262,13 @@ class _Coding(_Scaled):
         feature_acts:Tensor, # (…, d_sae) latents
     )->Tensor: # (…, d_in) reconstruction
         "The activations that latents stand for"
-        if feature_acts.shape[-1] != self.cfg.d_sae: raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
+        if feature_acts.shape[-1] != self.cfg.d_sae:
+            raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
         return self._finish(self._expand(feature_acts))
 
+# %% ../../nbs/saes/base.ipynb #7c6d75d6
+class _Coding(_Formulas):
+    "Encode and decode in one"
     def _reconstruct(self, x:Tensor)->Tensor: return self.decode(self.encode(x))
 
     def forward(self,
@@ -254,7 +283,7 @@ class _Coding(_Scaled):
     def _error(self, x:Tensor)->Tensor:
         with hooks_off(self): return x - self._reconstruct(x)
 
-# %% ../../nbs/saes/base.ipynb #86338fe0
+# %% ../../nbs/saes/base.ipynb #20d4ecd6
 class _Folding(_Coding):
     "Changes of the weights that keep the function"
     @torch.no_grad()
@@ -266,7 +295,8 @@ class _Folding(_Coding):
     def fold_W_dec_norm(self):
         "Make every decoder row a unit vector, in place; outputs stay, latents are scaled by the old norms"
         n = self.get_W_dec_norm()
-        self.W_dec.data.div_(n[:, None]); self.W_enc.data.mul_(n)
+        self.W_dec.data.div_(n[:, None])
+        self.W_enc.data.mul_(n)
         for name in self._latent_biases:
             if getattr(self, name, None) is not None: getattr(self, name).data.mul_(n)
 
@@ -275,22 +305,26 @@ class _Folding(_Coding):
         scaling_factor:float, # What activations were multiplied by in training
     ):
         "Take unscaled activations from now on, in place"
-        self.W_enc.data.mul_(scaling_factor); self.W_dec.data.div_(scaling_factor); self.b_dec.data.div_(scaling_factor)
+        self.W_enc.data.mul_(scaling_factor)
+        self.W_dec.data.div_(scaling_factor)
+        self.b_dec.data.div_(scaling_factor)
         self.cfg.normalize_activations = 'none'
 
-# %% ../../nbs/saes/base.ipynb #5850b7f5
+# %% ../../nbs/saes/base.ipynb #91b8ca81
 CFG_FILE, WEIGHTS_FILE = 'cfg.json', 'sae_weights.safetensors'
 
 def _check_tensors(path:Path, found:dict[str, Tensor], expected:dict[str, Tensor]):
     "Raise `LoadError` unless names and shapes agree"
-    bad = [f"{k}: missing" for k in expected if k not in found] + [f"{k}: not a tensor of this architecture" for k in found if k not in expected]
-    bad += [f"{k}: expected shape {tuple(t.shape)}, found {tuple(found[k].shape)}" for k, t in expected.items() if k in found and found[k].shape!=t.shape]
-    bad += [f"{k}: expected numbers, found {found[k].dtype}" for k in expected if k in found and not found[k].is_floating_point()]
+    both = [(k, tuple(t.shape), tuple(found[k].shape)) for k, t in expected.items() if k in found]
+    bad = [f"{k}: missing" for k in expected if k not in found]
+    bad += [f"{k}: not a tensor of this architecture" for k in found if k not in expected]
+    bad += [f"{k}: expected shape {want}, found {got}" for k, want, got in both if got!=want]
+    bad += [f"{k}: expected numbers, found {found[k].dtype}" for k, *_ in both if not found[k].is_floating_point()]
     if bad: raise LoadError(f"{path}: " + '; '.join(bad))
 
-# %% ../../nbs/saes/base.ipynb #b6b001fa
-class _Files(_Folding):
-    "Save and load"
+# %% ../../nbs/saes/base.ipynb #290bb35d
+class _Saved(_Folding):
+    "Writing the folder"
     def process_state_dict_for_saving(self, state_dict:dict[str, Any])->None:
         "Change the tensors before they are written, in place; for architectures to override"
 
@@ -306,10 +340,16 @@ class _Files(_Folding):
         check_finite(tensors, f'the {self.cfg.architecture()} SAE')
         return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, self.cfg.to_dict())
 
+# %% ../../nbs/saes/base.ipynb #b156f8f1
+class _Files(_Saved):
+    "From an architecture's name to its classes"
     @classmethod
     def from_dict(cls, config_dict:dict[str, Any])->'SAE':
         "A fresh SAE for a config's dict"
-        return cls.get_sae_class_for_architecture(config_dict['architecture'])(cls.get_sae_config_class_for_architecture(config_dict['architecture']).from_dict(config_dict))
+        name = config_dict['architecture']
+        sae_class = cls.get_sae_class_for_architecture(name)
+        config_class = cls.get_sae_config_class_for_architecture(name)
+        return sae_class(config_class.from_dict(config_dict))
 
     @classmethod
     def _registered(cls, architecture:str)->tuple[type, type]: return get_sae_class(architecture)
@@ -318,7 +358,9 @@ class _Files(_Folding):
     def get_sae_class_for_architecture(cls, architecture:str)->type:
         "The registered class; a `ConfigError` if it is not a kind of the class that was asked"
         found = cls._registered(architecture)[0]
-        if not issubclass(found, cls): raise ConfigError(f"architecture {architecture!r} is a {found.__name__}, not a {cls.__name__}: load it with {found.__name__} or SAE")
+        if not issubclass(found, cls):
+            raise ConfigError(f"architecture {architecture!r} is a {found.__name__}, not a {cls.__name__}: "
+                              f"load it with {found.__name__} or SAE")
         return found
 
     @classmethod
@@ -326,7 +368,7 @@ class _Files(_Folding):
         "The registered config class"
         return cls._registered(architecture)[1]
 
-# %% ../../nbs/saes/base.ipynb #f7c6f1c9
+# %% ../../nbs/saes/base.ipynb #5b82f5e8
 def read_sae_folder(
     path:str|Path, # A folder with cfg.json and sae_weights.safetensors
     device:str='cpu', # Where the tensors go
@@ -335,8 +377,10 @@ def read_sae_folder(
     "Read the two files of SAELens v6's layout"
     cfg = read_json(Path(path)/CFG_FILE)
     if 'architecture' not in cfg: raise LoadError(f"{Path(path)/CFG_FILE}: the key 'architecture' is missing")
-    return cfg | {'device': str(device)} | (cfg_overrides or {}), read_tensors(Path(path)/WEIGHTS_FILE, device)
+    cfg = cfg | {'device': str(device)} | (cfg_overrides or {})
+    return cfg, read_tensors(Path(path)/WEIGHTS_FILE, device)
 
+# %% ../../nbs/saes/base.ipynb #f8347752
 class SAE(_Files, Generic[T]):
     "A sparse autoencoder for inference; base of all architectures"
     cfg:T
@@ -350,7 +394,8 @@ class SAE(_Files, Generic[T]):
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
     )->'SAE': # Of the registered class for the file's architecture
         "Load an SAE from a folder"
-        cfg, tensors = converter(path, device, cfg_overrides={'dtype': dtype_name(dtype)} if dtype is not None else None)
+        overrides = None if dtype is None else {'dtype': dtype_name(dtype)}
+        cfg, tensors = converter(path, device, cfg_overrides=overrides)
         sae = cls._from_parts(cfg, tensors, Path(path))
         if fold_W_dec_norm: sae.fold_W_dec_norm()
         return sae

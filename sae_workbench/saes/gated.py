@@ -16,7 +16,7 @@ from .base import SAE, SAEConfig
 from .standard import few_enough
 from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 
-# %% ../../nbs/saes/gated.ipynb #993de7c5
+# %% ../../nbs/saes/gated.ipynb #5b8e0cf5
 @dataclass
 class GatedSAEConfig(SAEConfig):
     "A gated SAE"
@@ -36,7 +36,8 @@ class GatedSAE(SAE[GatedSAEConfig]):
         "Latents and the magnitude half's pre-activations, both (…, d_sae)"
         p = encode_linear(self._input(x), self.W_enc, None, self._b_in)
         mag = self.hook_sae_acts_pre(p*self.r_mag.exp() + self.b_mag)
-        return self.hook_sae_acts_post((p + self.b_gate > 0).to(mag.dtype) * self.activation_fn(mag)), mag
+        open_ = (p + self.b_gate > 0).to(mag.dtype)
+        return self.hook_sae_acts_post(open_ * self.activation_fn(mag)), mag
 
 # %% ../../nbs/saes/gated.ipynb #f71e58bf
 @dataclass
@@ -45,23 +46,34 @@ class GatedTrainingSAEConfig(TrainingSAEConfig, GatedSAEConfig):
     l1_coefficient:NonNegative = 1.0 # Weight of the penalty on the gate
     l1_warm_up_steps:Natural = 0 # Steps over which the weight grows linearly from zero
 
-# %% ../../nbs/saes/gated.ipynb #d42cb636
-class GatedTrainingSAE(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
-    "Trains a `GatedSAE`"
+# %% ../../nbs/saes/gated.ipynb #ae18cb82
+class _GatedLosses(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
+    "The two losses of the gate"
     def get_coefficients(self)->dict[str, TrainCoefficientConfig]:
         "The penalty's weight"
         return {'l1': TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)}
 
-    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]:
+    def calculate_aux_loss(self,
+        step_input:TrainStepInput, # The batch and the coefficients
+        feature_acts:Tensor, # (batch, d_sae) latents
+        hidden_pre:Tensor, # (batch, d_sae) the magnitude half's pre-activations
+        sae_out:Tensor, # (batch, d_in) the reconstruction
+    )->dict[str, Tensor]: # l1_loss and auxiliary_reconstruction_loss
         "The penalty, and the gate's own reconstruction error"
         gate = encode_linear(step_input.sae_in, self.W_enc, self.b_gate, self._b_in).relu()
-        return self._gate_losses(step_input, (gate * self.W_dec.norm(dim=1)).sum(-1).mean(), gate @ self.W_dec + self.b_dec)
+        l1 = (gate * self.W_dec.norm(dim=1)).sum(-1).mean()
+        return self._gate_losses(step_input, l1, gate @ self.W_dec + self.b_dec)
 
     def _gate_losses(self, step_input:TrainStepInput, l1:Tensor, via_gate:Tensor)->dict[str, Tensor]:
-        return {'l1_loss': step_input.coefficients['l1'] * l1, 'auxiliary_reconstruction_loss': (via_gate - step_input.sae_in).pow(2).sum(-1).mean()}
+        error = (via_gate - step_input.sae_in).pow(2).sum(-1).mean()
+        return {'l1_loss': step_input.coefficients['l1'] * l1, 'auxiliary_reconstruction_loss': error}
 
+# %% ../../nbs/saes/gated.ipynb #b8b1df07
+class GatedTrainingSAE(_GatedLosses):
+    "Trains a `GatedSAE`"
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        if not self._untouched(GatedTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', 'get_activation_fn'): return None
+        own = self._untouched(GatedTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', 'get_activation_fn')
+        if not own: return None
         if self.cfg.normalize_activations in ('layer_norm', 'constant_norm_rescale'): return None
         pre = Preacts(self._input(step_input.sae_in), self.W_enc, None, self._b_in, private=True)
         if not few_enough(open_ := pre.h > -self.b_gate): return self._dense_from(step_input, pre)
@@ -71,15 +83,19 @@ class GatedTrainingSAE(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
         out = self._finish(sparse_decode(mag, pattern, self.W_dec))
         via_gate, _, norm = sparse_decode_with(gate, pattern, self.W_dec, norms=True)
         losses = self._gate_losses(step_input, (gate * norm[cols]).sum() / pattern.n_rows, via_gate + self.b_dec)
-        return self._output(step_input, out, lambda: pattern.to_dense(mag), lambda: pre.h*self.r_mag.exp() + self.b_mag, losses, (pattern, mag))
+        def acts(): return pattern.to_dense(mag)
+        def hidden(): return pre.h*self.r_mag.exp() + self.b_mag
+        return self._output(step_input, out, acts, hidden, losses, (pattern, mag))
 
     def _dense_from(self, step_input:TrainStepInput, pre:Preacts)->TrainStepOutput:
         "While many gates are open: dense, but with one product for both halves"
-        pre.private, p = False, pre.dense()
+        pre.private = False
+        p = pre.dense()
         gate, mag = p + self.b_gate, p*self.r_mag.exp() + self.b_mag
         acts = (gate > 0).to(mag.dtype) * mag.relu()
-        l1, via_gate = (gate.relu() * self.W_dec.norm(dim=1)).sum(-1).mean(), gate.relu() @ self.W_dec + self.b_dec
-        return self._output(step_input, self._finish(acts @ self.W_dec), acts, mag, self._gate_losses(step_input, l1, via_gate))
+        l1 = (gate.relu() * self.W_dec.norm(dim=1)).sum(-1).mean()
+        losses = self._gate_losses(step_input, l1, gate.relu() @ self.W_dec + self.b_dec)
+        return self._output(step_input, self._finish(acts @ self.W_dec), acts, mag, losses)
 
 # %% ../../nbs/saes/gated.ipynb #79057170
 register_sae_class('gated', GatedSAE, GatedSAEConfig)

@@ -35,7 +35,7 @@ class JumpReLUSAE(SAE[JumpReLUSAEConfig]):
 
     def _activate(self, pre:Tensor)->Tensor: return self.activation_fn(pre) * (pre > self.threshold)
 
-# %% ../../nbs/saes/jumprelu.ipynb #71069ad1
+# %% ../../nbs/saes/jumprelu.ipynb #423440f4
 @dataclass
 class JumpReLUTrainingSAEConfig(TrainingSAEConfig, JumpReLUSAEConfig):
     "A JumpReLU SAE, its estimator and its penalty"
@@ -48,17 +48,23 @@ class JumpReLUTrainingSAEConfig(TrainingSAEConfig, JumpReLUSAEConfig):
     jumprelu_tanh_scale:Positive = 4.0 # Steepness of the tanh penalty
     jumprelu_ste_to_input:bool = False # Let the estimator's gradient reach the encoder too (Anthropic), not the threshold alone (DeepMind)
     target_l0:Positive|None = None # What the quadratic penalty aims at
-    rules = (Rule(lambda c: c.jumprelu_sparsity_loss_mode!='quadratic' or c.target_l0 is not None, "target_l0 must be set for jumprelu_sparsity_loss_mode='quadratic'"),
-             Rule(lambda c: c.target_l0 is None or c.target_l0 <= c.d_sae, "target_l0={c.target_l0} is more than d_sae={c.d_sae}"))
-    _moved = {'l1_coefficient': 'a JumpReLU SAE has no L1 penalty; its L0 penalty is l0_coefficient', 'l1_warm_up_steps': 'write l0_warm_up_steps'}
+    rules = (
+        Rule(lambda c: c.jumprelu_sparsity_loss_mode!='quadratic' or c.target_l0 is not None,
+             "target_l0 must be set for jumprelu_sparsity_loss_mode='quadratic'"),
+        Rule(lambda c: c.target_l0 is None or c.target_l0 <= c.d_sae,
+             "target_l0={c.target_l0} is more than d_sae={c.d_sae}"))
+    _moved = {
+        'l1_coefficient': 'a JumpReLU SAE has no L1 penalty; its L0 penalty is l0_coefficient',
+        'l1_warm_up_steps': 'write l0_warm_up_steps'}
 
-# %% ../../nbs/saes/jumprelu.ipynb #74d2d68f
+# %% ../../nbs/saes/jumprelu.ipynb #b3153632
 class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
     "The trained threshold"
     def initialize_weights(self):
         "The common tensors, `b_enc` at zero and `threshold` at its initial value, both (d_sae,)"
         super().initialize_weights()
-        self.threshold = nn.Parameter(torch.full((self.cfg.d_sae,), self.cfg.jumprelu_init_threshold, device=self.device))
+        start = torch.full((self.cfg.d_sae,), self.cfg.jumprelu_init_threshold, device=self.device)
+        self.threshold = nn.Parameter(start)
 
     @property
     def bandwidth(self)->float:
@@ -75,8 +81,13 @@ class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
         return t + (t.clamp(min=0) - t).detach()
 
     def _activate(self, pre:Tensor)->Tensor: return self._jump(pre, self._theta())
-    def _jump(self, pre:Tensor, t:Tensor)->Tensor: return JumpReLU.apply(pre, t, self.bandwidth, self.cfg.jumprelu_ste_to_input)
 
+    def _jump(self, pre:Tensor, t:Tensor)->Tensor:
+        return JumpReLU.apply(pre, t, self.bandwidth, self.cfg.jumprelu_ste_to_input)
+
+# %% ../../nbs/saes/jumprelu.ipynb #3f9846d2
+class _KeptThreshold(_Threshold):
+    "The threshold between steps, and in files"
     @torch.no_grad()
     def after_optimizer_step(self)->None:
         "Thresholds are not negative"
@@ -90,46 +101,69 @@ class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
         "Checkpoints of older versions of SAELens hold the threshold's logarithm"
         if 'log_threshold' in state_dict: state_dict['threshold'] = state_dict.pop('log_threshold').exp()
 
-# %% ../../nbs/saes/jumprelu.ipynb #4a173196
-class JumpReLUTrainingSAE(_Threshold):
-    "Trains a `JumpReLUSAE`"
+# %% ../../nbs/saes/jumprelu.ipynb #637f4710
+class _JumpReLULosses(_KeptThreshold):
+    "The penalty in its three modes, and the pre-activation loss"
     def get_coefficients(self)->dict[str, TrainCoefficientConfig]:
         "The penalty's weight"
         return {'l0': TrainCoefficientConfig(self.cfg.l0_coefficient, self.cfg.l0_warm_up_steps)}
 
     def _row_penalty(self, pre:Tensor, acts:Tensor, t:Tensor, norm:Tensor|None, row_sum)->Tensor:
         "(batch,) the penalty of each row; `row_sum` adds up a value per latent"
-        if self.cfg.jumprelu_sparsity_loss_mode=='tanh': return row_sum(torch.tanh(self.cfg.jumprelu_tanh_scale * acts * norm))
-        l0 = row_sum(Step.apply(pre, t, self.bandwidth, self.cfg.jumprelu_ste_to_input))
-        return l0 if self.cfg.jumprelu_sparsity_loss_mode=='step' else 2/self.cfg.target_l0 * (l0 - self.cfg.target_l0)**2
+        cfg = self.cfg
+        if self._weighted: return row_sum(torch.tanh(cfg.jumprelu_tanh_scale * acts * norm))
+        l0 = row_sum(Step.apply(pre, t, self.bandwidth, cfg.jumprelu_ste_to_input))
+        return l0 if cfg.jumprelu_sparsity_loss_mode=='step' else 2/cfg.target_l0 * (l0 - cfg.target_l0)**2
 
-    def _losses(self, step_input:TrainStepInput, penalty:Tensor, dead_pre:Tensor|None, dead:Tensor|None)->dict[str, Tensor]:
-        losses = {'l0_loss': step_input.coefficients['l0'] * penalty.mean()}
-        if self.cfg.pre_act_loss_coefficient is None: return losses
-        below = penalty.new_zeros(()) if dead is None else ((self._theta()[dead] - dead_pre).relu() * self.W_dec[dead].norm(dim=1)).sum(-1).mean()
-        return losses | {'pre_act_loss': self.cfg.pre_act_loss_coefficient * below}
+    @property
+    def _weighted(self)->bool: return self.cfg.jumprelu_sparsity_loss_mode=='tanh'   # the mode that reads decoder norms
 
     def _dead(self, step_input:TrainStepInput)->Tensor|None:
+        "The dead latents' numbers, where the pre-activation loss is on and there are any"
         mask = step_input.dead_neuron_mask
-        return None if self.cfg.pre_act_loss_coefficient is None or mask is None or not mask.any() else mask.nonzero().flatten()
+        if self.cfg.pre_act_loss_coefficient is None or mask is None or not mask.any(): return None
+        return mask.nonzero().flatten()
 
-    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]:
+    def _losses(self, step_input, penalty:Tensor, dead_pre:Tensor|None, dead:Tensor|None)->dict[str, Tensor]:
+        losses = {'l0_loss': step_input.coefficients['l0'] * penalty.mean()}
+        if self.cfg.pre_act_loss_coefficient is None: return losses
+        below = penalty.new_zeros(())
+        if dead is not None:
+            gap = (self._theta()[dead] - dead_pre).relu()
+            below = (gap * self.W_dec[dead].norm(dim=1)).sum(-1).mean()
+        return losses | {'pre_act_loss': self.cfg.pre_act_loss_coefficient * below}
+
+# %% ../../nbs/saes/jumprelu.ipynb #3e083241
+class JumpReLUTrainingSAE(_JumpReLULosses):
+    "Trains a `JumpReLUSAE`"
+    def calculate_aux_loss(self,
+        step_input:TrainStepInput, # The batch, the coefficients and the dead latents
+        feature_acts:Tensor, # (batch, d_sae) latents
+        hidden_pre:Tensor, # (batch, d_sae) pre-activations
+        sae_out:Tensor, # (batch, d_in) the reconstruction
+    )->dict[str, Tensor]: # l0_loss, and pre_act_loss if it is on
         "The penalty, and the pre-activation loss if it is on"
         dead = self._dead(step_input)
-        penalty = self._row_penalty(hidden_pre, feature_acts, self._theta(), self.W_dec.norm(dim=1) if self.cfg.jumprelu_sparsity_loss_mode=='tanh' else None, lambda v: v.sum(-1))
+        norm = self.W_dec.norm(dim=1) if self._weighted else None
+        penalty = self._row_penalty(hidden_pre, feature_acts, self._theta(), norm, lambda v: v.sum(-1))
         return self._losses(step_input, penalty, None if dead is None else hidden_pre[..., dead], dead)
 
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        if not self._untouched(JumpReLUTrainingSAE, 'encode_with_hidden_pre', '_activate', 'calculate_aux_loss'): return None
-        pre, t = Preacts(self._input(step_input.sae_in), self.W_enc, self.b_enc, self._b_in, private=True), self._theta()
+        own = self._untouched(JumpReLUTrainingSAE, 'encode_with_hidden_pre', '_activate', 'calculate_aux_loss')
+        if not own: return None
+        pre = Preacts(self._input(step_input.sae_in), self.W_enc, self.b_enc, self._b_in, private=True)
+        t = self._theta()
         if not few_enough(near := pre.h > t - self.bandwidth/2): return None
         pattern, dead = Pattern.from_mask(near), self._dead(step_input)
         (p, dead_pre), cols = pre.at(pattern, dead), pattern.cols
         acts = self._jump(p, t[cols])
-        recons, _, norm = sparse_decode_with(acts, pattern, self.W_dec, norms=self.cfg.jumprelu_sparsity_loss_mode=='tanh')
-        per_row = lambda v: v.new_zeros(pattern.n_rows).index_add(0, pattern.rows, v)
-        penalty = self._row_penalty(p, acts, t[cols], None if norm is None else norm[cols], per_row)
-        return self._output(step_input, self._finish(recons), lambda: pattern.to_dense(acts), lambda: pre.h.clone(), self._losses(step_input, penalty, dead_pre, dead), (pattern, acts))
+        recons, _, norm = sparse_decode_with(acts, pattern, self.W_dec, norms=self._weighted)
+        def row_sum(v): return v.new_zeros(pattern.n_rows).index_add(0, pattern.rows, v)
+        penalty = self._row_penalty(p, acts, t[cols], None if norm is None else norm[cols], row_sum)
+        losses = self._losses(step_input, penalty, dead_pre, dead)
+        def latents(): return pattern.to_dense(acts)
+        def hidden(): return pre.h.clone()
+        return self._output(step_input, self._finish(recons), latents, hidden, losses, (pattern, acts))
 
 # %% ../../nbs/saes/jumprelu.ipynb #eeafcfb7
 register_sae_class('jumprelu', JumpReLUSAE, JumpReLUSAEConfig)

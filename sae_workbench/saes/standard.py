@@ -46,27 +46,36 @@ def few_enough(
     "Whether so few latents are needed that a sparse step pays"
     return mask.count_nonzero().item() <= SPARSE_BELOW*mask.numel()
 
-# %% ../../nbs/saes/standard.ipynb #ac1886e7
+# %% ../../nbs/saes/standard.ipynb #43b4edb4
 class StandardTrainingSAE(TrainingSAE[StandardTrainingSAEConfig], StandardSAE):
     "Trains a `StandardSAE`"
     def get_coefficients(self)->dict[str, TrainCoefficientConfig]:
         "The penalty's weight"
         return {'l1': TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)}
 
-    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]:
+    def calculate_aux_loss(self,
+        step_input:TrainStepInput, # The batch and the coefficients
+        feature_acts:Tensor, # (batch, d_sae) latents
+        hidden_pre:Tensor, # (batch, d_sae) pre-activations
+        sae_out:Tensor, # (batch, d_in) the reconstruction
+    )->dict[str, Tensor]: # The penalty, as l1_loss
         "The penalty"
         sparsity = (feature_acts * self.W_dec.norm(dim=1)).norm(p=self.cfg.lp_norm, dim=-1)
         return {'l1_loss': step_input.coefficients['l1'] * sparsity.mean()}
 
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        if self.cfg.lp_norm != 1 or not self._untouched(StandardTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', 'get_activation_fn'): return None
+        own = self._untouched(StandardTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', 'get_activation_fn')
+        if self.cfg.lp_norm != 1 or not own: return None
         pre = Preacts(self._input(step_input.sae_in), self.W_enc, self.b_enc, self._b_in, private=True)
         if not few_enough(on := pre.h > 0): return None
         pattern = Pattern.from_mask(on)
         vals, _ = pre.at(pattern)
         recons, _, norm = sparse_decode_with(vals, pattern, self.W_dec, norms=True)
         l1 = (vals * norm[pattern.cols]).sum() / pattern.n_rows
-        return self._output(step_input, self._finish(recons), lambda: pattern.to_dense(vals), lambda: pre.h.clone(), {'l1_loss': step_input.coefficients['l1']*l1}, (pattern, vals))
+        losses = {'l1_loss': step_input.coefficients['l1']*l1}
+        def acts(): return pattern.to_dense(vals)
+        def hidden(): return pre.h.clone()
+        return self._output(step_input, self._finish(recons), acts, hidden, losses, (pattern, vals))
 
 # %% ../../nbs/saes/standard.ipynb #43898a3a
 register_sae_class('standard', StandardSAE, StandardSAEConfig)

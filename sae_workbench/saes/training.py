@@ -19,7 +19,7 @@ from ..core.ops import Pattern, can_be_sparse
 from ..core.registry import get_sae_class, get_sae_training_class, register_sae_training_class
 from .base import SAE, WEIGHTS_FILE, SAEConfig, SAEMetadata, _config_from_dict
 
-# %% ../../nbs/saes/training.ipynb #aad6a88c
+# %% ../../nbs/saes/training.ipynb #13842a26
 @dataclass(kw_only=True)
 class TrainingSAEConfig(SAEConfig):
     "What every trainable SAE has; an architecture's own training config adds the options of its loss"
@@ -29,7 +29,8 @@ class TrainingSAEConfig(SAEConfig):
     def from_dict(cls, config_dict:dict[str, Any])->'TrainingSAEConfig':
         "The config that `to_dict` described; an option that does not exist is refused"
         cfg = _config_from_dict(cls, config_dict, get_sae_training_class)
-        for note in ('training_architecture', 'training_architecture_details'): cfg.metadata.pop(note, None)   # `to_dict` derives them
+        for note in ('training_architecture', 'training_architecture_details'):
+            cfg.metadata.pop(note, None)   # `to_dict` derives them
         return cfg
 
     def get_inference_config_class(self)->type[SAEConfig]:
@@ -42,7 +43,9 @@ class TrainingSAEConfig(SAEConfig):
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in inference}
 
     def _notes(self)->dict[str, Any]:
-        return self.metadata.to_dict() | dict(training_architecture=self.architecture(), training_architecture_details=self.get_training_architecture_details())
+        return self.metadata.to_dict() | dict(
+            training_architecture=self.architecture(),
+            training_architecture_details=self.get_training_architecture_details())
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, with the training options noted in the metadata too, where inference will find them"
@@ -51,7 +54,8 @@ class TrainingSAEConfig(SAEConfig):
     def get_inference_sae_cfg_dict(self)->dict[str, Any]:
         "The inference config as a dict, with the training options noted in its metadata"
         cls = self.get_inference_config_class()
-        return {f.name: plain(getattr(self, f.name)) for f in fields(cls)} | dict(architecture=cls.architecture(), metadata=self._notes())
+        options = {f.name: plain(getattr(self, f.name)) for f in fields(cls)}
+        return options | dict(architecture=cls.architecture(), metadata=self._notes())
 
 # %% ../../nbs/saes/training.ipynb #2823eb56
 class TrainCoefficientConfig(NamedTuple):
@@ -68,7 +72,7 @@ class TrainStepInput:
     n_training_steps:int # Steps so far
     is_logging_step:bool = False # Whether metrics of this step will be logged
 
-# %% ../../nbs/saes/training.ipynb #e76ccdc7
+# %% ../../nbs/saes/training.ipynb #dbc8b91b
 class _Lazy:
     "A dataclass field that is given as a tensor, or as a function that makes it when it is first read"
     def __set_name__(self, owner, name): self.name = f'_{name}'
@@ -79,6 +83,7 @@ class _Lazy:
         if callable(value) and not isinstance(value, Tensor): value = vars(obj)[self.name] = value()
         return value
 
+# %% ../../nbs/saes/training.ipynb #2a9453b8
 @dataclass
 class TrainStepOutput:
     "What a step returns"
@@ -89,7 +94,7 @@ class TrainStepOutput:
     loss:Tensor # Scalar, the sum of all losses
     losses:dict[str, Tensor] # Each loss by name
     metrics:dict[str, Any] = field(default_factory=dict) # More to log: numbers, or functions of no arguments
-    active:tuple[Pattern, Tensor]|None = None # Where latents were computed, and their values (nnz,), when the step was sparse
+    active:tuple[Pattern, Tensor]|None = None # Of a sparse step: where latents were computed, and their values (nnz,)
 
     @torch.no_grad()
     def firing_counts(self)->Tensor:
@@ -105,9 +110,7 @@ class TrainStepOutput:
         if self.active is not None: self.active = (self.active[0], self.active[1].detach())
         return self
 
-# %% ../../nbs/saes/training.ipynb #621825e3
-T = TypeVar('T', bound=TrainingSAEConfig)
-
+# %% ../../nbs/saes/training.ipynb #3a78aba5
 def mse_loss(
     preds:Tensor, # (batch, d_in)
     target:Tensor, # (batch, d_in)
@@ -115,61 +118,86 @@ def mse_loss(
     "Squared error of each number; the step sums it over dimensions and averages over rows"
     return (preds - target).pow(2)
 
-class _Step(SAE[T]):
-    "One step: from a batch to its losses"
+# %% ../../nbs/saes/training.ipynb #92fe1eda
+T = TypeVar('T', bound=TrainingSAEConfig)
+
+class _Trainable(SAE[T]):
+    "What an architecture says about its training"
     def __init__(self, cfg:T, use_error_term:bool=False):
         super().__init__(cfg, use_error_term)
         self.turn_off_forward_pass_hook_z_reshaping()   # training batches come with the heads joined already
         self.mse_loss_fn = mse_loss
 
     def initialize_weights(self):
-        "Decoder rows of norm `decoder_init_norm`, the encoder as the transpose, stored so that its gradient needs no transposing"
+        "Decoder rows of norm `decoder_init_norm`, the encoder as their transpose"
         super().initialize_weights()
-        if (norm := self.cfg.decoder_init_norm) is not None: self.W_dec.data.mul_(norm/self.W_dec.data.norm(dim=-1, keepdim=True))
-        self.W_enc.data = self.W_dec.data.clone().T
+        norm = self.cfg.decoder_init_norm
+        if norm is not None: self.W_dec.data.mul_(norm/self.W_dec.data.norm(dim=-1, keepdim=True))
+        self.W_enc.data = self.W_dec.data.clone().T   # stored this way round, its gradient needs no transposing
+
+    def state_dict(self, *args, **kwargs)->dict[str, Tensor]:
+        "The tensors by name, all of them contiguous, as safetensors wants them"
+        tensors = super().state_dict(*args, **kwargs)
+        for name, t in tensors.items(): tensors[name] = t.contiguous()
+        return tensors
 
     def get_coefficients(self)->dict[str, float|TrainCoefficientConfig]:
         "The loss coefficients by name"
         return {}
 
-    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]|Tensor:
+    def calculate_aux_loss(self,
+        step_input:TrainStepInput, # The batch and the coefficients
+        feature_acts:Tensor, # (batch, d_sae) latents
+        hidden_pre:Tensor, # (batch, d_sae) pre-activations
+        sae_out:Tensor, # (batch, d_in) the reconstruction
+    )->dict[str, Tensor]|Tensor: # Terms by name, or a single one
         "The terms of the loss beside the reconstruction error"
         return {}
 
+    def after_optimizer_step(self)->None:
+        "Bring parameters back into their range; the trainer calls it after every optimiser step"
+
+# %% ../../nbs/saes/training.ipynb #ea8c3556
+class _Step(_Trainable[T]):
+    "One step: from a batch to its losses"
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
         "The same as the dense pass by a cheaper way; None where there is none"
 
     def _dense_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         acts, pre = self.encode_with_hidden_pre(step_input.sae_in)
         out = self.decode(acts)
-        return self._output(step_input, out, acts, pre, self.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out))
+        aux = self.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
+        return self._output(step_input, out, acts, pre, aux)
 
     def training_forward_pass(self,
         step_input:TrainStepInput, # A batch, and the coefficients of this step
     )->TrainStepOutput: # The losses; call backward on its loss
         "The losses of a batch; changes nothing"
-        return (self._fast_pass(step_input) if self._can_be_fast(step_input) else None) or self._dense_pass(step_input)
+        fast = self._fast_pass(step_input) if self._can_be_fast(step_input) else None
+        return fast or self._dense_pass(step_input)
 
     def _output(self, step_input, sae_out, feature_acts, hidden_pre, aux, active=None)->TrainStepOutput:
         losses = {'mse_loss': self.mse_loss_fn(sae_out, step_input.sae_in).sum(-1).mean()}
         losses |= aux if isinstance(aux, dict) else {'aux_loss': aux}
-        return TrainStepOutput(step_input.sae_in, sae_out, feature_acts, hidden_pre, sum(losses.values()), losses, active=active)
+        loss = sum(losses.values())
+        return TrainStepOutput(step_input.sae_in, sae_out, feature_acts, hidden_pre, loss, losses, active=active)
 
-# %% ../../nbs/saes/training.ipynb #d1fd26c0
-class TrainingSAE(_Step[T]):
-    "A sparse autoencoder that can be trained; base of all training architectures"
-    cfg:T
-
+# %% ../../nbs/saes/training.ipynb #a998e689
+class _Choosing(_Step[T]):
+    "Between the fast pass and the dense one"
     def _untouched(self, owner:type, *names:str)->bool:
         "Whether these methods are still those of `owner`"
         return all(getattr(type(self), n) is getattr(owner, n) for n in names)
 
     def _can_be_fast(self, step_input:TrainStepInput)->bool:
         hooked = self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
-        return not hooked and step_input.sae_in.dim()==2 and can_be_sparse(self.W_dec) and self._untouched(SAE, 'decode', '_finish', 'process_sae_in')
+        if hooked or step_input.sae_in.dim()!=2 or not can_be_sparse(self.W_dec): return False
+        return self._untouched(SAE, 'decode', '_finish', 'process_sae_in')
 
-    def after_optimizer_step(self)->None:
-        "Bring parameters back into their range; the trainer calls it after every optimiser step"
+# %% ../../nbs/saes/training.ipynb #0008cc67
+class TrainingSAE(_Choosing[T]):
+    "A sparse autoencoder that can be trained; base of all training architectures"
+    cfg:T
 
     def process_state_dict_for_saving_inference(self, state_dict:dict[str, Any])->None:
         "Change the tensors of the inference SAE, in place; for architectures to override"
@@ -203,7 +231,7 @@ class TrainingSAE(_Step[T]):
         "Distributions worth logging, as arrays by name"
         return {'weights/W_dec_norms': self.W_dec.detach().float().norm(dim=1).cpu().numpy()}
 
-# %% ../../nbs/saes/training.ipynb #db5f11ff
+# %% ../../nbs/saes/training.ipynb #02dae90c
 def assert_same_step(
     sae:TrainingSAE, # An SAE whose fast pass accepts the batch
     step_input:TrainStepInput, # A batch
@@ -213,9 +241,12 @@ def assert_same_step(
     "Compare the fast pass with the dense one: outputs, every loss, latents and all gradients"
     results = []
     for run in (sae._fast_pass, sae._dense_pass):
-        sae.zero_grad(); out = run(step_input); out.loss.backward()
+        sae.zero_grad()
+        out = run(step_input)
+        out.loss.backward()
         grads = {n: p.grad.clone() for n, p in sae.named_parameters()}
-        results.append(dict(sae_out=out.sae_out, latents=out.feature_acts, pre=out.hidden_pre, firing=out.firing_counts()) | out.losses | grads)
+        shown = dict(sae_out=out.sae_out, latents=out.feature_acts, pre=out.hidden_pre, firing=out.firing_counts())
+        results.append(shown | out.losses | grads)
     for k, fast in results[0].items():
         torch.testing.assert_close(fast, results[1][k], rtol=rtol, atol=atol, msg=lambda m, k=k: f"{k}: {m}")
     sae.zero_grad()

@@ -83,16 +83,26 @@ def coefficient_schedulers(
     parts = {k: c if isinstance(c, TrainCoefficientConfig) else TrainCoefficientConfig(c, 0) for k, c in coefficients.items()}
     return {k: CoefficientScheduler(c.warm_up_steps, c.value) for k, c in parts.items()}
 
-# %% ../../nbs/training/optim.ipynb #be85bdcc
+# %% ../../nbs/training/optim.ipynb #0bc3048c
+def _twin(p:nn.Parameter)->nn.Parameter:
+    "The parameter itself, or its contiguous transpose in the same memory"
+    return nn.Parameter(p.data.T) if p.dim()==2 and p.T.is_contiguous() and not p.is_contiguous() else p
+
 def make_adam(
     params:Iterable[nn.Parameter], # What is trained
     lr:float, # Learning rate
     betas:tuple[float, float]=(0.9, 0.999), # Decay of the two moments
-)->Adam: # Fused where the device and the dtype allow it
+)->Adam: # Fused where the device and the dtype allow it; its `pairs` are (what it steps, the parameter)
     "The optimiser of the trainer"
-    params = list(params)
-    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params)
-    return Adam(params, lr=lr, betas=betas, fused=fused)
+    pairs = [(_twin(p), p) for p in params]
+    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for _, p in pairs)
+    optimizer = Adam([t for t, _ in pairs], lr=lr, betas=betas, fused=fused)
+    optimizer.pairs = pairs
+    return optimizer
+
+# %% ../../nbs/training/optim.ipynb #a2876909
+def _norm(grads:list[Tensor])->Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
 
 def clip_and_step(
     optimizer:Adam, # From `make_adam`
@@ -100,13 +110,18 @@ def clip_and_step(
     check:Callable[[Tensor], None]=lambda norm: None, # Gets the total norm before anything is changed, and may raise
 )->Tensor: # The total norm of the gradients
     "Clip, step, and hand the gradients' memory back for the next step"
-    params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad.float()) for p in params]))
+    pairs = [(t, p) for t, p in optimizer.pairs if p.grad is not None]
+    norm = _norm([p.grad for _, p in pairs])
     check(norm)
+    for t, p in pairs:
+        if t is not p: t.data, t.grad = p.data.T, p.grad.T
     scale = (norm + 1e-6).clamp(min=max_norm) / max_norm
-    if optimizer.defaults['fused']: optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)   # torch's own way to divide gradients on the fly
+    if optimizer.defaults['fused']:   # torch's own way to divide gradients on the fly
+        optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)
     else:
-        for p in params: p.grad.div_(scale)
+        for t, _ in pairs: t.grad.div_(scale)
     optimizer.step()
-    for p in params: scratch.give(p.grad); p.grad = None
+    for t, p in pairs:
+        scratch.give(p.grad)
+        t.grad = p.grad = None
     return norm
