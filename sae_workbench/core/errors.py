@@ -36,7 +36,8 @@ def did_you_mean(
 )->str: # A clause such as "; did you mean 'topk'?", or an empty string
     "The nearest valid names, ready to append to an error message"
     by_lower, name = {str(c).lower(): str(c) for c in choices}, str(name).lower()
-    near = get_close_matches(name, by_lower, n=n, cutoff=0.6) or [c for c in by_lower if len(name) > 2 and c.startswith(name)][:n]
+    near = get_close_matches(name, by_lower, n=n, cutoff=0.6)
+    if not near and len(name) > 2: near = [c for c in by_lower if c.startswith(name)][:n]
     near = [by_lower[m] for m in near]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 

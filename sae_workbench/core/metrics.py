@@ -21,12 +21,12 @@ class ReconstructionMetrics:
         x_hat:Tensor, # (rows, d) reconstructions
     )->'ReconstructionMetrics':
         "Add a batch"
-        x, x_hat = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, x_hat))
+        x, x_hat = x.double(), x_hat.double()   # where the mean is large, the variance is a small difference
         nx, ny, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x*x_hat).sum(-1)
-        rows = dict(l2_norm_in=nx, l2_norm_out=ny, l2_ratio=ny/nx.clamp_min(1e-8), mse=(x - x_hat).pow(2).sum(-1), power=nx**2,
-                    cossim=dot/(nx*ny).clamp_min(1e-8), power_out=ny**2, dot=dot)
-        for k, v in rows.items(): self.sums[k] = self.sums.get(k, 0.) + v.double().sum().item()
-        s = x.double().sum(0)
+        rows = dict(l2_norm_in=nx, l2_norm_out=ny, l2_ratio=ny/nx.clamp_min(1e-8), power=nx**2, power_out=ny**2,
+                    mse=(x - x_hat).pow(2).sum(-1), cossim=dot/(nx*ny).clamp_min(1e-8), dot=dot)
+        for k, v in rows.items(): self.sums[k] = self.sums.get(k, 0.) + v.sum().item()
+        s = x.sum(0)
         self.n, self.sum_x = self.n + len(x), s if self.sum_x is None else self.sum_x + s
         return self
 
@@ -36,10 +36,10 @@ class ReconstructionMetrics:
         mean = {k: v/self.n for k, v in self.sums.items()}
         variance = mean['power'] - (self.sum_x/self.n).pow(2).sum().item()
         bias = mean.pop('power_out')/dot if (dot := mean.pop('dot')) else 0.
-        power = mean.pop('power')
-        constant = variance <= 1e-12*max(power, 1e-30)   # all rows equal: there is no variance to explain
-        return mean | dict(explained_variance=(1. if mean['mse'] <= 1e-12*max(power, 1e-30) else 0.) if constant else 1 - mean['mse']/variance,
-                           relative_reconstruction_bias=bias)
+        nothing = 1e-12*max(mean.pop('power'), 1e-30)
+        if variance > nothing: explained = 1 - mean['mse']/variance
+        else: explained = float(mean['mse'] <= nothing)   # all rows are equal: there is no variance to explain
+        return mean | dict(explained_variance=explained, relative_reconstruction_bias=bias)
 
 # %% ../../nbs/core/metrics.ipynb #b5cfe751
 class SparsityMetrics:
@@ -72,7 +72,8 @@ def ce_loss_score(
     ablated:float, # Cross-entropy with zeros in place
 )->float: # 1: nothing lost; 0: as bad as zeros; negative: worse than zeros
     "The share of the cross-entropy that the reconstruction recovers"
-    if ablated == clean: raise DataError("ablating the activation does not change the loss, so nothing can be recovered")
+    if ablated == clean:
+        raise DataError("ablating the activation does not change the loss, so nothing can be recovered")
     return (ablated - with_sae) / (ablated - clean)
 
 # %% ../../nbs/core/metrics.ipynb #79b7fa82

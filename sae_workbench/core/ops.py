@@ -60,7 +60,8 @@ class Pattern:
     @cached_property
     def rows(self)->Tensor:
         "(nnz,) the row of each entry"
-        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.cols.device), self.offsets.diff(), output_size=len(self.cols))
+        rows = torch.arange(self.n_rows, device=self.cols.device)
+        return torch.repeat_interleave(rows, self.offsets.diff(), output_size=len(self.cols))
 
     @cached_property
     def by_latent(self)->tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +87,7 @@ class Pattern:
 def _has_csr(device_type:str)->bool:
     with warnings.catch_warnings():   # torch says once that compressed rows are in beta
         warnings.simplefilter('ignore')
-        if device_type=='cpu': torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1), check_invariants=False)
+        if device_type=='cpu': torch.zeros(1, 1).to_sparse_csr()
     return device_type=='cuda' or (device_type=='cpu' and torch.backends.mkl.is_available())
 
 def transposed_product(
@@ -118,7 +119,8 @@ class _SparseDecode(torch.autograd.Function):
         (vals, W, extra, n), p = ctx.saved_tensors, ctx.pattern
         d_vals = d_W = d_extra = None
         if ctx.needs_input_grad[0]:
-            d_vals = torch.ops.aten._embedding_bag_per_sample_weights_backward(g.contiguous(), W, p.cols, p.offsets[:-1], p.rows, 0)
+            backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
+            d_vals = backward(g.contiguous(), W, p.cols, p.offsets[:-1], p.rows, 0)
         if ctx.needs_input_grad[1]:
             d_W = transposed_product(p, vals, g)
             if extra is not None: d_W.index_add_(0, ctx.cols, extra.T @ g_extra)
@@ -126,6 +128,7 @@ class _SparseDecode(torch.autograd.Function):
         if extra is not None and ctx.needs_input_grad[3]: d_extra = g_extra @ W[ctx.cols].T
         return d_vals, d_W, None, d_extra, None, None
 
+# %% ../../nbs/core/ops.ipynb #dde3b644
 def sparse_decode_with(
     vals:Tensor, # (nnz,) values of the active latents
     pattern:Pattern, # Where they are
@@ -134,7 +137,7 @@ def sparse_decode_with(
     cols:Tensor|None=None, # (n,) the latents of those columns, each once
     norms:bool=False, # Whether the norms of the rows of W are wanted
 )->tuple[Tensor, Tensor|None, Tensor|None]: # (rows, d_out) from vals, (rows, d_out) from extra, (d_sae,) norms
-    "`sparse_decode`, with a second code and the decoder's norms beside it; once differentiable in `vals`, `W` and `extra`"
+    "`sparse_decode` with a second code and the decoder's norms beside it; once differentiable in all of them"
     return _SparseDecode.apply(vals, W, pattern, extra, cols, norms)
 
 def sparse_decode(
@@ -185,10 +188,11 @@ class Preacts:
             self.h = torch.mm(self.u, W, out=out) if b is None else torch.addmm(b, self.u, W, out=out)
 
     def __del__(self):
-        if getattr(self, 'private', False) and sys is not None and not sys.is_finalizing(): scratch.give(getattr(self, 'h', None))
+        alive = sys is not None and not sys.is_finalizing()   # at exit, modules may be gone already
+        if alive and getattr(self, 'private', False): scratch.give(getattr(self, 'h', None))
 
     def scale_(self, n:Tensor)->'Preacts':
-        "Multiply the held product by `n` (d_sae,), in place: for a selection that compares scaled latents; `at` undoes it"
+        "Multiply the held product by `n` (d_sae,), in place, to select among scaled latents; `at` undoes it"
         self.scale = n.detach(); self.h.mul_(self.scale)
         return self
 

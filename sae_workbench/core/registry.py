@@ -24,7 +24,8 @@ class Registry(dict):
         "Add an entry; the same class again (a cell run twice) replaces itself"
         old = self.get(name, (cls,))[0]
         if old.__qualname__ != cls.__qualname__:
-            raise ConfigError(f"{self.kind} {name!r} is taken by {old.__module__}.{old.__qualname__}; choose another name")
+            owner = f'{old.__module__}.{old.__qualname__}'
+            raise ConfigError(f"{self.kind} {name!r} is taken by {owner}; choose another name")
         self[name] = (cls, config_cls)
 
     def lookup(self, name:str)->tuple[type, type]:

@@ -49,8 +49,10 @@ def demo_config(
     batch = 512; steps = max(1, o.tokens//batch)
     return LanguageModelSAERunnerConfig(
         sae=TopKTrainingSAEConfig(d_in=d_in, d_sae=o.d_sae, k=o.k, normalize_activations='expected_average_only_in'),
-        model_name=MODEL, hook_name=f'blocks.{o.layer}.hook_resid_post', context_size=o.context_size, is_dataset_tokenized=False, streaming=False,
-        training_tokens=o.tokens, train_batch_size_tokens=batch, lr=3e-3, lr_warm_up_steps=steps//20, lr_decay_steps=steps//5,
+        model_name=MODEL, hook_name=f'blocks.{o.layer}.hook_resid_post',
+        context_size=o.context_size, is_dataset_tokenized=False, streaming=False,
+        training_tokens=o.tokens, train_batch_size_tokens=batch,
+        lr=3e-3, lr_warm_up_steps=steps//20, lr_decay_steps=steps//5,
         dead_feature_window=40, n_batches_for_norm_estimate=4, store_batch_size_prompts=16, n_batches_in_buffer=128,
         n_eval_batches=1, eval_batch_size_prompts=8, checkpoint_path=None, output_path=o.output, seed=o.seed,
         logger=LoggingConfig(wandb_log_frequency=5))
@@ -64,12 +66,15 @@ def load_back(
 )->SAE: # The loaded one
     "Load an SAE and make sure that it reconstructs as the one that was saved"
     loaded = SAE.load_from_disk(path)
-    if not torch.allclose(loaded(x), trained.to_inference()(x), atol=1e-4, rtol=1e-4): raise LoadError(f"{path}: the SAE on disk gives other reconstructions than the one in memory")
+    if not torch.allclose(loaded(x), trained.to_inference()(x), atol=1e-4, rtol=1e-4):
+        raise LoadError(f"{path}: the SAE on disk gives other reconstructions than the one in memory")
     return loaded
 
 # %% ../../nbs/faces/demo.ipynb #468f522d
-ROWS = {'explained_variance': 'explained variance', 'ce_loss_score': 'CE loss recovered', 'ce_loss_with_sae': 'CE loss with the SAE', 'ce_loss_without_sae': 'CE loss of the model alone',
-        'ce_loss_with_ablation': 'CE loss with zeros instead', 'l0': 'L0', 'dead_latents': 'latents silent on this text'}
+ROWS = {
+    'explained_variance': 'explained variance', 'ce_loss_score': 'CE loss recovered',
+    'ce_loss_with_sae': 'CE loss with the SAE', 'ce_loss_without_sae': 'CE loss of the model alone',
+    'ce_loss_with_ablation': 'CE loss with zeros instead', 'l0': 'L0', 'dead_latents': 'latents silent on this text'}
 
 def compare(
     before:dict[str, float], # Metrics of the untrained SAE
@@ -116,7 +121,9 @@ def train_and_show(
     with torch.no_grad(): loaded = load_back(o.output, sae, capture(model, [hook], held_out[:1])[hook])
     after = evaluate_sae(loaded, model, held_out, hook)
     print('\n' + compare(before, after))
-    print(f"\nDead after training (silent for its last {runner.cfg.dead_feature_window*runner.cfg.train_batch_size_tokens:,} tokens): {sae.cfg.metadata.num_dead_features} of {o.d_sae:,} latents")
+    window = runner.cfg.dead_feature_window*runner.cfg.train_batch_size_tokens
+    print(f"\nDead after training (silent for its last {window:,} tokens): "
+          f"{sae.cfg.metadata.num_dead_features} of {o.d_sae:,} latents")
     step("What some latents respond to: the text on which they fire most, the peak in «»")
     look = runner.activations_store.eval_contexts(epochs=1).take(o.example_contexts, wrap=False)
     examples = latent_examples(loaded, model, look)

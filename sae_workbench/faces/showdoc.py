@@ -51,7 +51,8 @@ def _arguments(fn:ast.FunctionDef)->Iterator[tuple[ast.arg, str, ast.AST|None]]:
     if a.kwarg: yield a.kwarg, f'**{a.kwarg.arg}', None
 
 def _of_function(fn:ast.FunctionDef, notes:dict[int, str])->list[Parameter]:
-    rows = [((default or a).end_lineno, Parameter(name, _type(a.annotation), _text(default))) for a, name, default in _arguments(fn)]
+    rows = [((default or a).end_lineno, Parameter(name, _type(a.annotation), _text(default)))
+            for a, name, default in _arguments(fn)]
     if fn.returns: rows.append((fn.returns.end_lineno, Parameter('return', _type(fn.returns))))
     last = {line: p.name for line, p in rows}
     return [p._replace(details=notes.get(line, '')) if last[line] == p.name else p for line, p in rows]
@@ -106,7 +107,8 @@ def table(
 )->str: # Markdown, or an empty string
     "A Markdown table of parameters"
     rows = [r for r in rows if r.name != 'return' or r.details]
-    cells = [('**Returns**' if r.name == 'return' else _code(r.name), _code(r.type), _code(r.default), _escape(r.details)) for r in rows]
+    def name(r): return '**Returns**' if r.name == 'return' else _code(r.name)
+    cells = [(name(r), _code(r.type), _code(r.default), _escape(r.details)) for r in rows]
     keep = [i for i, title in enumerate(_TITLES) if i == 0 or any(c[i] for c in cells)]
     if len(keep) == 1: return ''
     lines = [[_TITLES[i] for i in keep], ['---' for _ in keep], *[[c[i] for i in keep] for c in cells]]
@@ -141,7 +143,8 @@ def signature(
     rows = parameters(sym)
     args = [r.name + (f'={r.default}' if r.default else '') for r in rows if r.name != 'return']
     if inspect.isclass(sym) and not args:
-        bases = ', '.join(b.__name__ for b in sym.__bases__ if b not in (object, Generic) and not b.__name__.startswith('_'))
+        named = (b.__name__ for b in sym.__bases__ if b not in (object, Generic))
+        bases = ', '.join(b for b in named if not b.startswith('_'))
         return f'class {name}({bases})' if bases else f'class {name}'
     one_line = f"{name}({', '.join(args)})"
     return one_line if len(one_line) <= width else f'{name}(\n    ' + ',\n    '.join(args) + ')'
@@ -160,8 +163,10 @@ def members(
     for name, member in own(cls).items():
         doc = inspect.getdoc(_function(member)) if not name.startswith('_') and _function(member) else None
         if not doc: continue
-        how = signature(_function(member), name, width=1000) if not hasattr(member, 'fget') and not hasattr(member, 'func') else name
-        rows.append(f'| <span id="{cls.__qualname__.lower()}.{name.lower()}"></span>{_code(how)} | {_escape(doc.splitlines()[0])} |')
+        called = not hasattr(member, 'fget') and not hasattr(member, 'func')
+        how = signature(_function(member), name, width=1000) if called else name
+        anchor = f'<span id="{cls.__qualname__.lower()}.{name.lower()}"></span>'
+        rows.append(f'| {anchor}{_code(how)} | {_escape(doc.splitlines()[0])} |')
     return '\n'.join(['| | |', '| --- | --- |', *rows]) if rows else ''
 
 # %% ../../nbs/faces/showdoc.ipynb #5dabb4cd
