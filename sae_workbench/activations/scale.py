@@ -25,7 +25,7 @@ def mean_norm(
     "The mean norm of the rows of some batches"
     total, count = 0., 0
     for x in tqdm(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2):
-        total += x.detach().float().norm(dim=-1).double().sum().item()
+        total += x.detach().double().norm(dim=-1).sum().item()
         count += x.shape[:-1].numel()
     if not count: raise DataError("no activations to estimate their norm from")
     if not math.isfinite(total):
