@@ -46,8 +46,8 @@ def plain_dict(
     value = plain(value)
     if isinstance(value, float) and not abs(value) < float('inf'): raise ValueError(f"{path} must be finite")
     if value is None or isinstance(value, (bool, int, float, str)): return value
-    raise ValueError(f"{path} is of type {type(value).__name__}, which no config file can hold; pass a model or a data set "
-                     "to the runner (override_model, override_dataset)")
+    raise ValueError(f"{path} is of type {type(value).__name__}, which no config file can hold; "
+                     "pass a model or a data set to the runner (override_model, override_dataset)")
 
 # %% ../../nbs/core/plain.ipynb #44afa4cc
 def _once(pairs)->dict:
