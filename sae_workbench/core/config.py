@@ -196,8 +196,10 @@ def examine(
 
 def config_error(cls:type, bad:list[str])->ConfigError:
     "One error for all mistakes"
-    if len(bad)==1: return ConfigError(f"{cls.__name__}: {bad[0]}", bad)
-    return ConfigError(f"{cls.__name__}: {len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad), bad)
+    many = f"{len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad)
+    error = ConfigError(f"{cls.__name__}: {bad[0] if len(bad)==1 else many}")
+    error.mistakes = bad
+    return error
 
 # %% ../../nbs/core/config.ipynb #cf4579e5
 def broken_rules(
@@ -278,7 +280,7 @@ def from_plain(
         try: values[n] = nested[n].from_dict(v)
         except ConfigError as e:
             keys = {*v, *(f.name for c in _below(nested[n]) for f in dataclasses.fields(c))}
-            bad[n] = [_inside(n, m, keys) for m in e.mistakes]
+            bad[n] = [_inside(n, m, keys) for m in e.mistakes or [str(e)]]
     if not bad: return cls(**values)
     raise config_error(cls, [m for ms in bad.values() for m in ms] + examine(cls, values, bad)[1])
 

@@ -70,7 +70,7 @@ def _no_such_option(cls:type, name:str, names:Iterable[str])->str:
     "What to say of an option that does not exist"
     part, _, last = name.rpartition('.')
     nested = {f.name: t for f in fields(cls) if isinstance(t := get_type_hints(cls)[f.name], ConfigMeta)}
-    places = [nested[part]] if part in nested else [LanguageModelSAERunnerConfig, *nested.values()]
+    places = [nested[part]] if part in nested else [*nested.values(), LanguageModelSAERunnerConfig]
     advice = next(filter(None, (option_advice(p, last) for p in places)), '')
     return f"--{name}: {advice}" if advice else f"--{name}: no such option{did_you_mean(name, names)}"
 
@@ -94,7 +94,7 @@ def v6_options(
             if word in ('true', 'false') and not eq: args.pop(0)
             if tp is None or word=='false': out.append('--' + _switched_off(full))
             else: out.append(f'--{full}' if word=='true' else f'--{full}{eq}{value}')
-    if bad: raise ConfigError('\n'.join(bad), bad)
+    if bad: raise ConfigError('\n'.join(bad))
     return out, given
 
 # %% ../../nbs/faces/cli.ipynb #61f4104d
@@ -156,7 +156,7 @@ def parse_config(
     data = _overridden(data | {'sae': data.get('sae', {})}, run, given)
     if isinstance(data['sae'], dict): data['sae']['architecture'] = architecture
     try: return LanguageModelSAERunnerConfig.from_dict(data)
-    except ConfigError as e: raise ConfigError(f"{file}: {e}" if file else str(e), e.mistakes) from None
+    except ConfigError as e: raise ConfigError(f"{file}: {e}" if file else str(e)) from None
 
 # %% ../../nbs/faces/cli.ipynb #18cc0c43
 def _written(full:str, tp, value)->list[str]:

@@ -222,7 +222,8 @@ def _positions(c)->int:
 
 def _is_slice(c)->bool:
     "Whether `seqpos_slice` can be read as a slice that goes forward"
-    return 1 <= len(c.seqpos_slice) <= 3 and (len(c.seqpos_slice) < 3 or (c.seqpos_slice[2] or 1) >= 1)
+    step = c.seqpos_slice[2] if len(c.seqpos_slice)==3 else None
+    return 1 <= len(c.seqpos_slice) <= 3 and (step is None or step >= 1)
 
 _DATA_RULES = (
     Rule(_is_slice,
