@@ -90,7 +90,7 @@ def hook_width(
 _LAST = {n.rpartition('.')[2] for n in (*_STREAM, *_INSIDE, *_HEADS, *_OUTSIDE)} | {
     'hook_attn_in', 'hook_mlp_in', 'hook_attn_scores', 'hook_pattern', 'hook_result', 'hook_rot_q', 'hook_rot_k',
     'hook_scale', 'hook_q_input', 'hook_k_input', 'hook_v_input', 'hook_hidden_states', 'hook_in', 'hook_out',
-    'hook_unembed', 'hook_pre_linear', 'hook_cos', 'hook_sin'}   # the last parts of all hooks of TransformerLens's models
+    'hook_unembed', 'hook_pre_linear', 'hook_cos', 'hook_sin'}   # the last parts of TransformerLens's hooks
 
 def _misspelt(hook_name:str)->str|None:
     "What was probably meant by a hook name that does not exist"
