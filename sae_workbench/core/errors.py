@@ -15,6 +15,7 @@ class SAEWorkbenchError(Exception):
 
 class ConfigError(SAEWorkbenchError, ValueError):
     "A configuration breaks one or more rules; the message lists all of them"
+    mistakes:list[str] = ()   # each on its own, where a config gathered them
 
 class DataError(SAEWorkbenchError, ValueError):
     "A data set, a batch or an activation is not what the run needs"
