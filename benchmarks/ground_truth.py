@@ -26,7 +26,7 @@ KINDS = {
 SAES = {
     'topk': lambda: TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=5)),
     'standard': lambda: StandardTrainingSAE(StandardTrainingSAEConfig(
-        d_in=D_IN, d_sae=D_SAE, l1_coefficient=.5, l1_warm_up_steps=50)),
+        d_in=D_IN, d_sae=D_SAE, l1_coefficient=.8, l1_warm_up_steps=50)),
 }
 
 def train(kind, sae, seed, steps):
