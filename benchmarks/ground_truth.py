@@ -19,7 +19,7 @@ def forest():
 
 KINDS = {
     'independent': lambda: dict(p_active=.01),
-    'zipf': lambda: dict(p_active=zipf(N, .1, .7)),
+    'zipf': lambda: dict(p_active=zipf(N, .27, .7)),
     'correlated': lambda: dict(p_active=.01, correlation=grouped(N, 4, .8)),
     'hierarchical': forest,
 }
