@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
+    'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
     'saes.base': ['SAE', 'SAEConfig', 'SAEMetadata'],
     'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput'],
@@ -28,7 +29,7 @@ _PUBLIC = {
     'activations.sources': ['TensorSource', 'LanguageModelSource'],
     'activations.modules': ['ModuleSource'],
     'activations.layers': ['LayerSources'],
-    'activations.synthetic': ['SyntheticSource'],
+    'activations.synthetic': ['SyntheticSource', 'grouped', 'trees', 'zipf'],
     'activations.buffer': ['MixingBuffer'],
     'activations.scale': ['ActivationScaler'],
     'activations.store': ['ActivationsStore'],

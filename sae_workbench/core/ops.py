@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 # %% ../../nbs/core/ops.ipynb #cb28c961
 class Scratch:
     "Large CPU tensors kept for the next step"
-    def __init__(self): self.free:dict[tuple, list[Tensor]] = {}
+    def __init__(self,
+        most:int=2, # Of one shape and dtype; a step hands back the gradients of two equal weights
+    ): self.most, self.free = most, {}
 
     def take(self, *shape:int, like:Tensor)->Tensor:
         "An uninitialised contiguous tensor of this shape, with the dtype and device of `like`"
@@ -28,7 +30,9 @@ class Scratch:
         "Hand back a tensor that nobody else reads any more; small, shared or non-contiguous ones are left alone"
         if t is None or t.device.type!='cpu' or t.numel() < 2**16: return
         if not t.is_contiguous(): t = t.T
-        if t.is_contiguous() and t.dim()==2: self.free.setdefault((tuple(t.shape), t.dtype), []).append(t.detach())
+        if not t.is_contiguous() or t.dim()!=2: return
+        kept = self.free.setdefault((tuple(t.shape), t.dtype), [])
+        if len(kept) < self.most: kept.append(t.detach())
 
     def clear(self):
         "Give all memory back to the system"

@@ -61,7 +61,7 @@ class _GatedLosses(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
         sae_out:Tensor, # (batch, d_in) the reconstruction
     )->dict[str, Tensor]: # l1_loss and auxiliary_reconstruction_loss
         "The penalty, and the gate's own reconstruction error"
-        gate = encode_linear(step_input.sae_in, self.W_enc, self.b_gate, self._b_in).relu()
+        gate = encode_linear(step_input.sae_in.to(self.dtype), self.W_enc, self.b_gate, self._b_in).relu()
         l1 = (gate * self.W_dec.norm(dim=1)).sum(-1).mean()
         return self._gate_losses(step_input, l1, gate @ self.W_dec + self.b_dec)
 

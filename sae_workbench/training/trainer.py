@@ -19,7 +19,8 @@ from ..core.metrics import log_sparsity
 from ..activations.scale import ActivationScaler
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
-from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler, make_adam
+from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler
+from .optim import load_optimizer_state, make_adam, optimizer_state
 
 # %% ../../nbs/training/trainer.ipynb #c0afb9ca
 class Callback:
@@ -280,24 +281,19 @@ class SAETrainer(_Logged):
     "Trains an SAE on batches of activations"
     def state_dict(self)->dict[str, Any]:
         "Tensors and numbers, nested in dicts with text keys"
-        opt = self.optimizer.state_dict()['state']
         return dict(
             n_training_steps=self.n_training_steps, n_training_samples=self.n_training_samples,
-            sae=dict(self.sae.state_dict()), optimizer={str(i): s for i, s in opt.items()},
+            sae=dict(self.sae.state_dict()), optimizer=optimizer_state(self.optimizer),
             lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
             coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()},
             scaling_factor=self.activation_scaler.scaling_factor)
-
-    def _load_optimizer(self, moments:dict[str, dict]):
-        groups = self.optimizer.state_dict()['param_groups']
-        self.optimizer.load_state_dict(dict(state={int(i): m for i, m in moments.items()}, param_groups=groups))
 
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
         self.n_training_steps = int(state['n_training_steps'])
         self.n_training_samples = int(state['n_training_samples'])
         self.sae.load_state_dict(state['sae'])
-        self._load_optimizer(state['optimizer'])
+        load_optimizer_state(self.optimizer, state['optimizer'])
         step = self.lr_scheduler.last_epoch = int(state['lr_scheduler_step'])
         for g, f in zip(self.optimizer.param_groups, self.lr_scheduler.lr_lambdas): g['lr'] = self.cfg.lr * f(step)
         self.statistics.load_state_dict(state['statistics'])
