@@ -19,6 +19,10 @@ def dense(t): return (t.to_dense() if t.layout != torch.strided else t).detach()
 
 def values(d): return {k: v.detach().clone() for k,v in d.items()}
 
+def checkpoint(sae):
+    "The tensors of a training SAE; single numbers as float32, to which the peer rounds `topk_threshold` when it loads"
+    return {k: v if v.ndim else v.float() for k,v in values(sae.state_dict()).items()}
+
 def flat(d, at=''):
     "The tensors of nested dicts by their dotted path"
     if isinstance(d, torch.Tensor): return {at[1:]: d.contiguous()}
@@ -64,7 +68,7 @@ def use(sae, x):
 
 def read_back(lib, training, inference, x):
     "What the folders written by `save_model` and `save_inference_model` of a training SAE give"
-    res = dict(inference=use(lib.SAE.load_from_disk(inference), x), training=values(lib.TrainingSAE.load_from_disk(training).state_dict()))
+    res = dict(inference=use(lib.SAE.load_from_disk(inference), x), training=checkpoint(lib.TrainingSAE.load_from_disk(training)))
     try: return res | dict(training_as_inference=use(lib.SAE.load_from_disk(training), x))
     except (KeyError, ValueError): return res | dict(training_as_inference='refused')
 
