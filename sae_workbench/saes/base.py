@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
-from ..core.config import Config, Count, Device, Dtype, as_dtype, dtype_name, plain
+from ..core.config import Config, Count, Device, Dtype, as_dtype, dtype_name, from_plain, plain
 from ..core.errors import ConfigError, DataError, LoadError, unknown
 from ..core.files import check_finite, read_json, read_tensors, write_json, write_tensors
 from ..core.hooks import HookedModule, HookPoint, hooks_off
@@ -37,6 +37,7 @@ class SAEMetadata(dict):
         return self[name]
     def __setattr__(self, name, value): self[name] = value
     def __reduce__(self): return _metadata, (dict(self),)
+    def __eq__(self, other): return isinstance(other, dict) and plain(dict(self))==plain(dict(other))
 
     def to_dict(self)->dict[str, Any]:
         "A plain dict, ready for JSON"
@@ -69,6 +70,9 @@ class SAEConfig(Config):
     def architecture(cls)->str:
         "The name under which the architecture is registered"
 
+    @classmethod
+    def _stood(cls)->tuple[str, ...]: return (cls.architecture(), 'sae')
+
     def to_dict(self)->dict[str, Any]:
         "Plain data, with the architecture's name in it"
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)} | {'architecture': self.architecture()}
@@ -92,7 +96,7 @@ def _config_from_dict(cls, data:dict, lookup:Callable)->SAEConfig:
     own, training_only = {f.name for f in fields(found)}, set()
     try: training_only = {f.name for f in fields(get_sae_training_class(name)[1])} - own
     except ConfigError: pass   # an architecture that cannot be trained
-    return found(**{k: v for k, v in data.items() if k not in training_only})
+    return from_plain(found, {k: v for k, v in data.items() if k not in training_only})
 
 # %% ../../nbs/saes/base.ipynb #c3b2e982
 def normalize_rows(

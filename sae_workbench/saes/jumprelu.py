@@ -53,10 +53,13 @@ class JumpReLUTrainingSAEConfig(TrainingSAEConfig, JumpReLUSAEConfig):
         Rule(lambda c: c.jumprelu_sparsity_loss_mode!='quadratic' or c.target_l0 is not None,
              "target_l0 must be set for jumprelu_sparsity_loss_mode='quadratic'"),
         Rule(lambda c: c.target_l0 is None or c.target_l0 <= c.d_sae,
-             "target_l0={c.target_l0} is more than d_sae={c.d_sae}"))
-    _moved = {
-        'l1_coefficient': 'a JumpReLU SAE has no L1 penalty; its L0 penalty is l0_coefficient',
-        'l1_warm_up_steps': 'write l0_warm_up_steps'}
+             "target_l0={c.target_l0} is more than d_sae={c.d_sae}"),
+        Rule(lambda c: c.target_l0 is None or c.jumprelu_sparsity_loss_mode=='quadratic',
+             "target_l0={c.target_l0} is an option of jumprelu_sparsity_loss_mode='quadratic', "
+             "not of {c.jumprelu_sparsity_loss_mode!r}"),
+        Rule(lambda c: c.jumprelu_tanh_scale==4 or c.jumprelu_sparsity_loss_mode=='tanh',
+             "jumprelu_tanh_scale={c.jumprelu_tanh_scale} is an option of jumprelu_sparsity_loss_mode='tanh', "
+             "not of {c.jumprelu_sparsity_loss_mode!r}"))
 
 # %% ../../nbs/saes/jumprelu.ipynb #b3153632
 class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
