@@ -161,7 +161,7 @@ def rule(*names:str):
 def by_table(t, name:str, v:Value):
     "What the table of old options says of an option"
     entry = old_options(t.architecture, 'run', 'sae').get(name)
-    if entry and entry.became in ('renamed', 'moved'): return t.become(name, entry.now, v, '' if entry.became=='moved' else entry.why)
+    if entry and entry.became in ('renamed', 'moved'): return t.become(name, entry.now, v, '' if entry.why.startswith('write ') else entry.why)
     if entry and entry.became=='dropped':
         harmless = v.known and any(type(v.value) is type(h) and v.value==h for h in entry.harmless)
         return t.say(name, NO_EFFECT if harmless else DIFFERS, reason='that is how it is now' if harmless else entry.why)
@@ -353,7 +353,7 @@ def _drop(*names, reason:str):
     def drop(t, name, v): t.say(name, NO_EFFECT, reason=reason)
 
 _drop('sae_lens_version', 'sae_lens_training_version', reason='every config and file gets the version that wrote it')
-_drop('hook_eval', 'hook_point_eval', reason='evaluation uses hook_name')
+_drop('hook_point_eval', reason='evaluation uses hook_name')
 _drop('tokens_per_buffer', reason='it was computed')
 _drop('neuronpedia_id', reason='a fact about a published SAE, not an option of a run')
 
@@ -426,6 +426,7 @@ class Translation(_State):
     rules = {}   # of this kind of config alone
 
     def translate(self)->'Translation':
+        if self.nested: self.old = {n: v for n, v in self.old.items() if n not in _STAMPS}
         for name, v in self.old.items(): (self.rules.get(name) or _RULES.get(name, by_table))(self, name, v)
         if self.saved: self._leave_out_defaults()
         elif not self.nested: self._defaults()
@@ -441,7 +442,9 @@ class Translation(_State):
         for path, v in list(self.new.items()):
             part, _, name = path.rpartition('.')
             f = {'': self.run_fields, 'sae': self.sae_fields, 'logger': _LOGGER}[part].get(name)
-            if f is not None and v.known and f.default==v.value and type(f.default) is type(v.value): del self.new[path]
+            if f is None or not v.known: continue
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            if default==v.value and type(default) is type(v.value): del self.new[path]
 
 def translate(
     old:dict[str, Value|Any], # Options as they were written
