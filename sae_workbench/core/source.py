@@ -21,8 +21,8 @@ UNKNOWN = _Unknown()
 def literal(
     value, # Plain data
 )->str: # An expression that gives it
-    "A value as Python source; long whole numbers are grouped"
-    if type(value) is int and abs(value) >= 1_000_000: return f'{value:_}'
+    "A value as Python source; round whole numbers are grouped"
+    if type(value) is int and abs(value) >= 10_000 and value%1000==0: return f'{value:_}'
     return repr(value)
 
 @dataclass(frozen=True)

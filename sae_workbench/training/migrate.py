@@ -40,6 +40,7 @@ def _remarks(p:Part)->list[str]:
                                                      'To use the SAE, load its folder with SAE.load_from_disk.')
     elif p.t.saved and not p.t.nested: out.append('A saved config names every option; those that are the defaults of today are not repeated.')
     if p.open_names: out.append(f"Not known from the text, and taken over as it stands: {', '.join(p.open_names)}.")
+    if p.found and p.found.later: out.append(f"Set after the config was made, and not in the code here: {', '.join(p.found.later)}.")
     if p.problem: out.append(f'The new config is refused as it is. {p.problem}')
     return out
 
@@ -217,7 +218,7 @@ def _from_file(path:Path, **kw)->Migration:
         file = next((path/f for f in _FILES if (path/f).is_file()), None)
         if file is None: raise LoadError(f"{path}: the folder holds none of {', '.join(_FILES)}")
         path = file
-    try: text = path.read_text(encoding='utf-8')
+    try: text = path.read_bytes().decode('utf-8-sig')
     except FileNotFoundError: raise LoadError(f'{path}: there is no such file') from None
     except (OSError, UnicodeDecodeError) as e: raise LoadError(f'{path}: cannot be read as text: {e}') from None
     if path.suffix=='.ipynb': return _from_python(_notebook(text, str(path)), str(path), rewrite=False, **kw)

@@ -203,16 +203,22 @@ class _Edits:
     "Changes to a text at positions of its syntax tree, and what is said of them"
     def __init__(self, source:str):
         self.data, self.changes, self.edits = source.encode(), [], []
-        self.starts = [0]
-        for line in self.data.splitlines(keepends=True): self.starts.append(self.starts[-1] + len(line))
+        self.lines, self.starts = self.data.splitlines(keepends=True), [0]
+        for line in self.lines: self.starts.append(self.starts[-1] + len(line))
+        self.newline = '\r\n' if '\r\n' in source else '\n'
 
     def at(self, line:int, col:int)->int: return self.starts[line-1] + col
+    def indent(self, node)->str:
+        "What stands before the line of a node"
+        line = self.lines[node.lineno-1].decode()
+        return line[:len(line) - len(line.lstrip())]
+
     def span(self, node)->tuple[int, int]:
         return self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
 
     def edit(self, start:int, end:int, text:str):
         "Replace a part of the text, unless it lies in a part that is replaced already"
-        if not any(a <= start and end <= b for a, b, _ in self.edits): self.edits.append((start, end, text))
+        if not any(a <= start and end <= b for a, b, _ in self.edits): self.edits.append((start, end, text.replace('\n', self.newline)))
 
     def rename(self, node, name:str):
         "Another name at the end of a name or an attribute"
@@ -267,8 +273,8 @@ class _Imports(_Edits):
             if new in public and not a.asname: self.own[a.name] = new
             if new!=a.name: self.say(a.name, n, new)
         have = {name for name, alias in kept if not alias}
-        kept += [(name, None) for name in needed if name not in {k for k, _ in kept} and name not in have]
-        pad = ' '*n.col_offset
+        if ('*', None) not in kept: kept += [(name, None) for name in needed if name not in have]
+        pad = self.indent(n)
         lines = [_from('sae_workbench', kept, pad, n.end_lineno > n.lineno)] if kept else []
         if gone: lines.append(_from(n.module, gone, pad, False))
         for name, _ in gone: self.say(f'{n.module}.{name}', n, '', 'nothing public has this name here' + did_you_mean(name, public), UNKNOWN_OPTION)
@@ -323,8 +329,7 @@ class _Config(_Imports):
         func = p.found.node.func
         names = {n: a for n in (p.found.name, 'LoggingConfig', p.t.sae_class.__name__) if (a := self.reader.aliases_of(n))}
         prefix = '' if isinstance(func, ast.Name) else ast.unparse(func.value).replace('sae_lens', 'sae_workbench').split('.')[0] + '.'
-        line = self.data[self.starts[p.found.node.lineno-1]:].splitlines()[0].decode()
-        pad = ' '*(len(line) - len(line.lstrip()))
+        pad = self.indent(p.found.node)
         _inherit(comments, p.t)
         text = Printer(p.t, comments, prefix, names).call().replace('\n', f'\n{pad}')
         self.edit(*self.span(p.found.node), text)
@@ -343,7 +348,7 @@ class _Config(_Imports):
         "An option that is read from, or set in, a config after it was made"
         if n.value.id in self.modules and n.attr in NEW_NAMES: return self.rename(n, NEW_NAMES[n.attr])
         p = next((p for p in self.parts if p.found.target==n.value.id), None)
-        if p is None or n.attr in p.t.run_fields: return
+        if p is None or n.attr in p.t.run_fields or hasattr(p.t.run_class, n.attr): return
         path = path_of(p.t, n.attr)
         if path: self.rename(n, path)
         self.say(f'{n.value.id}.{n.attr}', n, f'{n.value.id}.{path}' if path else '', '' if path else 'the config has no such option', RENAMED if path else UNKNOWN_OPTION)

@@ -58,7 +58,7 @@ def guess_version(
         if isinstance(text, str) and re.match(r'v?[1-5](\.|$)', text): return parse_version(text, f'{stamp} says so')
     for number, names, why in _SIGNS:
         if (name := next((n for n in names if n in options), None)): return Version(LAST[number], why.format(name), False)
-    return Version(LAST[5], 'nothing points to an older one', False)
+    return Version(LAST[5], 'nothing in it points to an older one', False)
 
 # %% ../../nbs/training/translate.ipynb #0805fba8
 KINDS = ('kept', 'renamed', 'moved', 'dropped (no effect)', 'dropped (behaviour differs)', 'default changed', 'unknown')
@@ -161,8 +161,9 @@ def rule(*names:str):
 def by_table(t, name:str, v:Value):
     "What the table of old options says of an option"
     entry = old_options(t.architecture, 'run', 'sae').get(name)
-    if entry and entry.became in ('renamed', 'moved'): return t.become(name, entry.now, v, '' if entry.why.startswith('write ') else entry.why)
-    if entry and entry.became=='dropped':
+    lost = entry and (entry.now or '').startswith('sae.') and entry.now.removeprefix('sae.') not in t.sae_fields   # of another architecture
+    if entry and entry.became in ('renamed', 'moved') and not lost: return t.become(name, entry.now, v, '' if entry.why.startswith('write ') else entry.why)
+    if entry and entry.became=='dropped' and not lost:
         harmless = v.known and any(type(v.value) is type(h) and v.value==h for h in entry.harmless)
         return t.say(name, NO_EFFECT if harmless else DIFFERS, reason='that is how it is now' if harmless else entry.why)
     if name in t.run_fields: return t.become(name, name, v)
@@ -206,7 +207,10 @@ def _dtype(t, name, v):
     t.become(name, 'dtype', new)
 
 # %% ../../nbs/training/translate.ipynb #9debb21b
-def _product(t)->Value: return times(t.old.get('expansion_factor') or Value.of(4), t.old.get('d_in') or Value.of(512))
+def _product(t)->Value:
+    "The width that an expansion factor gives"
+    factor = t.old.get('expansion_factor')
+    return times(Value.of(4) if factor is None or t.is_off('expansion_factor') else factor, t.old.get('d_in') or Value.of(512))
 
 @rule('expansion_factor')
 def _expansion(t, name, v):
@@ -378,16 +382,20 @@ def _other_values(t, name, v):
 # %% ../../nbs/training/translate.ipynb #183fb731
 def _write_default(t, name:str, path:str, old, today):
     "Write an old default out, because today's is another"
-    if name in t.old or path in t.new or t.saved: return
+    if t.value(name) is not None or path in t.new: return
     t.put(path, Value.of(old) if not isinstance(old, Value) else old, f'the default of v{t.version.release[0]}; ' + (f'today {today!r}' if today is not None else 'today there is none'))
     t.say(name, DEFAULT, f'{path}={t.new[path].printed}', f'it was not written; today the default is {today!r}' if today is not None else 'it was not written; today there is no default')
 
 def _default(t, name:str): return t.sae_fields[name].default
 
+def _required(t):
+    "Widths have no default today"
+    _write_default(t, 'd_in', 'sae.d_in', 512, None)
+    if 'sae.d_sae' not in t.new: _write_default(t, 'd_sae' if 'expansion_factor' in t.old else 'expansion_factor', 'sae.d_sae', _product(t), None)
+
 def _defaults_written(t):
     "Old defaults that today's config can express"
-    if 'd_in' not in t.old: _write_default(t, 'd_in', 'sae.d_in', 512, None)
-    if 'expansion_factor' not in t.old and t.value('d_sae') is None: _write_default(t, 'expansion_factor', 'sae.d_sae', _product(t), None)
+    _required(t)
     if t.architecture in ('standard', 'gated'):
         value, _ = _l1_of_first_releases(t, Value.of(1e-3))
         _write_default(t, 'l1_coefficient', 'sae.l1_coefficient', value, _default(t, 'l1_coefficient'))
@@ -429,7 +437,9 @@ class Translation(_State):
         if self.nested: self.old = {n: v for n, v in self.old.items() if n not in _STAMPS}
         for name, v in self.old.items(): (self.rules.get(name) or _RULES.get(name, by_table))(self, name, v)
         if self.saved: self._leave_out_defaults()
-        elif not self.nested: self._defaults()
+        if self.nested: return self
+        if self.saved: _required(self)
+        else: self._defaults()
         return self
 
     def _defaults(self):
@@ -454,7 +464,8 @@ def translate(
 )->Translation:
     "Translate the options of a flat config"
     old = {k: v if isinstance(v, Value) else Value.of(v) for k, v in old.items()}
-    version = parse_version(from_version, 'as you said') if from_version is not None else guess_version(old)
+    shared = cls is ToyTranslation   # its names were the same in all versions
+    version = parse_version(from_version, 'as you said') if from_version is not None else guess_version({} if shared else old)
     return cls(old, version, **{'saved': bool(set(_STAMPS) & old.keys())} | kwargs).translate()
 
 # %% ../../nbs/training/translate.ipynb #9910f8f4
@@ -466,17 +477,22 @@ _TOY_DEFAULTS = {'sae.d_in': ('n_hidden', 2), 'sae.d_sae': ('d_sae', 5), 'total_
 def _toy_rename(t, name, v): t.become(name, _TOY_NAMES[name], v)
 def _toy_data(t, name, v): t.say(name, DIFFERS, reason=_TOY_DATA)
 def _toy_seed(t, name, v): t.say(name, DIFFERS, reason='call torch.manual_seed before the SAE is made')
+def _toy_dtype(t, name, v): t.become(name, 'sae.dtype', v)
+def _toy_threshold(t, name, v): t.say(name, NO_EFFECT, reason='a latent is dead when it has not fired for dead_feature_window steps')
 
 class ToyTranslation(Translation):
     "A config of the toy model's runner translated into an SAE's and a trainer's"
     run_class = SAETrainerConfig
     run_fields = {f.name: f for f in fields(SAETrainerConfig)}
-    rules = dict.fromkeys(_TOY_NAMES, _toy_rename) | dict(seed=_toy_seed) | dict.fromkeys(
+    rules = dict.fromkeys(_TOY_NAMES, _toy_rename) | dict(seed=_toy_seed, dtype=_toy_dtype, dead_feature_threshold=_toy_threshold) | dict.fromkeys(
         ('n_features', 'n_correlated_pairs', 'n_anticorrelated_pairs', 'feature_probability', 'model_training_steps'), _toy_data)
 
     def _defaults(self):
         for path, (name, old) in _TOY_DEFAULTS.items():
             f = self.sae_fields.get(path.removeprefix('sae.'))
             _write_default(self, name, path, old, None if f is None or f.default is MISSING else f.default)
+        if self.value('log_to_wandb', True) is not False:
+            _write_default(self, 'log_to_wandb', 'logger.log_to_wandb', True, False)
+            _write_default(self, 'wandb_project', 'logger.wandb_project', 'mats_sae_training_toy_model', _LOGGER['wandb_project'].default)
         _tell_default(self, 'b_dec_init_method', B_DEC.format('geometric median'))
         _tell_default(self, 'n_features', _TOY_DATA)
