@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype', 'Device',
-           'dtype_name', 'as_dtype', 'device_name', 'Rule', 'examine', 'config_error', 'broken_rules', 'chosen',
-           'is_chosen', 'ConfigMeta', 'from_plain', 'Config']
+           'dtype_name', 'as_dtype', 'device_name', 'Rule', 'option_advice', 'examine', 'config_error', 'broken_rules',
+           'chosen', 'is_chosen', 'ConfigMeta', 'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
@@ -67,7 +67,7 @@ Device = Annotated[str, BeforeValidator(device_name)]
 class Rule(NamedTuple):
     "What must hold between the fields of a config"
     holds:Callable[[Any], bool] # Gets the config's values as attributes
-    says:str # The complaint; `{c.k}` is the value of the field `k`
+    says:str|Callable[[Any], str] # The complaint; {c.k} in a text is the value of the field k
 
 # %% ../../nbs/core/config.ipynb #9c94cc89
 _WORDS = {
@@ -156,12 +156,19 @@ def _nested(cls)->dict[str, type]:
     return {n: tp for n, (tp, _) in _checkers(cls).items() if isinstance(tp, ConfigMeta)}
 
 # %% ../../nbs/core/config.ipynb #d4515451
-def _unknown_option(cls, name:str)->str:
-    "What to say of a name that is no option of a config class"
-    if (hint := _moved(cls).get(name)): return f"{name}: {hint}"
+def option_advice(
+    cls:type, # A config class
+    name:str, # What it has no option of
+)->str: # Empty where nothing is known
+    "What is known of a name that is no option of a config class"
+    if (hint := _moved(cls).get(name)): return hint
     for n, tp in _nested(cls).items():
-        if (owners := _owners(tp, name)): return f"{name}: an option of {n}; write {n}={owners[0]}({name}=…)"
-    if (owners := _owners(cls, name)): return f"{name}: an option of {', '.join(owners[:3])}, not of {cls.__name__}"
+        if (owners := _owners(tp, name)): return f"an option of {n}; write {n}={owners[0]}({name}=…)"
+    owners = _owners(cls, name)
+    return f"an option of {', '.join(owners[:3])}, not of {cls.__name__}" if owners else ''
+
+def _unknown_option(cls, name:str)->str:
+    if (advice := option_advice(cls, name)): return f"{name}: {advice}"
     near = did_you_mean(name, _checkers(cls))
     inner = {f.name: n for n, tp in _nested(cls).items() for c in _below(tp) for f in dataclasses.fields(c)}
     if not near and (near := did_you_mean(name, inner, n=1)): near += f" It stands in {inner[near.split(chr(39))[1]]}."
@@ -189,8 +196,10 @@ def examine(
 
 def config_error(cls:type, bad:list[str])->ConfigError:
     "One error for all mistakes"
-    if len(bad)==1: return ConfigError(f"{cls.__name__}: {bad[0]}", bad)
-    return ConfigError(f"{cls.__name__}: {len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad), bad)
+    many = f"{len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad)
+    error = ConfigError(f"{cls.__name__}: {bad[0] if len(bad)==1 else many}")
+    error.mistakes = bad
+    return error
 
 # %% ../../nbs/core/config.ipynb #cf4579e5
 def broken_rules(
@@ -201,7 +210,7 @@ def broken_rules(
     c, bad = SimpleNamespace(**values), []
     for rule in _collect(cls, 'rules'):
         try:
-            if not rule.holds(c): bad.append(rule.says.format(c=c))
+            if not rule.holds(c): bad.append(rule.says(c) if callable(rule.says) else rule.says.format(c=c))
         except AttributeError: pass   # reads a field that is itself wrong
     return bad
 
@@ -271,7 +280,7 @@ def from_plain(
         try: values[n] = nested[n].from_dict(v)
         except ConfigError as e:
             keys = {*v, *(f.name for c in _below(nested[n]) for f in dataclasses.fields(c))}
-            bad[n] = [_inside(n, m, keys) for m in e.mistakes]
+            bad[n] = [_inside(n, m, keys) for m in e.mistakes or [str(e)]]
     if not bad: return cls(**values)
     raise config_error(cls, [m for ms in bad.values() for m in ms] + examine(cls, values, bad)[1])
 

@@ -15,10 +15,7 @@ class SAEWorkbenchError(Exception):
 
 class ConfigError(SAEWorkbenchError, ValueError):
     "A configuration breaks one or more rules; the message lists all of them"
-    def __init__(self, message:str='', mistakes=()):
-        super().__init__(message)
-        self.mistakes = list(mistakes) or [message]   # each on its own, for whoever gathers them
-    def __reduce__(self): return type(self), (str(self), self.mistakes)
+    mistakes:list[str] = ()   # each on its own, where a config gathered them
 
 class DataError(SAEWorkbenchError, ValueError):
     "A data set, a batch or an activation is not what the run needs"

@@ -88,6 +88,7 @@ class _Parts:
 
     def _load_model(self)->nn.Module:
         cfg = self.cfg
+        cfg.check_model()
         return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, [cfg.hook_name])
 
     def _make_sae(self)->TrainingSAE:
