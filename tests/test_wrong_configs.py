@@ -1,12 +1,13 @@
 """Wrong configs, one line each, all refused where they are made, with a message that helps; and right ones that pass"""
 import math
+import re
 
 import pytest
 import torch
 
 from sae_workbench import (GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig,
                            StandardSAEConfig, StandardTrainingSAEConfig, TopKSAEConfig, TopKTrainingSAEConfig)
-from sae_workbench.core.errors import ConfigError
+from sae_workbench.core.errors import ConfigError, LoadError
 
 
 def with_defaults(cls, **defaults):
@@ -232,6 +233,54 @@ def test_the_example_of_the_migration_text_passes():
         store_batch_size_prompts=16, logger=LoggingConfig(log_to_wandb=True, wandb_project="sae_lens_tutorial"),
         device="cpu", seed=42, n_checkpoints=0, checkpoint_path="checkpoints", dtype="float32")
     assert cfg.to_sae_trainer_config().total_training_samples == 100_000_000
+
+
+TINY = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, vocab_size=50,
+            max_position_embeddings=64)
+DO_NOT_FIT = [
+    (dict(), "d_in=8, but the activations at 'blocks.0.hook_mlp_out' are 16 wide; set d_in=16"),
+    (dict(hook_name='blocks.2.hook_resid_post'), "the model has 2 layers, 0 to 1; did you mean 'blocks.1.hook_resid_post'?"),
+    (dict(hook_name='blocks.1.hook_resid_pots'), "did you mean 'blocks.1.hook_resid_post'?"),
+    (dict(hook_name='blocks.1.attn.hook_z', hook_head_index=4), "hook_head_index=4: 'blocks.1.attn.hook_z' has 4 heads, 0 to 3"),
+    (dict(hook_name='blocks.1.attn.hook_v', sae=TopK(d_in=16)), "are 8 wide; set d_in=8"),
+    (dict(sae=TopK(d_in=40)), "set d_in=16, or hook_name='blocks.0.mlp.hook_post'"),
+    (dict(sae=TopK(d_in=16), context_size=65), "context_size=65 is more than the 64 positions of the model"),
+    (dict(model_class_name='AutoModelForCausalLM', hook_name='model.layers.2'), "did you mean 'model.layers.1'"),
+    (dict(model_class_name='AutoModelForCausalLM', hook_name='model.layers.1.mlp'), "are 16 wide; set d_in=16"),
+]
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "The folder of a model of which nothing is there but its config"
+    transformers = pytest.importorskip('transformers')
+    folder = tmp_path_factory.mktemp('tiny')
+    transformers.LlamaConfig(**TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize('options, says', DO_NOT_FIT)
+def test_what_does_not_fit_the_model_is_told_before_weights_or_data_are_missed(tiny, options, says):
+    from sae_workbench.training.runner import LanguageModelSAETrainingRunner
+    cfg = Run(**dict(model_name=tiny, dataset_path='/no/such/data', context_size=32) | options)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        LanguageModelSAETrainingRunner(cfg)
+
+
+@pytest.mark.parametrize('name, hook, d_in', [
+    ('HookedTransformer', 'blocks.1.hook_resid_post', 16), ('TransformerBridge', 'blocks.1.mlp.hook_post', 40),
+    ('AutoModelForCausalLM', 'model.layers.1.mlp.act_fn', 40)])
+def test_what_fits_gets_as_far_as_the_missing_weights(tiny, name, hook, d_in):
+    from sae_workbench.training.runner import LanguageModelSAETrainingRunner
+    cfg = Run(sae=TopK(d_in=d_in), model_name=tiny, model_class_name=name, hook_name=hook, dataset_path='/no/such/data', context_size=32)
+    with pytest.raises(LoadError, match='could not be loaded'):
+        LanguageModelSAETrainingRunner(cfg)
+
+
+def test_a_model_that_nobody_knows_is_left_to_the_later_check(tmp_path):
+    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 16}')
+    for name in (str(tmp_path), 'no/such-model'):
+        Run(model_name=name).check_model()
 
 
 def test_making_a_config_is_quick():

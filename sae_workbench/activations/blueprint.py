@@ -44,9 +44,9 @@ def model_sizes(
     if hasattr(config, 'v_head_dim'): d_head = None   # values are not as wide as keys
     d_mlp = _size(config, 'd_mlp', 'intermediate_size', 'n_inner') or (4*d if hasattr(config, 'n_inner') else None)
     if _size(config, *_EXPERTS): d_mlp = None
-    n_ctx = _size(config, 'n_ctx', 'max_position_embeddings')
-    return ModelSizes(layers, d, heads, _size(config, 'n_key_value_heads', 'num_key_value_heads') or heads,
-                      d_head, d_mlp, n_ctx)
+    kv_heads = _size(config, 'n_key_value_heads', 'num_key_value_heads')
+    if not kv_heads and not hasattr(config, 'multi_query'): kv_heads = heads
+    return ModelSizes(layers, d, heads, kv_heads, d_head, d_mlp, _size(config, 'n_ctx', 'max_position_embeddings'))
 
 # %% ../../nbs/activations/blueprint.ipynb #b88969e3
 _STREAM = ('hook_resid_pre', 'hook_resid_mid', 'hook_resid_post', 'hook_attn_out', 'hook_mlp_out',
@@ -82,14 +82,15 @@ def hook_width(
     if layer is None: return None
     if name in _STREAM: return sizes.d_model
     if name in _INSIDE: return sizes.d_mlp
-    if name not in _HEADS or not sizes.d_head: return None
-    return sizes.d_head if hook_head_index is not None else sizes.d_head*getattr(sizes, _HEADS[name])
+    heads = getattr(sizes, _HEADS[name]) if name in _HEADS else None
+    if not heads or not sizes.d_head: return None
+    return sizes.d_head if hook_head_index is not None else sizes.d_head*heads
 
 # %% ../../nbs/activations/blueprint.ipynb #19d2c83c
 _LAST = {n.rpartition('.')[2] for n in (*_STREAM, *_INSIDE, *_HEADS, *_OUTSIDE)} | {
     'hook_attn_in', 'hook_mlp_in', 'hook_attn_scores', 'hook_pattern', 'hook_result', 'hook_rot_q', 'hook_rot_k',
     'hook_scale', 'hook_q_input', 'hook_k_input', 'hook_v_input', 'hook_hidden_states', 'hook_in', 'hook_out',
-    'hook_unembed', 'hook_pre_linear', 'hook_cos', 'hook_sin'}   # the last parts of all hooks of TransformerLens's models
+    'hook_unembed', 'hook_pre_linear', 'hook_cos', 'hook_sin'}   # the last parts of TransformerLens's hooks
 
 def _misspelt(hook_name:str)->str|None:
     "What was probably meant by a hook name that does not exist"

@@ -10,7 +10,7 @@ __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', '
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from operator import index
 from pathlib import Path
@@ -178,7 +178,7 @@ def _unknown_option(cls, name:str)->str:
 def examine(
     cls:type, # A config class
     given:dict, # Arguments by name
-    broken:Iterator[str]=(), # Arguments that are known to be wrong already
+    broken:Collection[str]=(), # Arguments that are known to be wrong already
 )->tuple[dict, list[str]]: # Tidied arguments, and every mistake
     "Check arguments for a config class"
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
