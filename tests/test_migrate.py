@@ -133,8 +133,8 @@ def test_values(options, path, value):
 
 
 def test_the_first_releases_averaged_the_squared_error():
-    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01}, from_version='1.3.0').config.sae.l1_coefficient == 0.64
-    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01}, from_version='1.5').config.sae.l1_coefficient == 0.01
+    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.3.0').config.sae.l1_coefficient == 0.64
+    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.5').config.sae.l1_coefficient == 0.01
 
 
 SCRIPTS = {
@@ -187,6 +187,11 @@ def test_a_saved_sae_says_nothing_of_its_training():
 def test_errors(old, says):
     with pytest.raises(ConfigError, match=says.replace('(', r'\(')):
         migrate_config(old)
+
+
+def test_loading_a_flat_config_names_the_converter():
+    with pytest.raises(ConfigError, match='migrate_config'):
+        LanguageModelSAERunnerConfig.from_dict(saved('5.11.0'))
 
 
 def test_nothing_is_run(tmp_path):

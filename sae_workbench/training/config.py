@@ -318,6 +318,14 @@ class _Choices:
         if self.act_store_device=='with_model': self.act_store_device = str(self.llm_device)
         elif self.act_store_device is None: self.act_store_device = chosen(str(self.device))
 
+    @classmethod
+    def from_dict(cls, config_dict:dict[str, Any]):
+        "The config that `to_dict` described; an option that does not exist is refused"
+        try: return super().from_dict(config_dict)
+        except ConfigError as e:
+            if 'sae' in config_dict: raise
+            raise ConfigError(f"{e}\nA flat config of SAELens v1 to v5 is converted by sae_workbench.migrate_config") from None
+
     @property
     def total_training_tokens(self)->int:
         "The same as `training_tokens`"

@@ -228,9 +228,9 @@ def _from_text(text:str, where:str='the text', **kw)->Migration:
     if not text.strip(): raise ConfigError(f'{where}: is empty, there is nothing to convert')
     if text.lstrip().startswith('{'):
         try: return _from_json(text, where, **kw)
-        except ConfigError:
+        except ConfigError as not_json:
             try: ast.parse(text.strip(), mode='eval')   # a dictionary in Python's spelling
-            except SyntaxError: raise
+            except SyntaxError: raise not_json from None
     return _from_python(text, where, **kw)
 
 # %% ../../nbs/training/migrate.ipynb #ec32f0b9

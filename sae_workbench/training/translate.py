@@ -116,7 +116,8 @@ class _State:
         return self.architecture=='topk' and self.value('architecture', 'standard')!='topk'
 
     def _architecture(self)->str:
-        named = self.value('architecture', 'standard') or 'standard'
+        named = self.value('architecture')
+        if named is None: named = 'standard'
         if named is UNKNOWN: raise ConfigError(f"architecture={self.old['architecture'].text}: it decides which options there are; give its value")
         if named not in SAE_TRAINING_CLASS_REGISTRY: raise ConfigError(unknown('architecture', named, SAE_TRAINING_CLASS_REGISTRY))
         function = self.value('activation_fn', self.value('activation_fn_str'))
