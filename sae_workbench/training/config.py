@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, Natural, NonNegative
 from ..core.config import PlainDict, Positive, Rule, chosen, config_error, device_name
-from ..core.errors import did_you_mean, unknown
+from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
