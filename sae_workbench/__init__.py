@@ -43,6 +43,7 @@ _PUBLIC = {
     'activations.scale': ['ActivationScaler'],
     'activations.store': ['ActivationsStore'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
+    'training.migrate': ['migrate_config'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],

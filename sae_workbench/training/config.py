@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, Natural, NonNegative
 from ..core.config import PlainDict, Positive, Rule, chosen, config_error, device_name
-from ..core.errors import did_you_mean, unknown
+from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
@@ -317,6 +317,14 @@ class _Choices:
         if self.llm_device is None: self.llm_device = chosen(str(self.device))
         if self.act_store_device=='with_model': self.act_store_device = str(self.llm_device)
         elif self.act_store_device is None: self.act_store_device = chosen(str(self.device))
+
+    @classmethod
+    def from_dict(cls, config_dict:dict[str, Any]):
+        "The config that `to_dict` described; an option that does not exist is refused"
+        try: return super().from_dict(config_dict)
+        except ConfigError as e:
+            if 'sae' in config_dict: raise
+            raise ConfigError(f"{e}\nA flat config of SAELens v1 to v5 is converted by sae_workbench.migrate_config") from None
 
     @property
     def total_training_tokens(self)->int:

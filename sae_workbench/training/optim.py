@@ -145,9 +145,10 @@ def clip_and_step(
     check(norm)
     for s in stepped: s.before_step()
     scale = (norm + 1e-6).clamp(min=max_norm) / max_norm
-    if optimizer.defaults['fused']:   # torch's own way to divide gradients on the fly
+    if optimizer.defaults['fused'] and scale.dtype==torch.float32:   # torch's own way to divide gradients on the fly
         optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)
     else:
+        optimizer.grad_scale = optimizer.found_inf = None
         for s in stepped: s.t.grad.div_(scale)
     optimizer.step()
     for s in stepped: s.after_step()

@@ -1,0 +1,214 @@
+"""Configs of SAELens v1 to v5, converted: nothing is lost in silence, and the code that is printed makes the config."""
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_workbench import ConfigError, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig, migrate_config
+from sae_workbench.training.translate import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
+
+FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text())
+SHAPES = [(kind, version) for kind in FACTS for version in FACTS[kind]]
+STAMPS = ('sae_lens_version', 'sae_lens_training_version')
+
+
+def written(kind: str, version: str) -> dict:
+    "Every option of a version, as a user could have written it, at its default"
+    options = {k: v for k, v in FACTS[kind][version].items() if k not in STAMPS and v is not None}
+    return options | ({'lr_warm_up_steps': 100} if 'lr_warm_up_steps' in options else {})
+
+
+def saved(version: str) -> dict:
+    "What a checkpoint's cfg.json held: the options after the old config had completed them"
+    options = FACTS['run'][version] | {'lr_warm_up_steps': 100, 'expansion_factor': None, 'd_sae': 2048, 'lr_end': 3e-4 / 10, 'run_name': '2048-L1',
+                                       'tokens_per_buffer': 10_485_760, 'sae_lens_training_version': version}
+    return options | ({'activation_fn': 'relu', 'activation_fn_kwargs': {}} if 'activation_fn_kwargs' in options else {})
+
+
+def kinds(m) -> dict:
+    return {c.option: c.kind for c in m.changes}
+
+
+def executed(m):
+    "The config that the printed code makes"
+    made = {}
+    exec(m.code, made)
+    return made['cfg']
+
+
+@pytest.mark.parametrize('kind, version', SHAPES)
+def test_every_option_of_every_version_has_an_answer(kind, version):
+    options = written(kind, version)
+    m = migrate_config(options, from_version=version)
+    assert set(options) <= set(kinds(m)) and UNKNOWN_OPTION not in kinds(m).values() and set(kinds(m).values()) <= set(KINDS)
+    assert m.config is not None and executed(m) == m.config, m.parts[0].problem
+
+
+@pytest.mark.parametrize('version', FACTS['run'])
+def test_a_saved_config_is_converted_and_not_repeated(version):
+    m = migrate_config(json.dumps(saved(version)))
+    assert str(m.parts[0].t.version) == version
+    assert executed(m) == m.config and m.config.sae.d_sae == 2048
+    assert 'lr_end' not in m.code and 'context_size' not in m.code
+
+
+@pytest.mark.parametrize('version', FACTS['run'])
+def test_a_default_is_the_old_one_or_is_told(version):
+    "Nothing written gives the config that writing every default gives, and what trains differently is named either way"
+    everything = migrate_config(written('run', version), from_version=version)
+    nothing = migrate_config({'lr_warm_up_steps': 100}, from_version=version)
+    a, b = everything.config.to_dict(), nothing.config.to_dict()
+    told_only = {'n_batches_in_buffer', 'model_from_pretrained_kwargs'}
+    assert {k: v for k, v in a.items() if k not in told_only} == {k: v for k, v in b.items() if k not in told_only}
+    together = {'init_encoder_as_decoder_transpose': 'decoder_heuristic_init'}   # told as one
+    differs = {together.get(c.option, c.option) for c in everything.changes if c.kind == DIFFERS}
+    assert differs <= {c.option for c in nothing.changes if c.kind == DEFAULT}
+
+
+@pytest.mark.parametrize('options, version', [
+    ({'store_batch_size': 8}, 1), ({'hook_point': 'blocks.{layer}.hook_resid_pre', 'hook_point_layer': 2}, 2), ({'exclude_special_tokens': True}, 5)])
+def test_the_version_is_guessed(options, version):
+    assert migrate_config(options).parts[0].t.version.release[0] == version
+
+
+OLD_TUTORIAL = '''
+cfg = LanguageModelSAERunnerConfig(
+    model_name="tiny-stories-1L-21M", hook_name="blocks.0.hook_mlp_out", hook_layer=0, d_in=1024,
+    dataset_path="apollo-research/roneneldan-TinyStories-tokenizer-gpt2", is_dataset_tokenized=True, streaming=True,
+    mse_loss_normalization=None, expansion_factor=16, b_dec_init_method="zeros", apply_b_dec_to_input=True,
+    normalize_sae_decoder=False, scale_sparsity_penalty_by_decoder_norm=True, decoder_heuristic_init=True,
+    init_encoder_as_decoder_transpose=True, normalize_activations="expected_average_only_in", lr=5e-5, adam_beta1=0.9,
+    l1_coefficient=5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64, training_tokens=100_000_000,
+    store_batch_size_prompts=16, use_ghost_grads=False, log_to_wandb=True, wandb_project="sae_lens_tutorial",
+    device="cpu", seed=42, n_checkpoints=0, checkpoint_path="checkpoints", dtype="float32")
+'''
+
+
+def test_the_migration_text():
+    m = migrate_config(OLD_TUTORIAL)
+    assert not {DIFFERS, DEFAULT, UNKNOWN_OPTION} & set(kinds(m).values()) and m.complete
+    assert executed(m) == m.config == LanguageModelSAERunnerConfig(
+        sae=StandardTrainingSAEConfig(d_in=1024, d_sae=16384, apply_b_dec_to_input=True, normalize_activations='expected_average_only_in', l1_coefficient=5),
+        model_name='tiny-stories-1L-21M', hook_name='blocks.0.hook_mlp_out', dataset_path='apollo-research/roneneldan-TinyStories-tokenizer-gpt2',
+        is_dataset_tokenized=True, streaming=True, lr=5e-5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64,
+        training_tokens=100_000_000, store_batch_size_prompts=16, logger=LoggingConfig(log_to_wandb=True, wandb_project='sae_lens_tutorial'),
+        device='cpu', seed=42, n_checkpoints=0, checkpoint_path='checkpoints', dtype='float32')
+
+
+@pytest.mark.parametrize('options, option, kind, says', [
+    ({'use_ghost_grads': True, 'architecture': 'gated'}, 'use_ghost_grads', NO_EFFECT, 'never had them'),
+    ({'use_ghost_grads': True}, 'use_ghost_grads', DIFFERS, 'ghost'),
+    ({'mse_loss_normalization': 'dense_batch'}, 'mse_loss_normalization', DIFFERS, 'multiply l1_coefficient'),
+    ({'normalize_sae_decoder': True}, 'normalize_sae_decoder', DIFFERS, 'fold_W_dec_norm'),
+    ({'normalize_sae_decoder': True, 'architecture': 'topk'}, 'normalize_sae_decoder', NO_EFFECT, 'rescale_acts_by_decoder_norm'),
+    ({'scale_sparsity_penalty_by_decoder_norm': False, 'normalize_sae_decoder': False}, 'scale_sparsity_penalty_by_decoder_norm', DIFFERS, 'anew'),
+    ({'activation_fn': 'tanh-relu'}, 'activation_fn', DIFFERS, 'upper bound'),
+    ({'b_dec_init_method': 'mean'}, 'b_dec_init_method', DIFFERS, 'starts at zero'),
+    ({'resume': True}, 'resume', DIFFERS, 'resume_from_checkpoint'),
+    ({'noise_scale': 0.1}, 'noise_scale', DIFFERS, 'removed'),
+    ({'lr': [1e-3, 1e-4], 'hook_point': 'x'}, 'lr', DIFFERS, 'one config for each'),
+    ({'expansion_facto': 8}, 'expansion_facto', UNKNOWN_OPTION, "did you mean 'expansion_factor'")])
+def test_what_differs_is_told(options, option, kind, says):
+    change = next(c for c in migrate_config(options).changes if c.option == option)
+    assert change.kind == kind and says in change.reason
+
+
+@pytest.mark.parametrize('options, path, value', [
+    ({'architecture': 'jumprelu', 'l1_coefficient': 3, 'l1_warm_up_steps': 9}, 'sae.l0_warm_up_steps', 9),
+    ({'architecture': 'jumprelu'}, 'sae.jumprelu_bandwidth', 0.001),
+    ({'activation_fn': 'topk', 'activation_fn_kwargs': {'k': 7}}, 'sae.k', 7),
+    ({'architecture': 'topk', 'normalize_sae_decoder': False}, 'sae.rescale_acts_by_decoder_norm', False),
+    ({'normalize_activations': True}, 'sae.normalize_activations', 'expected_average_only_in'),
+    ({'dtype': 'torch.bfloat16'}, 'sae.dtype', 'bfloat16'),
+    ({'hook_point': 'blocks.{layer}.attn.hook_z', 'hook_point_layer': 3}, 'hook_name', 'blocks.3.attn.hook_z'),
+    ({'hook_name': 'blocks.3.attn.hook_z'}, 'sae.reshape_activations', 'hook_z'),
+    ({'n_batches_in_buffer': 20, 'store_batch_size_prompts': 16}, 'n_batches_in_buffer', 320)])
+def test_values(options, path, value):
+    m = migrate_config(options)
+    part, _, name = path.rpartition('.')
+    assert getattr(m.config.sae if part else m.config, name) == value and executed(m) == m.config
+
+
+def test_the_first_releases_averaged_the_squared_error():
+    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.3.0').config.sae.l1_coefficient == 0.64
+    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.5').config.sae.l1_coefficient == 0.01
+
+
+SCRIPTS = {
+    'alias': 'from sae_lens import LanguageModelSAERunnerConfig as C\ncfg = C(d_in=64, d_sae=128, lr=1e-3, log_to_wandb=False)\n',
+    'module': 'import sae_lens\ncfg = sae_lens.LanguageModelSAERunnerConfig(d_in=64, d_sae=128, log_to_wandb=False)\n',
+    'function': 'from sae_lens.config import LanguageModelSAERunnerConfig\n\ndef make(lr=1e-3):\n\treturn LanguageModelSAERunnerConfig(d_in=64, d_sae=128, lr=lr)\n',
+    'star': 'from sae_lens import *\ncfg = LanguageModelSAERunnerConfig(d_in=8, expansion_factor=4)\n',
+    'unicode': '# Größe\nfrom sae_lens import LanguageModelSAERunnerConfig\nä = 2; cfg = LanguageModelSAERunnerConfig(d_in=8*ä, run_name="é", d_sae=4)  # ü\n',
+    'dictionary': 'from sae_lens import LanguageModelSAERunnerConfig\no = dict(d_in=64, d_sae=128)\no["lr"] = 2e-3\ncfg = LanguageModelSAERunnerConfig(**o)\n',
+    'crlf': 'from sae_lens import LanguageModelSAERunnerConfig\r\ncfg = LanguageModelSAERunnerConfig(d_in=8, d_sae=32)\r\n',
+    'two': 'from sae_lens import LanguageModelSAERunnerConfig as L\na = L(d_in=8, d_sae=32)\nb = L(d_in=8, d_sae=64, architecture="gated")\n'}
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_script_is_rewritten(name):
+    m = migrate_config(SCRIPTS[name])
+    ast.parse(m.script)
+    again = migrate_config(m.script)
+    assert 'sae_lens' not in m.script and again.nothing_to_do and again.configs == m.configs
+    assert m.script.count('\r\n') == (m.script.count('\n') if name == 'crlf' else 0)
+    if name != 'function':
+        made = {}
+        exec(m.script, made)
+        assert [v for v in made.values() if isinstance(v, LanguageModelSAERunnerConfig)] == m.configs
+
+
+def test_a_notebook_and_a_folder(tmp_path):
+    cells = [{'cell_type': 'code', 'source': ['!pip install sae-lens\n', '%matplotlib inline\n', 'd = 64']},
+             {'cell_type': 'markdown', 'source': ['text']},
+             {'cell_type': 'code', 'source': ['cfg = LanguageModelSAERunnerConfig(d_in=d, expansion_factor=2)']}]
+    (tmp_path/'a.ipynb').write_text(json.dumps({'cells': cells}))
+    assert migrate_config(tmp_path/'a.ipynb').config.sae.d_sae == 128
+    (tmp_path/'cfg.json').write_text(json.dumps(saved('5.11.0')))
+    assert migrate_config(str(tmp_path)).config.sae.d_sae == 2048
+
+
+def test_a_saved_sae_says_nothing_of_its_training():
+    cfg = dict(architecture='standard', d_in=768, d_sae=24576, activation_fn_str='relu', apply_b_dec_to_input=True, finetuning_scaling_factor=False,
+               context_size=128, model_name='gpt2-small', hook_name='blocks.8.hook_resid_pre', hook_layer=8, hook_head_index=None, prepend_bos=True,
+               dataset_path='x', normalize_activations='none', dtype='torch.float32', device='cpu', sae_lens_training_version='3.2.3', neuronpedia_id='a/b', oops=1)
+    m = migrate_config(json.dumps(cfg))
+    assert m.config.sae.d_sae == 24576 and [c.option for c in m.changes if c.kind == UNKNOWN_OPTION] == ['oops']
+    assert 'SAE.load_from_disk' in m.report and not m.complete
+
+
+@pytest.mark.parametrize('old, says', [
+    ('', 'is empty'), ('  \n', 'is empty'), ('import torch\nx = 1\n', 'no config found'), ('cfg = LanguageModelSAERunnerConfig(d_in=', 'line 1'),
+    ('{"d_in": 8,', 'line 1, column'), ('{"d_in": 8} trailing', 'line 1'), ({}, 'no options'), ({'architecture': 'topkk'}, "did you mean 'topk'"),
+    ('LanguageModelSAERunnerConfig(architecture=a.arch)', 'give its value'), (3, 'give a dict')])
+def test_errors(old, says):
+    with pytest.raises(ConfigError, match=says.replace('(', r'\(')):
+        migrate_config(old)
+
+
+def test_loading_a_flat_config_names_the_converter():
+    with pytest.raises(ConfigError, match='migrate_config'):
+        LanguageModelSAERunnerConfig.from_dict(saved('5.11.0'))
+
+
+def test_nothing_is_run(tmp_path):
+    trap = tmp_path/'ran'
+    migrate_config(f'open({str(trap)!r}, "w")\ncfg = LanguageModelSAERunnerConfig(d_in=__import__("os").getpid(), d_sae=8)\n')
+    assert not trap.exists()
+
+
+def test_the_command(tmp_path):
+    code = 'import sys; from sae_workbench.faces.cli import main; main(sys.argv[1:])'
+    def run(*args, text=None):
+        return subprocess.run([sys.executable, '-c', code, 'migrate', *args], input=text, capture_output=True, text=True, timeout=120)
+    done = run('-', text=OLD_TUTORIAL)
+    assert done.returncode == 0, done.stderr
+    made = {}
+    exec(done.stdout, made)
+    assert made['cfg'].sae.d_sae == 16384 and '# kept:' in done.stdout
+    assert run('-', text='{"d_in": 8, "d_sae": 32, "lrr": 1}').returncode == 1
+    refused = run(str(tmp_path/'none.py'))
+    assert refused.returncode == 2 and 'no such file' in refused.stderr and 'Traceback' not in refused.stderr
