@@ -58,7 +58,7 @@ class BatchTopK(TopK):
 @dataclass
 class BatchTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     "A BatchTopK SAE, its auxiliary loss and its threshold"
-    k:Positive = 100 # Active latents per row, on average over the batch
+    k:Positive = 100. # Active latents per row, on average over the batch
     topk_threshold_lr:Fraction = 0.01 # Weight of a step in the average that becomes the threshold
 
     @classmethod

@@ -186,7 +186,7 @@ def run_cases():
         run_case(arch, 'betas', adam_beta1=0.0, adam_beta2=0.9)
         if arch in penalty: run_case(arch, 'warm_up', {f'{penalty[arch]}_coefficient': 2.0, f'{penalty[arch]}_warm_up_steps': 4})
     for ste,mode in product((False, True), ('step', 'tanh', 'quadratic')):
-        run_case('jumprelu', f"{mode}{'-ste' if ste else ''}", dict(jumprelu_sparsity_loss_mode=mode, jumprelu_ste_to_input=ste, target_l0=5.0, pre_act_loss_coefficient=0.05))
+        run_case('jumprelu', f"{mode}{'-ste' if ste else ''}", dict(jumprelu_sparsity_loss_mode=mode, jumprelu_ste_to_input=ste, pre_act_loss_coefficient=0.05, **dict(target_l0=5.0) if mode=='quadratic' else {}))
     for rescale,sparse in product((True, False), (True, False)):
         run_case('topk', f"{'' if rescale else 'no_'}rescale{'-sparse' if sparse else ''}",
                  dict(k=2, rescale_acts_by_decoder_norm=rescale, use_sparse_activations=sparse), dead_feature_window=1)
