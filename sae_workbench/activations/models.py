@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from ..core.capture import capture, resolve
 from ..core.config import as_dtype
-from ..core.errors import ConfigError, LoadError, unknown
+from ..core.errors import ConfigError, HookError, LoadError, unknown
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
@@ -128,10 +128,17 @@ def model_d_in(
     hook_head_index:int|None=None, # Only this head
     model_kwargs:dict|None=None, # Further arguments of the model's call
 )->int: # Width of the vectors at the hook
-    "The width of the activations at a hook, measured on one token"
-    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
-    acts = capture(model, hook_name, token, **(model_kwargs or {}))[hook_name]
-    return acts.shape[-1] if hook_head_index is not None else acts[0, 0].numel()
+    "The width of the activations at a hook, measured on a few tokens"
+    tokens = torch.zeros(1, min(5, max_positions(model) or 5), dtype=torch.long, device=input_device(model))
+    acts = capture(model, hook_name, tokens, **(model_kwargs or {}))[hook_name]
+    if acts.ndim < 3 or acts.shape[1] != tokens.shape[1]:
+        raise HookError(f"{hook_name!r} gives {tuple(acts.shape)} for {tokens.shape[1]} tokens: not a vector for each; "
+                        "needed is (prompts, positions, …)")
+    if hook_head_index is None: return acts[0, 0].numel()
+    if acts.ndim < 4: raise ConfigError(f"hook_head_index={hook_head_index}: {hook_name!r} has no heads; leave it out")
+    if hook_head_index >= (n := acts.shape[2]):
+        raise ConfigError(f"hook_head_index={hook_head_index}: {hook_name!r} has {n} heads, 0 to {n - 1}")
+    return acts.shape[-1]
 
 def check_d_in(
     model:nn.Module, # Any language model

@@ -30,8 +30,8 @@ class Registry(dict):
 
     def lookup(self, name:str)->tuple[type, type]:
         "The `(class, config class)` of `name`, or a `ConfigError` with the nearest names"
-        if name not in self: raise ConfigError(unknown(self.kind, name, self))
-        return self[name]
+        if name in self: return self[name]
+        raise ConfigError(unknown(self.kind, name, self) + "; an architecture of your own is known once its module is imported")
 
 # %% ../../nbs/core/registry.ipynb #975120ec
 SAE_CLASS_REGISTRY = Registry('architecture')

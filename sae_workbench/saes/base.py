@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, DataError, LoadError, unknown
 from ..core.files import check_finite, read_json, read_tensors, write_json, write_tensors
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
+from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from ..core.registry import get_sae_class, get_sae_training_class, register_sae_class
 
 # %% ../../nbs/saes/base.ipynb #3436b672
@@ -148,6 +149,13 @@ class _Tensors(HookedModule):
         return nn.Parameter(torch.full((self.cfg.d_sae,), value, dtype=self.dtype, device=self.device))
 
 # %% ../../nbs/saes/base.ipynb #2d60d237
+def _check_pair(sae_class:type, cfg:SAEConfig):
+    "Raise `ConfigError` if the config is known to be another architecture's"
+    name = cfg.architecture()
+    owners = [r[name][0] for r in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY) if name in r]
+    if not owners or any(issubclass(sae_class, c) or issubclass(c, sae_class) for c in owners): return
+    raise ConfigError(f"{sae_class.__name__} cannot be made from a {type(cfg).__name__}, which describes a {owners[-1].__name__}")
+
 class _Weights(_Tensors):
     "An SAE's tensors and hook points, in place"
     def __init__(self,
@@ -155,6 +163,7 @@ class _Weights(_Tensors):
         use_error_term:bool=False, # Add what the SAE misses to its output, so that only interventions change anything
     ):
         super().__init__()
+        _check_pair(type(self), cfg)
         self.cfg, self.use_error_term = cfg, use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
         self._last = _Remembered()

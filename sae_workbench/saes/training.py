@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from ..core.config import Positive, Rule, plain
+from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import Pattern, can_be_sparse
 from ..core.registry import get_sae_class, get_sae_training_class, register_sae_training_class
@@ -129,6 +130,8 @@ T = TypeVar('T', bound=TrainingSAEConfig)
 class _Trainable(SAE[T]):
     "What an architecture says about its training"
     def __init__(self, cfg:T, use_error_term:bool=False):
+        if not isinstance(cfg, TrainingSAEConfig):
+            raise ConfigError(f"{type(self).__name__} needs a training config, not a {type(cfg).__name__}")
         super().__init__(cfg, use_error_term)
         self.turn_off_forward_pass_hook_z_reshaping()   # training batches come with the heads joined already
         self.mse_loss_fn = mse_loss

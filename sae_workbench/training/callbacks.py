@@ -50,8 +50,9 @@ class ProgressBar(Callback):
 
     def on_start(self, trainer):
         "Draw the bar"
+        form = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]'
         self.bar = tqdm(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples,
-                        unit='tok', unit_scale=True, desc='Training', **self.kwargs)
+                        unit='tok', unit_scale=True, dynamic_ncols=True, bar_format=form, **self.kwargs)
 
     def on_step(self, trainer, output):
         "Move the bar, if it is time"

@@ -167,8 +167,10 @@ class _Given(_TrainStep):
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
 
     def next_batch(self)->Tensor:
-        "The next batch, or a `DataError` that says how far the data went"
+        "The next batch, or an error that says how far the run was"
         try: return next(self.data_provider)
+        except NonFiniteError as e:
+            raise NonFiniteError(f"step {self.n_training_steps}: {e}; the weights are those of the step before") from None
         except StopIteration:
             raise DataError(f"the data ended after {self.n_training_samples} rows, "
                             f"but the run is to train on {self.cfg.total_training_samples}: "
@@ -184,7 +186,7 @@ class _Steps(_Given):
         if not scaled or scaler.scaling_factor is not None: return
         norms = []
         for _ in tqdm(range(n), 'mean norm of the activations', leave=False, delay=2):
-            norms.append(self.next_batch().float().norm(dim=-1, keepdim=True))
+            norms.append(self.next_batch().double().norm(dim=-1, keepdim=True))
             yield
         scaler.estimate_scaling_factor(self.sae.cfg.d_in, iter(norms), n)
 
