@@ -1,8 +1,9 @@
 """Fill time and peak memory of the mixing buffer, for 25k to 400k rows of 512 float32.
 
-    python benchmarks/buffer.py [--peer PYTHON] [--sizes 25000,50000,...]
+    python benchmarks/buffer.py [--peer PYTHON] [--sizes 25000,50000,...] [--repeats 3]
 
-Every measurement runs in a fresh process. --peer names an interpreter that has sae-lens; its buffer then runs beside ours on the same rows
+Every measurement runs in a fresh process; of --repeats measurements the shortest times and the largest peak are shown.
+--peer names an interpreter that has sae-lens; its buffer then runs beside ours on the same rows
 (up to --peer-max rows, because its fill time grows faster than the buffer)."""
 import argparse, json, subprocess, sys, time
 
@@ -34,22 +35,29 @@ def measure(lib, size):
     fill, t, n = time.perf_counter() - t, time.perf_counter(), max(1, 2 * size // BATCH)
     for _ in range(n): next(batches)
     serve = (time.perf_counter() - t) / (n * BATCH) * 1e6
-    return dict(lib=lib, rows=size, fill_s=round(fill, 3), us_per_row=round(serve, 2), peak=round((status('VmHWM') - base) / (size * D * 4), 2))
+    peak = (status('VmHWM') - base) / (size * D * 4)
+    return dict(lib=lib, rows=size, fill_s=round(fill, 3), us_per_row=round(serve, 2), peak=round(peak, 2))
+
+def child(python, lib, size):
+    out = subprocess.run([python, __file__, '--one', lib, str(size)], capture_output=True, text=True)
+    if out.returncode: sys.exit(out.stderr)
+    return json.loads(out.stdout.splitlines()[-1])
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--peer', help='a Python interpreter with sae-lens')
     ap.add_argument('--sizes', default='25000,50000,100000,200000,400000')
     ap.add_argument('--peer-max', type=int, default=100_000)
+    ap.add_argument('--repeats', type=int, default=1)
     ap.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
     a = ap.parse_args()
     if a.one: print(json.dumps(measure(a.one[0], int(a.one[1])))); return
     print(f"{'buffer':>8} {'rows':>8} {'fill, s':>9} {'serve, µs/row':>14} {'peak / logical size':>20}")
     for size in map(int, a.sizes.split(',')):
         for lib, python in [('ours', sys.executable)] + ([('peer', a.peer)] if a.peer and size <= a.peer_max else []):
-            out = subprocess.run([python, __file__, '--one', lib, str(size)], capture_output=True, text=True)
-            if out.returncode: sys.exit(out.stderr)
-            r = json.loads(out.stdout.splitlines()[-1])
-            print(f"{r['lib']:>8} {r['rows']:>8} {r['fill_s']:>9.3f} {r['us_per_row']:>14.2f} {r['peak']:>20.2f}", flush=True)
+            runs = [child(python, lib, size) for _ in range(a.repeats)]
+            r = {k: (max if k == 'peak' else min)(run[k] for run in runs) for k in runs[0]}
+            print(f"{r['lib']:>8} {r['rows']:>8} {r['fill_s']:>9.3f} {r['us_per_row']:>14.2f} {r['peak']:>20.2f}",
+                  flush=True)
 
 if __name__ == '__main__': main()

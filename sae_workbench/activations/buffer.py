@@ -13,26 +13,35 @@ from ..core.errors import ConfigError, DataError
 from ..core.seeds import stream
 
 # %% ../../nbs/activations/buffer.ipynb #1aede396
-class Pool:
-    "A fixed number of rows, with an order in which they are served"
+class _Slots:
+    "A fixed number of rows, and the order of their slots"
     def __init__(self,
         size:int, # Rows that fit in
         device:str|torch.device|None=None, # Where; by default where the first rows are
-    ): self.size, self.device, self.rows, self.slots, self.start, self.end = size, device, None, torch.arange(size), 0, 0
+    ):
+        self.size, self.device, self.rows = size, device, None
+        self.slots, self.start, self.end = torch.arange(size), 0, 0
 
     def __len__(self): return self.end - self.start
     def free(self)->int: return self.size - len(self)
 
+    def _allocate(self, x:Tensor):
+        self.rows = torch.empty(self.size, *x.shape[1:], dtype=x.dtype, device=self.device or x.device)
+        self.slots = self.slots.to(self.rows.device)
+
     def add(self, x:Tensor):
         "Write rows into free slots, at the end of the order"
-        if self.rows is None:
-            self.rows = torch.empty(self.size, *x.shape[1:], dtype=x.dtype, device=self.device or x.device)
-            self.slots = self.slots.to(self.rows.device)
-        if x.shape[1:] != self.rows.shape[1:]: raise DataError(f"rows of shape {tuple(x.shape[1:])} do not fit a buffer of rows of shape {tuple(self.rows.shape[1:])}")
+        if self.rows is None: self._allocate(x)
+        if x.shape[1:] != self.rows.shape[1:]:
+            raise DataError(f"rows of shape {tuple(x.shape[1:])} do not fit "
+                            f"a buffer of rows of shape {tuple(self.rows.shape[1:])}")
         if self.start: self.slots, self.end, self.start = self.slots.roll(-self.start), len(self), 0
         self.rows.index_copy_(0, self.slots[self.end:self.end + len(x)], x.to(self.rows))
         self.end += len(x)
 
+# %% ../../nbs/activations/buffer.ipynb #9ce5897f
+class Pool(_Slots):
+    "A fixed number of rows, with an order in which they are served"
     def shuffle(self, generator:torch.Generator):
         "Put the rows that are in the pool into a random order"
         order = self.slots[self.start:self.end]
@@ -43,7 +52,10 @@ class Pool:
         self.start = self.end = 0
         if x is not None: self.add(x)
 
-    def peek(self, n:int)->Tensor|None: return None if self.rows is None else self.rows[self.slots[self.start:self.start + n]]
+    def peek(self, n:int)->Tensor|None:
+        "The next `n` rows of the order, which stay"
+        return None if self.rows is None else self.rows[self.slots[self.start:self.start + n]]
+
     def serve(self, n:int)->Tensor:
         "The next `n` rows of the order; their slots become free"
         x = self.peek(n)
@@ -51,8 +63,8 @@ class Pool:
         return x
 
 # %% ../../nbs/activations/buffer.ipynb #6ccf866d
-class Mixer:
-    "Rounds of filling a pool and serving from it"
+class _Filling:
+    "A pool that is filled from a source"
     def __init__(self,
         source:Iterator[Tensor], # Gives (rows, d_in), any number of rows at a time
         pool:Pool, # Where they are mixed
@@ -60,29 +72,37 @@ class Mixer:
         mix_fraction:float, # Share of the pool that stays
         generator:torch.Generator, # Decides the mixture
     ):
-        self.source, self.pool, self.batch_size, self.mix_fraction, self.generator = source, pool, batch_size, mix_fraction, generator
+        self.source, self.pool, self.batch_size = source, pool, batch_size
+        self.mix_fraction, self.generator = mix_fraction, generator
         self.rest, self.batches_left, self.ended = None, 0, False   # rest: rows that did not fit
 
     def fill(self):
         "Take rows from the source until the pool is full or the source has ended"
-        while self.pool.free() and not self.ended: self.take(next(self.source, None) if self.rest is None else self.rest)
+        while self.pool.free() and not self.ended:
+            self.take(next(self.source, None) if self.rest is None else self.rest)
 
     def take(self, x:Tensor|None):
         "Put rows into the pool and keep those that do not fit; None is the end of the source"
-        if x is None: self.ended = True; return
+        if x is None:
+            self.ended = True
+            return
         n = min(self.pool.free(), len(x))
         self.pool.add(x[:n])
         self.rest = x[n:] if n < len(x) else None
 
+# %% ../../nbs/activations/buffer.ipynb #3da68405
+class Mixer(_Filling):
+    "Rounds of filling a pool and serving from it"
     def begin_round(self):
         "Shuffle, and settle how many batches are served before the pool is filled again"
         if self.mix_fraction > 0: self.pool.shuffle(self.generator)
-        if self.ended: self.batches_left = len(self.pool) // self.batch_size
-        else: self.batches_left = max(1, (len(self.pool) - int(self.pool.size * self.mix_fraction)) // self.batch_size)
+        stay = 0 if self.ended else int(self.pool.size * self.mix_fraction)
+        self.batches_left = (len(self.pool) - stay) // self.batch_size
+        if not self.ended: self.batches_left = max(1, self.batches_left)
 
 # %% ../../nbs/activations/buffer.ipynb #aebe337c
-class MixingBuffer(Mixer):
-    "Training batches from a source of activations, mixed"
+class _Batches(Mixer):
+    "The iterator"
     def __init__(self,
         source:Iterator[Tensor], # Gives (rows, d_in), any number of rows at a time
         buffer_size:int, # Rows in the pool
@@ -92,26 +112,40 @@ class MixingBuffer(Mixer):
         device:str|torch.device|None=None, # Where the pool is; by default where the rows come from
     ):
         if batch_size < 1: raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        if buffer_size < batch_size: raise ConfigError(f"a buffer of {buffer_size} rows is smaller than a batch of {batch_size}")
+        if buffer_size < batch_size:
+            raise ConfigError(f"a buffer of {buffer_size} rows is smaller than a batch of {batch_size}")
         if not 0 <= mix_fraction <= 1: raise ConfigError(f"mix_fraction={mix_fraction} must be from 0 to 1")
-        super().__init__(iter(source), Pool(buffer_size, device), batch_size, mix_fraction, generator or stream(0, 'buffer'))
+        pool, generator = Pool(buffer_size, device), generator or stream(0, 'buffer')
+        super().__init__(iter(source), pool, batch_size, mix_fraction, generator)
 
     def __iter__(self): return self
+
     @torch.no_grad()
     def __next__(self)->Tensor:
-        if not self.batches_left: self.fill(); self.begin_round()
+        if not self.batches_left:
+            self.fill()
+            self.begin_round()
         if not self.batches_left: raise StopIteration
         self.batches_left -= 1
         return self.pool.serve(self.batch_size)
 
+# %% ../../nbs/activations/buffer.ipynb #84ae2fc7
+class MixingBuffer(_Batches):
+    "Training batches from a source of activations, mixed"
     def state_dict(self)->dict:
-        return dict(rows=self.pool.peek(len(self.pool)), rest=None if self.rest is None else self.rest.clone(), size=self.pool.size, batches_left=self.batches_left,
-                    ended=self.ended, generator=self.generator.get_state(), source=self.source.state_dict() if hasattr(self.source, 'state_dict') else None)
+        "All that the next batches depend on"
+        return dict(
+            rows=self.pool.peek(len(self.pool)), rest=None if self.rest is None else self.rest.clone(),
+            size=self.pool.size, batches_left=self.batches_left, ended=self.ended,
+            generator=self.generator.get_state(),
+            source=self.source.state_dict() if hasattr(self.source, 'state_dict') else None)
 
     def load_state_dict(self, state:dict):
         "Go back to a saved moment; the next batches are the ones that came then"
-        if state['size'] != self.pool.size: raise DataError(f"the saved buffer has {state['size']} rows, this one {self.pool.size}")
-        if state['source'] is None: raise DataError(f"{type(self.source).__name__} keeps no position, so there is no way back to the saved one")
+        if state['size'] != self.pool.size:
+            raise DataError(f"the saved buffer has {state['size']} rows, this one {self.pool.size}")
+        if state['source'] is None:
+            raise DataError(f"{type(self.source).__name__} keeps no position, so there is no way back to the saved one")
         self.source.load_state_dict(state['source'])
         self.generator.set_state(state['generator'].cpu())
         self.pool.restore(state['rows'])

@@ -29,7 +29,8 @@ def _probabilities(p:float|Sequence[float]|Tensor, n:int)->Tensor:
     "(n,) one for each feature, checked"
     given = torch.as_tensor(p, dtype=torch.float32)
     if given.dim() and given.shape != (n,):
-        raise ConfigError(f"p_active has the shape {tuple(given.shape)} for {n} features: give one number, or one for each")
+        raise ConfigError(f"p_active has the shape {tuple(given.shape)} for {n} features: "
+                          "give one number, or one for each")
     bad = ((given <= 0) | (given > 1) | given.isnan()).flatten()
     if bad.any():
         i = bad.nonzero()[0].item()
@@ -67,10 +68,10 @@ def activity_correlation(
     "How much two features' activities are correlated"
     q = p if q is None else q
     a, b = torch.special.ndtri(torch.tensor([p, q], dtype=torch.float64))
-    steps = (torch.arange(2000) + .5)/2000   # the midpoints of a rule that leaves out rho = 1, where the density is infinite
-    t = torch.asin(torch.tensor(rho).double()) * steps.double()
+    end = torch.asin(torch.tensor(rho, dtype=torch.float64))
+    t = end * (torch.arange(2000) + .5)/2000   # midpoints: at rho = 1 itself the density is infinite
     density = torch.exp(-(a**2 - 2*a*b*t.sin() + b**2)/(2*t.cos()**2)) / (2*math.pi)
-    both = density.mean() * torch.asin(torch.tensor(rho).double())   # P(both) - p q
+    both = density.mean() * end   # P(both) - p q
     return (both / math.sqrt(p*(1 - p)*q*(1 - q))).item()
 
 # %% ../../nbs/activations/synthetic.ipynb #5524b54d
@@ -98,8 +99,8 @@ def _levels(parents:Sequence[int]|Tensor, p:Tensor)->tuple[Tensor, list[Tensor]]
     child = (parents >= 0) & (p > p[parents.clamp(min=0)])
     if child.any():
         i = child.nonzero()[0].item()
-        raise ConfigError(f"p_active[{i}]={p[i]:g} is more than p_active[{parents[i]}]={p[parents[i]]:g} of its parent, "
-                          "without which it is never active")
+        raise ConfigError(f"p_active[{i}]={p[i]:g} is more than p_active[{parents[i]}]={p[parents[i]]:g} "
+                          "of its parent, without which it is never active")
     levels, placed = [], parents < 0
     while not placed.all():
         here = ~placed & placed[parents.clamp(min=0)]
@@ -140,12 +141,12 @@ class Firing:
         return active
 
 # %% ../../nbs/activations/synthetic.ipynb #ca248b11
-class SyntheticSource:
-    "Endless batches of activations with a known dictionary; batch number n is the same in every run"
+class _Features:
+    "A dictionary, and how its features are drawn"
     def __init__(self,
         n_features:int=48, # Features in the dictionary
         d_in:int=32, # Width of the activations
-        p_active:float|Sequence[float]|Tensor=0.05, # Share of rows on which a feature is active; one number, or one each
+        p_active:float|Sequence[float]|Tensor=0.05, # Share of rows on which a feature is active; one number or one each
         batch_size:int=256, # Rows per batch
         noise:float=0.0, # Standard deviation of Gaussian noise on every number
         seed:int=0, # Decides the dictionary and the rows
@@ -156,11 +157,15 @@ class SyntheticSource:
     ):
         shape = (n_features, d_in) if features is None else tuple(features.shape)
         if features is None: features = F.normalize(torch.randn(shape, generator=stream(seed, 'features')), dim=-1)
-        if not 0 <= magnitude[0] <= magnitude[1]: raise ConfigError(f"magnitude={magnitude}: must be two numbers, 0 <= low <= high")
+        if not 0 <= magnitude[0] <= magnitude[1]:
+            raise ConfigError(f"magnitude={magnitude}: must be two numbers, 0 <= low <= high")
         self.firing = Firing(_probabilities(p_active, shape[0]), correlation, parents)
         self.features, self.batch_size, self.noise, self.magnitude = features, batch_size, noise, magnitude
         self.seed, self.n = seed, 0
 
+# %% ../../nbs/activations/synthetic.ipynb #a4b509d9
+class SyntheticSource(_Features):
+    "Endless batches of activations with a known dictionary; batch number n is the same in every run"
     def batch(self, n:int)->tuple[Tensor, Tensor]:
         "Batch number `n`: activations (batch_size, d_in), and the true code (batch_size, n_features)"
         g, (low, high) = stream(self.seed, 'batch', n), self.magnitude

@@ -153,7 +153,8 @@ def _check_pair(sae_class:type, cfg:SAEConfig):
     "Raise `ConfigError` if the config is known to be another architecture's"
     name = cfg.architecture()
     owners = [r[name][0] for r in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY) if name in r]
-    if not owners or any(issubclass(sae_class, c) or issubclass(c, sae_class) for c in owners): return
+    def names(cls): return {c.__qualname__ for c in cls.__mro__}   # a cell that is run twice makes a new class of the name
+    if not owners or any(sae_class.__qualname__ in names(c) or c.__qualname__ in names(sae_class) for c in owners): return
     raise ConfigError(f"{sae_class.__name__} cannot be made from a {type(cfg).__name__}, which describes a {owners[-1].__name__}")
 
 class _Weights(_Tensors):

@@ -76,8 +76,10 @@ class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
         return self.cfg.jumprelu_bandwidth
 
     def _apply(self, fn, recurse=True):
+        exact = self.threshold.data
         out = super()._apply(fn, recurse)
-        self.threshold.data = self.threshold.data.float()
+        if exact.is_meta: exact = self.threshold.data
+        self.threshold.data = exact.to(self.threshold.device, torch.float32)   # moved, but not rounded
         return out
 
     def _theta(self)->Tensor:

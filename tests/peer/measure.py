@@ -125,7 +125,7 @@ def run(lib, case, data):
 def plain(v):
     "A default as JSON can hold it"
     if isinstance(v, (list, tuple)): return [plain(o) for o in v]
-    return v if v is None or isinstance(v, (bool, int, float, str, dict)) else '<object>'
+    return v if v is None or isinstance(v, (bool, int, float, str, dict)) and not hasattr(v, 'to_dict') else '<object>'
 
 def defaults(lib, case, data):
     "The fields of a config and their values when nothing is given"
