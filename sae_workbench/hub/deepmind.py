@@ -36,7 +36,7 @@ def _upper(key:str)->str: return 'W' + key[1:] if key.startswith('w_') else key
 class Gemma2(Format):
     "Gemma Scope"
     name, weights = 'gemma_2', ('{path}/params.npz',)
-    path_like = r'^(?!.*transcoder)'
+    path_like = r'^(?!.*(transcoder|gemma-scope-2-))'
     _places = {'att': 'attn.hook_z', 'mlp': 'hook_mlp_out', 'res': 'hook_resid_post'}
 
     def _of_embedding(self, raw:Raw)->bool: return 'embedding' in re.split('[/_]', raw.where)
@@ -87,15 +87,16 @@ class Gemma2Transcoder(Format):
 
     def state(self, t, raw): return {_canonical(k): t[k].float() for k in list(t)}
 
-# %% ../../nbs/hub/deepmind.ipynb #c107929e
-_HOOKS_3 = {'resid_post': ('hook_resid_post', None), 'attn_out': ('attn.hook_z', None), 'mlp_out': ('hook_mlp_out', None),
-            'transcoder': ('hook_mlp_in', 'hook_mlp_out')}   # TransformerLens: read, written
+# %% ../../nbs/hub/deepmind.ipynb #2ece6e9b
+_HOOKS_3 = {'resid_post': ('hook_resid_post', None), 'attn_out': ('attn.hook_z', None),
+            'mlp_out': ('hook_mlp_out', None), 'transcoder': ('hook_mlp_in', 'hook_mlp_out')}   # TransformerLens: read, written
 _HF_3 = {'resid_post': ('output', None), 'attn_out': ('self_attn.o_proj.input', None),
          'mlp_out': ('post_feedforward_layernorm.output', None),
          'transcoder': ('pre_feedforward_layernorm.output', 'post_feedforward_layernorm.output')}
 
 def _gemma_3(raw:Raw)->str:
-    name = raw.need('model_name', str, None) or raw.repo.split('/')[-1].replace('gemma-scope-2', 'gemma-3')
+    found = re.search(r'gemma-scope-2-(\w+-(?:pt|it))', raw.where)
+    name = raw.need('model_name', str, None) or (f'gemma-3-{found[1]}' if found else raw.model or 'gemma-3')
     name = name.removeprefix('google/').replace('-v3', '-3')
     return 'google/' + (name.replace('-pt', '') if '270m' in name else name)
 

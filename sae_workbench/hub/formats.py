@@ -186,16 +186,19 @@ def read_sae(
     sparsity = _log_sparsity(fmt, place, raw.path, cfg['d_sae'], device)
     return ReadSAE(cfg, state, sparsity, getattr(raw.files.get('config'), 'file', raw.where), t.file)
 
-# %% ../../nbs/hub/formats.ipynb #a06b41e6
-def _fits_names(fmt:Format, names:set[str], repo:str, path:str)->bool:
+# %% ../../nbs/hub/formats.ipynb #fa4d709d
+def _fits_names(fmt:Format, names:set[str], repo:str, path:str, rewritten:bool=False)->bool:
     path = fmt.tidy(path)
     if not re.search(fmt.path_like, f'{repo}/{path}'): return False
     needed = [[_fill(n, path) for n in ns] for role, ns in fmt.configs.items() if role not in fmt.optional]
-    needed += [_weights_names(w, path) for w in fmt.weights]
+    needed += [_weights_names(w, path)[-1 - rewritten:] for w in fmt.weights]
     return all(any(n in names for n in ns) for ns in needed)
 
 def _formats_of(names:set[str], repo:str, path:str)->list[Format]:
-    return [f for f in (cls() for cls, _ in FORMATS.values()) if _fits_names(f, names, repo, path)]
+    "As published; if nothing fits, with weights that were rewritten as safetensors"
+    every = [cls() for cls, _ in FORMATS.values()]
+    found = [f for f in every if _fits_names(f, names, repo, path)]
+    return found or [f for f in every if _fits_names(f, names, repo, path, True)]
 
 def find_saes(
     place:Place, # Where to look
