@@ -17,7 +17,8 @@ def _metadata(raw:Raw, layer:int)->dict:
     "Model and hooks"
     size = re.search(r'qwen3-(\d+(?:\.\d+)?)b', raw.where.lower())
     model = raw.need('model_name', str, None) or (f'Qwen/Qwen3-{size[1]}B' if size else raw.model)
-    read, write = raw.need('feature_input_hook', str, 'mlp.hook_in'), raw.need('feature_output_hook', str, 'hook_mlp_out')
+    read = raw.need('feature_input_hook', str, 'mlp.hook_in')
+    write = raw.need('feature_output_hook', str, 'hook_mlp_out')
     return dict(model_name=model, hook_name=f'blocks.{layer}.{read}', hook_name_out=f'blocks.{layer}.{write}',
                 prepend_bos=True, model_from_pretrained_kwargs=dict(fold_ln=False))
 

@@ -87,9 +87,10 @@ class Gemma2Transcoder(Format):
 
     def state(self, t, raw): return {_canonical(k): t[k].float() for k in list(t)}
 
-# %% ../../nbs/hub/deepmind.ipynb #2ece6e9b
+# %% ../../nbs/hub/deepmind.ipynb #160f4fa9
 _HOOKS_3 = {'resid_post': ('hook_resid_post', None), 'attn_out': ('attn.hook_z', None),
-            'mlp_out': ('hook_mlp_out', None), 'transcoder': ('hook_mlp_in', 'hook_mlp_out')}   # TransformerLens: read, written
+            'mlp_out': ('hook_mlp_out', None),   # in TransformerLens: read, written
+            'transcoder': ('hook_mlp_in', 'hook_mlp_out')}
 _HF_3 = {'resid_post': ('output', None), 'attn_out': ('self_attn.o_proj.input', None),
          'mlp_out': ('post_feedforward_layernorm.output', None),
          'transcoder': ('pre_feedforward_layernorm.output', 'post_feedforward_layernorm.output')}

@@ -31,19 +31,21 @@ class QwenScope(Format):
 
     def _facts(self, raw:Raw)->tuple[str, int, int]:
         found = re.findall(r'SAE-Res-(.+?)-W(\d+)K-L0_(\d+)', raw.where)
-        if not found: raise LoadError(f"{raw.where}: expected model, width and k in the name, as in SAE-Res-…-W32K-L0_50")
-        return found[-1][0], int(found[-1][1])*1024, int(found[-1][2])
+        if found: return found[-1][0], int(found[-1][1])*1024, int(found[-1][2])
+        raise LoadError(f"{raw.where}: expected model, width and k in the name, as in SAE-Res-…-W32K-L0_50")
 
     def cfg(self, raw, shapes):
         model, width, k = self._facts(raw)
         d_sae, d_in = shapes.of('W_enc', 2)
-        if d_sae != width: raise LoadError(f"{raw.where}: W_enc: expected {width} latents, as the name says, found {d_sae}")
+        if d_sae != width:
+            raise LoadError(f"{raw.where}: W_enc: expected {width} latents, as the name says, found {d_sae}")
         layer = raw.layer(r'layer(\d+)\.sae')
         return dict(architecture='topk', d_in=d_in, d_sae=d_sae, k=k, apply_b_dec_to_input=False,
                     metadata=_at_layer(layer, f'Qwen/{model}', hf_hook_name=f'model.layers.{layer}'))
 
     def state(self, t, raw):
-        return dict(W_enc=t['W_enc'].T.contiguous(), W_dec=t['W_dec'].T.contiguous(), b_enc=t['b_enc'], b_dec=t['b_dec'])
+        return dict(W_enc=t['W_enc'].T.contiguous(), b_enc=t['b_enc'],
+                    W_dec=t['W_dec'].T.contiguous(), b_dec=t['b_dec'])
 
 # %% ../../nbs/hub/single_files.ipynb #4c32299b
 _CHAT = dict(dataset_path='lmsys/lmsys-chat-1m')
@@ -55,9 +57,10 @@ class Goodfire(Format):
 
     def cfg(self, raw, shapes):
         d_sae, d_in = shapes.of('encoder_linear.weight', 2)
-        model = re.findall(r'([\w.-]+)-SAE-l\d+', raw.path)
+        name = re.findall(r'([\w.-]+)-SAE-l\d+', raw.path)
+        model = f'meta-llama/{name[-1]}' if name else raw.model
         return dict(architecture='standard', d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False,
-                    metadata=_at_layer(raw.layer(r'-l(\d+)\.'), f'meta-llama/{model[-1]}' if model else raw.model, **_CHAT))
+                    metadata=_at_layer(raw.layer(r'-l(\d+)\.'), model, **_CHAT))
 
     def state(self, t, raw): return _linear(t, 'encoder_linear', 'decoder_linear')
 
@@ -68,7 +71,8 @@ class DeepSeekR1(Format):
 
     def cfg(self, raw, shapes):
         d_sae, d_in = shapes.of('encoder.weight', 2)
-        metadata = _at_layer(raw.layer(r'-l(\d+)\.'), 'deepseek-ai/DeepSeek-R1-Distill-Llama-8B', context_size=1024, **_CHAT)
+        model = 'deepseek-ai/DeepSeek-R1-Distill-Llama-8B'
+        metadata = _at_layer(raw.layer(r'-l(\d+)\.'), model, context_size=1024, **_CHAT)
         return dict(architecture='standard', d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata)
 
     def state(self, t, raw): return _linear(t)
@@ -109,8 +113,10 @@ class OpenAI(Format):
         act = raw.values.need('activation', str, 'ReLU')
         if act=='ReLU': return cfg | dict(architecture='standard')
         post = raw.values.need('activation_state_dict.postact_fn', str, 'ReLU')
-        if (act, post) != ('TopK', 'ReLU'): raise LoadError(f"{raw.where}: activation: expected ReLU or TopK, found {act} of {post}")
-        return cfg | dict(architecture='topk', k=raw.values.need('activation_state_dict.k', int), normalize_activations='layer_norm')
+        if (act, post) != ('TopK', 'ReLU'):
+            raise LoadError(f"{raw.where}: activation: expected ReLU or TopK, found {act} of {post}")
+        return cfg | dict(architecture='topk', k=raw.values.need('activation_state_dict.k', int),
+                          normalize_activations='layer_norm')
 
     def state(self, t, raw):
         return dict(W_enc=t['encoder.weight'].T.contiguous(), b_enc=t['latent_bias'],
