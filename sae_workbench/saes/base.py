@@ -132,10 +132,13 @@ class _Tensors(HookedModule):
 
     def initialize_weights(self):
         "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
-        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device))
-        rows = torch.empty(self.cfg.d_sae, self.cfg.d_in, dtype=self.dtype, device=self.device)
-        self.W_dec = nn.Parameter(nn.init.kaiming_uniform_(rows))
+        self.b_dec, self.W_dec = self._zeros(self.cfg.d_in), self._random(self.cfg.d_sae, self.cfg.d_in)
         self.W_enc = nn.Parameter(self.W_dec.data.T.clone(memory_format=torch.contiguous_format))
+
+    def _zeros(self, *shape:int)->nn.Parameter:
+        return nn.Parameter(torch.zeros(*shape, dtype=self.dtype, device=self.device))
+
+    def _random(self, *shape:int)->nn.Parameter: return nn.Parameter(nn.init.kaiming_uniform_(self._zeros(*shape).data))
 
     def _per_latent(self, value:float=0.)->nn.Parameter:
         return nn.Parameter(torch.full((self.cfg.d_sae,), value, dtype=self.dtype, device=self.device))
@@ -222,6 +225,9 @@ class _Scaled(_Normed):
     @property
     def _b_in(self)->Tensor|None: return self.b_dec if self.cfg.apply_b_dec_to_input else None
 
+    @property
+    def _b_out(self)->Tensor|None: return self.b_dec
+
     def _input(self, x:Tensor)->Tensor:
         x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
         if x.shape[-1] != self.cfg.d_in:
@@ -235,7 +241,7 @@ class _Scaled(_Normed):
 
     def _finish(self, recons:Tensor)->Tensor:
         "What follows the product with `W_dec`"
-        out = self.hook_sae_recons(recons + self.b_dec)
+        out = self.hook_sae_recons(recons if self._b_out is None else recons + self._b_out)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
 
 # %% ../../nbs/saes/base.ipynb #b437d38a

@@ -10,7 +10,7 @@ __all__ = ['TranscoderConfig', 'Transcoder', 'SkipTranscoderConfig', 'SkipTransc
 # %% ../../nbs/saes/transcoder.ipynb #86947fd5
 from dataclasses import dataclass
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core.config import Count, Rule
 from ..core.errors import DataError
 from ..core.hooks import hooks_off
@@ -39,12 +39,9 @@ class _Writing(SAE[TranscoderConfig]):
     "The tensors of a transcoder, and its output"
     def initialize_weights(self):
         "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
-        def weight(*shape):
-            return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(*shape, dtype=self.dtype, device=self.device)))
-        self.W_enc = weight(self.cfg.d_in, self.cfg.d_sae)
-        self.W_dec = weight(self.cfg.d_sae, self.cfg.d_out)
-        self.b_enc = self._per_latent()
-        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_out, dtype=self.dtype, device=self.device))
+        self.W_enc = self._random(self.cfg.d_in, self.cfg.d_sae)
+        self.W_dec = self._random(self.cfg.d_sae, self.cfg.d_out)
+        self.b_enc, self.b_dec = self._per_latent(), self._zeros(self.cfg.d_out)
 
     @property
     def d_out(self)->int:
@@ -112,7 +109,7 @@ class SkipTranscoder(Transcoder):
     def initialize_weights(self):
         "The tensors of a transcoder, and `W_skip (d_out, d_in)` at zero"
         super().initialize_weights()
-        self.W_skip = nn.Parameter(torch.zeros(self.cfg.d_out, self.cfg.d_in, dtype=self.dtype, device=self.device))
+        self.W_skip = self._zeros(self.cfg.d_out, self.cfg.d_in)
 
     def _write(self, x:Tensor, f:Tensor)->Tensor:
         return super()._write(x, f) + x.to(self.dtype) @ self.W_skip.T
