@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import LoadError
 from ..core.files import not_finite
 from ..core.registry import Registry
-from .places import Place
+from .places import Place, safe_name
 from .weights import PICKLES, Facts, Named, Shapes, look, read_config, read_weights
 
 # %% ../../nbs/hub/formats.ipynb #b8c4ec2b
@@ -65,6 +65,10 @@ class Format:
     def claims(self, config:Facts)->bool:
         "Whether a config is of this format, where other formats have files of the same names"
         return True
+
+    def elsewhere(self, raw:Raw)->str:
+        "Where the SAE is, as hf://owner/name/path, for a format without weights of its own"
+        raise NotImplementedError
 
     def cfg(self, raw:Raw, shapes:Shapes)->dict:
         "The dict of an `SAEConfig`, with `architecture` and `metadata`"
@@ -176,6 +180,7 @@ def read_sae(
 )->ReadSAE: # Config, tensors and where they come from
     "Read a published SAE"
     fmt = get_format(format)
+    if not fmt.weights: return _read_elsewhere(fmt, place, fmt.tidy(path), device, allow_pickle)
     cfg, raw, files = read_config_of(fmt, place, path, allow_pickle, **facts)
     t = Named({}, ' and '.join(map(str, files)))
     for file in files: t.update(read_weights(file, device, allow_pickle))
@@ -231,6 +236,21 @@ def detect_format(
 
 def _main_config(fmt:Format, place:Place, path:str)->Facts:
     return _read_configs(fmt, place, fmt.tidy(path)).get('config', Facts({}))
+
+# %% ../../nbs/hub/formats.ipynb #5b478f80
+def _read_elsewhere(fmt:Format, place:Place, path:str, device:str, allow_pickle:bool)->ReadSAE:
+    raw = Raw(place.repo, path, _read_configs(fmt, place, path))
+    uri = fmt.elsewhere(raw)
+    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)/([^@?]+?)(?:@([\w.-]+))?', uri)
+    if not found: raise LoadError(f"{raw.where}: expected an address such as hf://owner/name/path, found {uri[:80]!r}")
+    repo, there, revision = found.groups()
+    other, there = place.other(repo, revision), safe_name(there)
+    try: reader = detect_format(other, there)
+    except LoadError:   # the reader is one of folders
+        there = str(PurePosixPath(there).parent)
+        reader = detect_format(other, there)
+    read = read_sae(reader, other, there, device, allow_pickle)
+    return read._replace(cfg=read.cfg | dict(metadata=read.cfg['metadata'] | fmt.cfg(raw, Shapes({}))['metadata']))
 
 # %% ../../nbs/hub/formats.ipynb #a30fdc29
 def _wide(t:Tensor)->Tensor: return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t

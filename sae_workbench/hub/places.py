@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MissingFile', 'safe_name', 'Place', 'Folder', 'check_hash', 'Hub']
 
-# %% ../../nbs/hub/places.ipynb #fe5531fc
-import hashlib, os
+# %% ../../nbs/hub/places.ipynb #1758930e
+import hashlib, re
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ def safe_name(
 )->str: # The same, tidied
     "Refuse a name that would leave its folder"
     path = PurePosixPath(name)
-    odd = '\\' in name or '\0' in name or ':' in name.split('/')[0]
+    odd = '\\' in name or '\0' in name or re.match('[A-Za-z]:', name)
     if not name or odd or path.is_absolute() or '..' in path.parts:
         raise LoadError(f"{name!r}: expected a relative path inside the repository or folder")
     return str(path)
@@ -38,6 +38,10 @@ class Place:
     def names(self, under:str='')->list[str]:
         "All files below a folder of the place"
         raise NotImplementedError
+
+    def other(self, repo:str, revision:str|None=None)->'Place':
+        "A repository of the hub that a file here points to"
+        return Hub(repo, revision)
 
     def find(self,
         *names:str, # The first of these that exists
@@ -139,6 +143,10 @@ class Hub(Place):
         self.fresh.add(name)
         if self.verify: check_hash(path)
         return path
+
+    def other(self, repo:str, revision:str|None=None)->'Hub':
+        "Another repository, asked in the same way"
+        return Hub(repo, revision, force_download=self.force_download, verify=self.verify, **self.where)
 
     def names(self, under:str='')->list[str]:
         "All files below a folder of the repository"

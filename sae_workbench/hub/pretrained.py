@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Source', 'locate', 'load_pretrained']
 
-# %% ../../nbs/hub/pretrained.ipynb #6d1f294f
+# %% ../../nbs/hub/pretrained.ipynb #f219e2aa
 import re, warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.config import dtype_name
+from ..core.config import DTYPES, dtype_name
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.registry import get_sae_class
 from .formats import Format, ReadSAE, detect_format, fold_scale, get_format, read_sae
-from .places import Folder, Hub, Place
+from .places import Folder, Hub, Place, safe_name
 from .registry import Entry, find_entry, get_entry, get_pretrained_saes_directory, get_release
 from ..saes.base import SAE
 
@@ -34,13 +34,14 @@ def locate(
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
 )->Source: # Where it is
     "Find out what a name means"
-    name, path = str(release), '' if sae_id is None else str(sae_id)
+    name, path = str(release), safe_name(str(sae_id)) if sae_id else ''
     if name in (known := get_pretrained_saes_directory()):
         entry = get_entry(name, path)
         return Source(entry.repo_id, entry.path, entry=entry)
     if (there := Path(release).expanduser()).exists():
-        return Source(str(there), path, True) if path else Source(str(there.resolve().parent), there.resolve().name, True)
-    if re.fullmatch(r'[\w.-]+/[\w.-]+', name): return Source(name, path.strip('/'), entry=find_entry(name, path))
+        at = there.resolve()
+        return Source(str(there), path, True) if path else Source(str(at.parent), at.name, True)
+    if re.fullmatch(r'[\w.-]+/[\w.-]+', name): return Source(name, path, entry=find_entry(name, path))
     raise ConfigError(unknown('release', name, known) + "; nor is it a folder, nor a repository (owner/name)")
 
 # %% ../../nbs/hub/pretrained.ipynb #a55bdc42
@@ -79,15 +80,16 @@ def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     "Fold the factor of the training activations, if the SAE expects one"
     if read.cfg.get('normalize_activations') != 'expected_average_only_in': return read
     if entry is None or entry.scale is None:
-        warnings.warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is nowhere: the "
-                      "SAE expects activations that are scaled to a mean norm of sqrt(d_in)", UserWarning, stacklevel=2)
+        warnings.warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is nowhere: "
+                      "the SAE expects activations that are scaled to a mean norm of sqrt(d_in)", UserWarning, stacklevel=2)
         return read
-    return read._replace(cfg=read.cfg | dict(normalize_activations='none'), tensors=fold_scale(read.tensors, entry.scale))
+    tensors = fold_scale(read.tensors, entry.scale)
+    return read._replace(cfg=read.cfg | dict(normalize_activations='none'), tensors=tensors)
 
 def _dtype(dtype, tensors:dict[str, Tensor], cfg:dict)->str:
     if dtype is not None: return dtype_name(dtype)
-    found = str(tensors['W_dec'].dtype).removeprefix('torch.') if 'W_dec' in tensors else cfg.get('dtype', 'float32')
-    return found if found in ('float32', 'float64', 'float16', 'bfloat16') else 'float32'
+    found = str(tensors['W_dec'].dtype if 'W_dec' in tensors else cfg.get('dtype')).removeprefix('torch.')
+    return found if found in DTYPES else 'float32'
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
 def load_pretrained(
@@ -112,8 +114,8 @@ def load_pretrained(
     if converter is not None and not _is_format(converter):
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
-        place = Folder(source.repo) if source.local else \
-            Hub(source.repo, revision, cache_dir, token, force_download, local_files_only, verify)
+        hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)
+        place = Folder(source.repo) if source.local else Hub(*hub)
         read = _by_reader(converter, place, source, str(device), allow_pickle)
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model

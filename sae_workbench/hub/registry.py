@@ -6,14 +6,13 @@
 __all__ = ['PretrainedSAELookup', 'get_pretrained_saes_directory', 'Entry', 'get_release', 'get_entry', 'find_entry',
            'get_releases_for_repo_id', 'list_releases', 'search', 'neuronpedia_url']
 
-# %% ../../nbs/hub/registry.ipynb #21f25c97
+# %% ../../nbs/hub/registry.ipynb #c91f4cc6
 import gzip, json, re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from ..core.errors import ConfigError, unknown
-if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/hub/registry.ipynb #49b501ba
 @dataclass
@@ -30,14 +29,15 @@ class PretrainedSAELookup:
     norm_scaling_factor:dict[str, float] # What activations were multiplied by in training, where it is in no file
     config_overrides:dict[str, Any]|None # Values that are missing or wrong in the published configs
 
-# %% ../../nbs/hub/registry.ipynb #24430e52
+# %% ../../nbs/hub/registry.ipynb #c4d8e4c2
 def _lookup(name:str, r:dict)->PretrainedSAELookup:
     ids, path, none = r['id'], r['path'], [None]*len(r['id'])
     paths = [path + i for i in ids] if isinstance(path, str) else path
-    by_id = {k: dict(zip(ids, r.get(k, none))) for k in ('variance_explained', 'l0', 'neuronpedia', 'norm_scaling_factor')}
-    scales = {k: v for k, v in by_id['norm_scaling_factor'].items() if v is not None}
-    return PretrainedSAELookup(name, r['repo_id'], r['model'], r['format'], dict(zip(ids, paths)), by_id['variance_explained'],
-                               by_id['l0'], by_id['neuronpedia'], scales, r.get('config_overrides'))
+    def column(key): return dict(zip(ids, r.get(key, none)))
+    return PretrainedSAELookup(
+        name, r['repo_id'], r['model'], r['format'], dict(zip(ids, paths)), column('variance_explained'), column('l0'),
+        column('neuronpedia'), {k: v for k, v in column('norm_scaling_factor').items() if v is not None},
+        r.get('config_overrides'))
 
 @cache
 def get_pretrained_saes_directory()->dict[str, PretrainedSAELookup]: # Releases by name
@@ -77,8 +77,8 @@ def get_entry(
 )->Entry: # Where it is
     "An SAE by its names"
     r = get_release(release)
-    if sae_id not in r.saes_map: raise ConfigError(f"release {release!r}: " + unknown('sae_id', sae_id, r.saes_map, show=4))
-    return _entry(r, sae_id)
+    if sae_id in r.saes_map: return _entry(r, sae_id)
+    raise ConfigError(f"release {release!r}: " + unknown('sae_id', sae_id, r.saes_map, show=4))
 
 # %% ../../nbs/hub/registry.ipynb #6f825016
 @cache
@@ -100,8 +100,8 @@ def get_releases_for_repo_id(
     "The releases that a repository holds"
     return [name for name, r in get_pretrained_saes_directory().items() if r.repo_id==repo_id]
 
-# %% ../../nbs/hub/registry.ipynb #96340c16
-def list_releases()->'DataFrame': # One row a release
+# %% ../../nbs/hub/registry.ipynb #9446968b
+def list_releases()->'pandas.DataFrame': # One row a release
     "All releases as a table"
     from pandas import DataFrame
     rows = [(r.release, r.model, r.conversion_func, len(r.saes_map), r.repo_id)
@@ -149,7 +149,7 @@ def _hits(row:_Row, words:list[str], layer:int|None)->int:
 def search(
     query:str, # Words, such as "gemma 2 2b layer 12 16k"
     limit:int|None=None, # At most so many rows
-)->'DataFrame': # One row an SAE: release, sae_id, model, layer, width, l0, neuronpedia, format
+)->'pandas.DataFrame': # One row an SAE: release, sae_id, model, layer, width, l0, neuronpedia, format
     "Find published SAEs by words"
     from pandas import DataFrame
     asked = re.search(r'\blayer[ _]?(\d+)\b', query.lower())

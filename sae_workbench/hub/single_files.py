@@ -85,16 +85,16 @@ class ConnorRobHookZ(Format):
 
     def cfg(self, raw, shapes):
         d_in, d_sae = raw.need('act_size', int), raw.need('dict_size', int)
-        metadata = dict(model_name='gpt2-small', hook_name=raw.need('act_name', str), prepend_bos=True, context_size=128,
-                        dataset_path='Skylion007/openwebtext')
+        metadata = dict(model_name='gpt2-small', hook_name=raw.need('act_name', str), prepend_bos=True,
+                        context_size=128, dataset_path='Skylion007/openwebtext')
         return dict(architecture='standard', d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=True,
                     reshape_activations='hook_z', metadata=metadata)
 
     def state(self, t, raw): return {k: t[k] for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec')}
 
-# %% ../../nbs/hub/single_files.ipynb #dabfaaec
-_LOCATIONS = {'resid_post_mlp': 'hook_resid_post', 'resid_post_attn': 'hook_resid_mid', 'resid_delta_mlp': 'hook_mlp_out',
-              'resid_delta_attn': 'hook_attn_out', 'mlp_post_act': 'mlp.hook_post'}
+# %% ../../nbs/hub/single_files.ipynb #271fd29a
+_LOCATIONS = {'resid_post_mlp': 'hook_resid_post', 'resid_post_attn': 'hook_resid_mid',
+              'resid_delta_mlp': 'hook_mlp_out', 'resid_delta_attn': 'hook_attn_out', 'mlp_post_act': 'mlp.hook_post'}
 
 @register_format
 class OpenAI(Format):
@@ -108,8 +108,8 @@ class OpenAI(Format):
 
     def cfg(self, raw, shapes):
         d_sae, d_in = shapes.of('encoder.weight', 2)
-        cfg = dict(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=True,
-                   metadata=dict(model_name='gpt2-small', hook_name=self._hook(raw), prepend_bos=False, context_size=64))
+        facts = dict(model_name='gpt2-small', hook_name=self._hook(raw), prepend_bos=False, context_size=64)
+        cfg = dict(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=True, metadata=facts)
         act = raw.values.need('activation', str, 'ReLU')
         if act=='ReLU': return cfg | dict(architecture='standard')
         post = raw.values.need('activation_state_dict.postact_fn', str, 'ReLU')
