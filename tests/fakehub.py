@@ -32,7 +32,7 @@ class FakeHub:
             def answer(self):
                 path = unquote(urlsplit(self.path).path).strip('/')
                 hub.asked.append(f'{self.command} {path}')
-                status, headers, body = hub.respond(path)
+                status, headers, body = hub.respond(path, 'recursive=true' in self.path.lower())
                 self.send_response(status)
                 for k, v in ({'Content-Length': str(len(body)), 'X-Repo-Commit': COMMIT} | headers).items():
                     self.send_header(k, v)
@@ -49,7 +49,7 @@ class FakeHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def respond(self, path: str) -> tuple[int, dict, bytes]:
+    def respond(self, path: str, deep: bool) -> tuple[int, dict, bytes]:
         "Status, headers and body of a request"
         parts = path.split('/')
         api = parts[:2] == ['api', 'models']
@@ -61,15 +61,17 @@ class FakeHub:
         revision, name = rest[1], '/'.join(rest[2:])
         if revision not in ('main', COMMIT):
             return 404, {'X-Error-Code': 'RevisionNotFound'}, b''
-        return self.tree(self.repos[repo], name) if api else self.file(self.repos[repo], name)
+        return self.tree(self.repos[repo], name, deep) if api else self.file(self.repos[repo], name)
 
     def file(self, files: dict[str, bytes], name: str) -> tuple[int, dict, bytes]:
         if name not in files:
             return 404, {'X-Error-Code': 'EntryNotFound'}, b''
         return 200, {'ETag': f'"{etag(files[name])}"'}, files[name]
 
-    def tree(self, files: dict[str, bytes], under: str) -> tuple[int, dict, bytes]:
-        entries = [dict(type='file', path=n, size=len(d), oid=etag(d)) for n, d in files.items() if n.startswith(under)]
-        if not entries:
+    def tree(self, files: dict[str, bytes], under: str, deep: bool) -> tuple[int, dict, bytes]:
+        below = {n: d for n, d in files.items() if not under or n.startswith(f'{under}/')}
+        entries = [dict(type='file', path=n, size=len(d), oid=etag(d)) for n, d in below.items()
+                   if deep or '/' not in n.removeprefix(under).strip('/')]
+        if not below:
             return 404, {'X-Error-Code': 'EntryNotFound'}, b''
         return 200, {'Content-Type': 'application/json'}, json.dumps(entries).encode()

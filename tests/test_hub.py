@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +149,6 @@ def test_force_download(loaded):
 
 @pytest.mark.parametrize('name', ['cfg.json', 'sae_weights.safetensors'])
 def test_a_flipped_byte_is_found(loaded, tmp_path, name):
-    import shutil
     home = tmp_path/'hf'
     shutil.copytree(loaded['home'], home, symlinks=True)
     file = next(p for p in home.rglob(name) if 'blocks.8' in str(p)).resolve()

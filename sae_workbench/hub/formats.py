@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import LoadError
 from ..core.files import not_finite
 from ..core.registry import Registry
-from .places import Place, safe_name
+from .places import MissingFile, Place, safe_name
 from .weights import PICKLES, Facts, Named, Shapes, look, read_config, read_weights
 
 # %% ../../nbs/hub/formats.ipynb #b8c4ec2b
@@ -215,19 +215,25 @@ def find_saes(
     found = {p: [f.name for f in _formats_of(names, place.repo, p)] for p in paths}
     return {p: fs for p, fs in found.items() if fs}
 
-# %% ../../nbs/hub/formats.ipynb #a71e112b
+# %% ../../nbs/hub/formats.ipynb #76f37ade
+def _around(place:Place, path:str)->set[str]:
+    "Files in the SAE's folder, if it is one, and beside it"
+    folder = _fill('{folder}', path)
+    names = set(place.names(folder, deep=False)) if path else set()
+    try: return names | set(place.names(path))
+    except MissingFile: return names   # the path is a file
+
 def detect_format(
     place:Place, # Where the files are
     path:str='', # The SAE's path there
 )->Format: # Its reader
     "The reader for an SAE of unknown format"
-    under = str(PurePosixPath(path).parent)
-    names = set(place.names('' if under=='.' else under))
+    names = _around(place, path)
     found = [f for f in _formats_of(names, place.repo, path) if not f.configs or f.claims(_main_config(f, place, path))]
     if len(found)==1: return found[0]
     at = f'{place.repo}/{path}'.rstrip('/')
     if found: raise LoadError(f"{at}: could be {' or '.join(f.name for f in found)}: say which with converter=…")
-    ids = [p for p in find_saes(place, path) if p]
+    ids = [p.removeprefix(path).strip('/') for p in find_saes(place, path) if p != path]
     more = ' …' if len(ids) > 8 else ''
     if ids: raise LoadError(f"{at}: holds {len(ids)} SAEs; name one: {', '.join(ids[:8])}{more}")
     there = sorted(n for n in names if n.startswith(path))[:8]
