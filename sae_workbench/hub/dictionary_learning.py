@@ -75,7 +75,7 @@ def _hook(raw:Raw)->str:
 class DictionaryLearning(Format):
     "dictionary_learning"
     name, configs, weights = 'dictionary_learning_1', {'config': ('{path}/config.json',)}, ('{path}/ae.pt',)
-    ignored = 'k|threshold|group_sizes|.*_weight|active_groups'   # buffers of training
+    ignored = 'k|threshold|group_sizes'   # buffers of training
 
     def cfg(self, raw, shapes):
         cls = _class(raw)

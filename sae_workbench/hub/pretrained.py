@@ -16,9 +16,10 @@ from ..core.config import DTYPES, dtype_name
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.registry import get_sae_class
 from .formats import Format, ReadSAE, detect_format, fold_scale, get_format, read_sae
+from .legacy import modern_config
 from .places import Folder, Hub, Place, safe_name
 from .registry import Entry, find_entry, get_entry, get_pretrained_saes_directory, get_release
-from ..saes.base import SAE
+from ..saes.base import SAE, is_old_layout
 
 # %% ../../nbs/hub/pretrained.ipynb #369f3042
 @dataclass
@@ -53,7 +54,8 @@ def _by_function(converter, source:Source, device:str, force_download:bool, over
     cfg, tensors, *sparsity = converter(repo_id=source.repo, folder_name=source.path, device=device,
                                         force_download=force_download, cfg_overrides=overrides)
     at = f'{source.repo}/{source.path}'
-    return ReadSAE(dict(cfg), dict(tensors), sparsity[0] if sparsity else None, at, at)
+    cfg = modern_config(cfg, at) if is_old_layout(cfg, at) else dict(cfg)
+    return ReadSAE(cfg, dict(tensors), sparsity[0] if sparsity else None, at, at)
 
 def _by_reader(converter, place:Place, source:Source, device:str, allow_pickle:bool)->ReadSAE:
     e = source.entry
@@ -80,8 +82,9 @@ def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     "Fold the factor of the training activations, if the SAE expects one"
     if read.cfg.get('normalize_activations') != 'expected_average_only_in': return read
     if entry is None or entry.scale is None:
-        warnings.warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is nowhere: "
-                      "the SAE expects activations that are scaled to a mean norm of sqrt(d_in)", UserWarning, stacklevel=2)
+        warnings.warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is "
+                      "nowhere: the SAE expects activations that are scaled to a mean norm of sqrt(d_in)",
+                      UserWarning, stacklevel=2)
         return read
     tensors = fold_scale(read.tensors, entry.scale)
     return read._replace(cfg=read.cfg | dict(normalize_activations='none'), tensors=tensors)
@@ -97,7 +100,7 @@ def load_pretrained(
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
     device:str='cpu', # Where the weights go
-    dtype:str|None='float32', # Of the weights; the file's if None
+    dtype:str|None='float32', # Of the weights; as they are read if None
     force_download:bool=False, # Download again what is in the cache
     converter:Any=None, # A format's name or reader, or a function as in v6
     fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading

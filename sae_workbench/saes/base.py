@@ -414,7 +414,7 @@ class _Pretrained(_Files):
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
         device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; the file's if None
+        dtype:str|None='float32', # Of the weights; as they are read if None
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, for SAEs that do not say what they are; or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -436,7 +436,7 @@ class _PretrainedParts(_Pretrained):
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
         device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; the file's if None
+        dtype:str|None='float32', # Of the weights; as they are read if None
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
