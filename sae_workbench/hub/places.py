@@ -56,6 +56,7 @@ class Place:
             except MissingFile as e: error = e
         if not optional: raise error
 
+# %% ../../nbs/hub/places.ipynb #585fc7e8
 class Folder(Place):
     "A folder of this machine"
     def __init__(self,
@@ -121,9 +122,9 @@ def _cached(hub, under:str, deep:bool)->Iterable[str]:
     root = snapshot_download(hub.repo, revision=hub.revision, cache_dir=hub.where['cache_dir'], local_files_only=True)
     return Folder(root).names(under, deep)
 
-# %% ../../nbs/hub/places.ipynb #6f7fe193
-class Hub(Place):
-    "A repository of the hub"
+# %% ../../nbs/hub/places.ipynb #33689bbf
+class _Downloads(Place):
+    "Files of a repository"
     def __init__(self,
         repo:str, # owner/name
         revision:str|None=None, # A branch, a tag or a commit; the main branch if None
@@ -147,6 +148,9 @@ class Hub(Place):
         if self.verify: check_hash(path)
         return path
 
+# %% ../../nbs/hub/places.ipynb #e7bd3b71
+class Hub(_Downloads):
+    "A repository of the hub"
     def other(self, repo:str, revision:str|None=None)->'Hub':
         "Another repository, asked in the same way"
         return Hub(repo, revision, force_download=self.force_download, verify=self.verify, **self.where)

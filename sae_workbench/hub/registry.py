@@ -59,6 +59,7 @@ class Entry(NamedTuple):
     neuronpedia:str|None = None # Its id on neuronpedia.org
     scale:float|None = None # The norm_scaling_factor
 
+# %% ../../nbs/hub/registry.ipynb #10a3c8bc
 def _entry(r:PretrainedSAELookup, i:str)->Entry:
     return Entry(r.release, i, r.repo_id, r.saes_map[i], r.conversion_func, r.model, r.expected_l0[i],
                  r.expected_var_explained[i], r.neuronpedia_id[i], r.norm_scaling_factor.get(i))

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, register_format
-from .weights import Facts
+from .weights import Facts, Shapes
 
 # %% ../../nbs/hub/sparsify.ipynb #bc526634
 _BLOCK = r'(?:.*\.)?(?:layers|h|blocks)\.(\d+)'
@@ -29,23 +29,25 @@ def _hooks(module:str, transcoder:bool)->dict[str, str]:
                                                       hook_name_out=f'blocks.{found[1]}.hook_mlp_out')
     return names | dict(hook_name=module)
 
-# %% ../../nbs/hub/sparsify.ipynb #43f9da8f
+# %% ../../nbs/hub/sparsify.ipynb #23eea1df
 def _transcodes(raw:Raw)->bool: return raw.need('transcode', bool, raw.need('skip_connection', bool, False))
 
+def _architecture(raw:Raw, shapes:Shapes)->dict:
+    "The architecture and its options"
+    act, signed = raw.need('activation', str, 'topk'), raw.need('signed', bool, False)
+    if act != 'topk' or signed:
+        raise LoadError(f"{raw.where}: activation: expected 'topk', found {act!r}{' with signed=true'*signed}")
+    skip = raw.need('skip_connection', bool, False)
+    if not skip and not _transcodes(raw): return dict(architecture='topk', apply_b_dec_to_input=True)
+    return dict(architecture=f"topk{'_skip' if skip else ''}_transcoder", d_out=shapes.of('W_dec', 2)[1],
+                apply_b_dec_to_input=False)
+
+# %% ../../nbs/hub/sparsify.ipynb #90c2dab6
 @register_format
 class Sparsify(Format):
     "sparsify"
     name, weights = 'sparsify', ('{path}/sae.safetensors',)
     configs, optional = {'config': ('{path}/cfg.json',), 'run': ('{folder}/config.json',)}, ('run',)
-
-    def _arch(self, raw:Raw, shapes)->dict:
-        if (act := raw.need('activation', str, 'topk')) != 'topk' or raw.need('signed', bool, False):
-            raise LoadError(f"{raw.where}: activation: expected 'topk', found {act!r}"
-                            + (' with signed=true' if raw.need('signed', bool, False) else ''))
-        skip = raw.need('skip_connection', bool, False)
-        if not skip and not _transcodes(raw): return dict(architecture='topk', apply_b_dec_to_input=True)
-        return dict(architecture=f"topk{'_skip' if skip else ''}_transcoder", d_out=shapes.of('W_dec', 2)[1],
-                    apply_b_dec_to_input=False)
 
     def cfg(self, raw, shapes):
         d_in = raw.need('d_in', int)
@@ -55,7 +57,7 @@ class Sparsify(Format):
         metadata = _hooks(module, _transcodes(raw)) | dict(
             model_name=run.need('model', str, raw.model), dataset_path=run.need('dataset', str, None),
             context_size=run.need('ctx_len', int, None), prepend_bos=True)
-        return self._arch(raw, shapes) | dict(d_in=d_in, d_sae=d_sae, k=raw.need('k', int),
+        return _architecture(raw, shapes) | dict(d_in=d_in, d_sae=d_sae, k=raw.need('k', int),
                                               metadata={k: v for k, v in metadata.items() if v is not None})
 
     def state(self, t, raw):

@@ -186,7 +186,13 @@ def _pickle_contents(path:Path, device:str)->tuple[dict[str, Tensor], dict]:
         raise LoadError(f"{path}: the tensors would take {total} bytes, more than the file has")
     return tensors, {k: v for k, v in data.items() if k not in tensors}
 
-# %% ../../nbs/hub/weights.ipynb #1d131c20
+# %% ../../nbs/hub/weights.ipynb #11b1c1b6
+def _zipped(read, path:Path, *args):
+    try: return read(path, *args)
+    except LoadError: raise
+    except Exception as e:
+        raise LoadError(f"{path}: not a whole npz file ({type(e).__name__}: {str(e)[:200]})") from None
+
 def look(
     path:str|Path, # A safetensors file, an npz or a pickle
     allow_pickle:bool=False, # Read pickles, with torch's weights_only
@@ -202,12 +208,7 @@ def look(
     else: raise LoadError(f"{path}: expected one of .safetensors, .npz, {', '.join(PICKLES)}, found {path.suffix!r}")
     return Shapes(shapes, path), Facts(rest, path)
 
-def _zipped(read, path:Path, *args):
-    try: return read(path, *args)
-    except LoadError: raise
-    except Exception as e:
-        raise LoadError(f"{path}: not a whole npz file ({type(e).__name__}: {str(e)[:200]})") from None
-
+# %% ../../nbs/hub/weights.ipynb #58c6d5e5
 def read_weights(
     path:str|Path, # A safetensors file, an npz or a pickle
     device:str='cpu', # Where the tensors go

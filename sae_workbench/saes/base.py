@@ -441,7 +441,7 @@ class _PretrainedParts(_Pretrained):
         converter:Any=None, # A format's name or reader, or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
         **options, # More options of load_pretrained
-    )->tuple['SAE', dict, Tensor|None]: # The SAE, its config as a dict, and log10 of the firing frequencies if published
+    )->tuple['SAE', dict, Tensor|None]: # The SAE, its config as a dict, and log10 of firing frequencies if published
         "Load a published SAE, its config and its sparsity"
         from sae_workbench.hub.pretrained import load_pretrained
         return load_pretrained(cls, release, sae_id, device=device, dtype=dtype, force_download=force_download,
@@ -494,7 +494,7 @@ class SAE(_AsTuple, Generic[T]):
         sae_cls = cls.get_sae_class_for_architecture(cfg['architecture'])
         try:
             config = cls.get_sae_config_class_for_architecture(cfg['architecture']).from_dict(cfg)
-            device, config.device = config.device, 'meta'   # shapes only: no memory is spent on weights that are replaced
+            device, config.device = config.device, 'meta'   # shapes only: no memory for weights that are replaced
             sae, dtype = sae_cls(config), as_dtype(config.dtype)
         except (ConfigError, RuntimeError, TypeError) as e: raise LoadError(f"{cfg_file}: {e}") from e
         sae.process_state_dict_for_loading(tensors)
