@@ -1,10 +1,16 @@
-"""A small good SAE in the layout of every format: `PRODUCERS[format](folder)` writes it and returns its path in the folder."""
+"""Small good SAEs in the layout of every format: `PRODUCERS[name](folder)` writes one and returns its path in the folder.
+
+What stands behind a blank in a name tells SAEs of the same format apart.
+"""
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from sae_workbench import JumpReLUSAEConfig, MatchingPursuitSAEConfig, TemporalSAEConfig, get_sae_class
 
 D, N = 8, 16
 PRODUCERS = {}
@@ -46,6 +52,22 @@ def sae_lens():
                activation_fn_str='topk', activation_fn_kwargs=dict(k=3))
     return {'{path}/cfg.json': cfg, '{path}/sae_weights.safetensors': plain() | dict(scaling_factor=r(N)),
             '{path}/sparsity.safetensors': dict(sparsity=r(N))}
+
+
+def saved(cfg, arch):
+    "What the library itself writes"
+    def write(folder: Path) -> str:
+        sae = get_sae_class(arch)[0](cfg(d_in=D, d_sae=N))
+        for k, v in sae.state_dict().items():
+            v.copy_(r(*v.shape))
+        sae.save_model(folder/'saved')
+        return 'saved'
+    return write
+
+
+PRODUCERS['sae_lens jumprelu'] = saved(JumpReLUSAEConfig, 'jumprelu')
+PRODUCERS['sae_lens temporal'] = saved(partial(TemporalSAEConfig, n_heads=2, bottleneck_factor=2, kval_topk=3), 'temporal')
+PRODUCERS['sae_lens pursuit'] = saved(MatchingPursuitSAEConfig, 'matching_pursuit')
 
 
 @producer('gemma_2', 'gemma-scope-2b-pt-res/embedding/average_l0_6')

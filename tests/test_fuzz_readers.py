@@ -148,14 +148,14 @@ def change(rng: random.Random, folder: Path, mark: Path) -> None:
         rng.choice([change_tensors, change_header])(rng, file)
 
 
-def attempt(format: str, seed: int, good: Path, path: str, scratch: Path) -> bool:
+def attempt(name: str, seed: int, good: Path, path: str, scratch: Path) -> bool:
     "Whether an SAE that was changed still loads; fails on anything but a LoadError"
-    rng, mark = random.Random(f'{format}-{seed}'), scratch/'code-was-run'
+    rng, mark = random.Random(f'{name}-{seed}'), scratch/'code-was-run'
     folder = scratch/'sae'
     shutil.copytree(good, folder)
     try:
         change(rng, folder, mark)
-        kw = {} if rng.random() < .3 else dict(converter=format)
+        kw = {} if rng.random() < .3 else dict(converter=name.split()[0])
         sae, cfg, _ = SAE.from_pretrained_with_cfg_and_sparsity(folder, path, allow_pickle=True, dtype=rng.choice(['float32', None]), **kw)
         json.dumps(cfg)
         assert all(t.isfinite().all() for t in sae.state_dict().values())
@@ -181,25 +181,25 @@ each = pytest.mark.parametrize('good', PRODUCERS, indirect=True)
 
 
 def test_every_format_has_a_producer():
-    assert {n for n, (cls, _) in FORMATS.items() if cls.weights and cls.__module__.startswith('sae_workbench')} == set(PRODUCERS)
+    assert {n for n, (cls, _) in FORMATS.items() if cls.weights and cls.__module__.startswith('sae_workbench')} == {p.split()[0] for p in PRODUCERS}
 
 
 @each
 @pytest.mark.filterwarnings('ignore')
 def test_unchanged_it_loads_and_says_what_it_is(good):
-    format, folder, path, _ = good
+    name, folder, path, _ = good
     sae = SAE.from_pretrained(folder, path, allow_pickle=True)
     assert sae.cfg.d_in == 8
-    named = SAE.from_pretrained(folder, path, allow_pickle=True, converter=format)
+    named = SAE.from_pretrained(folder, path, allow_pickle=True, converter=name.split()[0])
     assert all(torch.equal(v, named.state_dict()[k]) for k, v in sae.state_dict().items())
 
 
 @each
 @pytest.mark.filterwarnings('ignore')
 def test_changed(good):
-    format, folder, path, scratch = good
+    name, folder, path, scratch = good
     before = memory()
-    loaded = sum(attempt(format, seed, folder, path, scratch) for seed in range(60))
+    loaded = sum(attempt(name, seed, folder, path, scratch) for seed in range(60))
     assert 0 < loaded < 60   # some changes do no harm, most do
     assert memory() - before < 300
 
@@ -210,8 +210,8 @@ def test_changed_for_long(tmp_path):
     made = {f: PRODUCERS[f](tmp_path/f) for f in PRODUCERS}
     end, seed, early = time.time() + float(os.environ.get('SAE_FUZZ_SECONDS', 600)), 1000, None
     while time.time() < end:
-        for format, path in made.items():
-            attempt(format, seed, tmp_path/format, path, tmp_path)
+        for name, path in made.items():
+            attempt(name, seed, tmp_path/name, path, tmp_path)
         seed += 1
         early = early or (memory() if seed == 1050 else None)
     print(f'{(seed - 1000)*len(made)} files, {memory():.0f} MB at most')

@@ -137,7 +137,7 @@ def _looked(files:list[Path], allow_pickle:bool)->tuple[Shapes, Facts]:
         values.update(rest)
     return shapes, values
 
-def _log_sparsity(fmt:Format, place:Place, path:str, d_sae:int, device:str)->Tensor|None:
+def _log_sparsity(fmt:Format, place:Place, path:str, d_sae:int|None, device:str)->Tensor|None:
     file = place.find(_fill(fmt.sparsity, path), optional=True) if fmt.sparsity else None
     if file is None: return None
     found = Named(read_weights(file, device), file)['sparsity']
@@ -188,7 +188,7 @@ def read_sae(
     if left := [k for k in t if k not in t.asked and not re.fullmatch(fmt.ignored, k)]:
         raise LoadError(f"{t.file}: the format {fmt.name!r} has no tensor {', '.join(sorted(left)[:8])}")
     if bad := not_finite(state): raise LoadError(f"{t.file}: NaN or infinity in {', '.join(bad)}")
-    sparsity = _log_sparsity(fmt, place, raw.path, cfg['d_sae'], device)
+    sparsity = _log_sparsity(fmt, place, raw.path, cfg.get('d_sae'), device)
     return ReadSAE(cfg, state, sparsity, getattr(raw.files.get('config'), 'file', raw.where), t.file)
 
 # %% ../../nbs/hub/formats.ipynb #fa4d709d
@@ -243,19 +243,23 @@ def detect_format(
 def _main_config(fmt:Format, place:Place, path:str)->Facts:
     return _read_configs(fmt, place, fmt.tidy(path)).get('config', Facts({}))
 
-# %% ../../nbs/hub/formats.ipynb #5b478f80
+# %% ../../nbs/hub/formats.ipynb #5284eb18
+def _follow(place:Place, uri:str)->tuple[Format, Place, str]:
+    "The reader, the place and the path of an address"
+    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)/([^@?]+?)(?:@([\w.-]+))?', uri)
+    if not found: raise LoadError(f"{place.repo}: expected an address such as hf://owner/name/path, found {uri[:80]!r}")
+    repo, path, revision = found.groups()
+    other, path = place.other(repo, revision), safe_name(path)
+    try: reader = detect_format(other, path)
+    except LoadError:   # the reader is one of folders
+        path = str(PurePosixPath(path).parent)
+        reader = detect_format(other, path)
+    if reader.weights: return reader, other, path
+    raise LoadError(f"{place.repo}: {uri}: expected an SAE, found a file that points elsewhere again")
+
 def _read_elsewhere(fmt:Format, place:Place, path:str, device:str, allow_pickle:bool)->ReadSAE:
     raw = Raw(place.repo, path, _read_configs(fmt, place, path))
-    uri = fmt.elsewhere(raw)
-    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)/([^@?]+?)(?:@([\w.-]+))?', uri)
-    if not found: raise LoadError(f"{raw.where}: expected an address such as hf://owner/name/path, found {uri[:80]!r}")
-    repo, there, revision = found.groups()
-    other, there = place.other(repo, revision), safe_name(there)
-    try: reader = detect_format(other, there)
-    except LoadError:   # the reader is one of folders
-        there = str(PurePosixPath(there).parent)
-        reader = detect_format(other, there)
-    read = read_sae(reader, other, there, device, allow_pickle)
+    read = read_sae(*_follow(place, fmt.elsewhere(raw)), device, allow_pickle)
     return read._replace(cfg=read.cfg | dict(metadata=read.cfg['metadata'] | fmt.cfg(raw, Shapes({}))['metadata']))
 
 # %% ../../nbs/hub/formats.ipynb #a30fdc29

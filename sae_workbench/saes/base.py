@@ -489,7 +489,7 @@ class SAE(_AsTuple, Generic[T]):
     @classmethod
     def _from_parts(cls, cfg:dict, tensors:dict[str, Tensor], path:Path, cfg_file=None, weights_file=None)->'SAE':
         cfg_file, weights_file = cfg_file or path/CFG_FILE, weights_file or path/WEIGHTS_FILE
-        try: cls._registered(str(cfg['architecture']))
+        try: cls._registered(str(cfg.get('architecture')))
         except ConfigError as e: raise LoadError(f"{cfg_file}: {e}") from e
         sae_cls = cls.get_sae_class_for_architecture(cfg['architecture'])
         try:
