@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.config import DTYPES, dtype_name
+from ..core.config import DTYPES, device_name, dtype_name
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.registry import get_sae_class
 from .formats import Format, ReadSAE, detect_format, fold_scale, get_format, read_sae
@@ -90,9 +90,15 @@ def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     return read._replace(cfg=read.cfg | dict(normalize_activations='none'), tensors=tensors)
 
 def _dtype(dtype, tensors:dict[str, Tensor], cfg:dict)->str:
-    if dtype is not None: return dtype_name(dtype)
+    if dtype is not None: return dtype
     found = str(tensors['W_dec'].dtype if 'W_dec' in tensors else cfg.get('dtype')).removeprefix('torch.')
     return found if found in DTYPES else 'float32'
+
+# %% ../../nbs/hub/pretrained.ipynb #330ca8e3
+def _asked(dtype, device)->tuple[str|None, str]:
+    "The names of a dtype and a device"
+    try: return None if dtype is None else dtype_name(dtype), device_name(device)
+    except ValueError as e: raise ConfigError(f"dtype={dtype!r}, device={device!r}: {e}") from None
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
 def load_pretrained(
@@ -112,14 +118,15 @@ def load_pretrained(
     verify:bool=True, # Compare files with the hash that the hub's cache knows
 )->tuple[SAE, dict, Tensor|None]: # The SAE, its config as a dict, and log10 of the firing frequencies if published
     "What is behind `SAE.from_pretrained`"
-    source, overrides = locate(release, sae_id), dict(device=str(device))
-    overrides |= _overrides(source.entry)
+    dtype, device = _asked(dtype, device)
+    source = locate(release, sae_id)
+    overrides = dict(device=device) | _overrides(source.entry)
     if converter is not None and not _is_format(converter):
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
         hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)
         place = Folder(source.repo) if source.local else Hub(*hub)
-        read = _by_reader(converter, place, source, str(device), allow_pickle)
+        read = _by_reader(converter, place, source, device, allow_pickle)
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model
     read = _scaled(read._replace(cfg=cfg), source.entry)
