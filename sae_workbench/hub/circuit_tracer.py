@@ -10,7 +10,7 @@ import re, warnings
 from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, register_format
-from .weights import Facts, Shapes
+from .weights import Facts
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #66168e5d
 def _metadata(raw:Raw, layer:int)->dict:

@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['Gemma2', 'Gemma2Transcoder', 'Gemma3']
 
-# %% ../../nbs/hub/deepmind.ipynb #d759142a
+# %% ../../nbs/hub/deepmind.ipynb #0ce1773f
 import re
-import torch
-from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, register_format
-from .weights import Named, Shapes
+from .weights import Shapes
 
 # %% ../../nbs/hub/deepmind.ipynb #3587695e
 _UNIT = {'k': 1_000, 'm': 1_000_000}

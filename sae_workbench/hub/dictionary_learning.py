@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['CLASSES', 'DictionaryLearning']
 
-# %% ../../nbs/hub/dictionary_learning.ipynb #c9686bc7
+# %% ../../nbs/hub/dictionary_learning.ipynb #b2acdc76
 import re
 from collections.abc import Callable
 from typing import NamedTuple
-import torch
 from torch import Tensor
 from ..core.errors import LoadError, unknown
 from .formats import Format, Raw, register_format

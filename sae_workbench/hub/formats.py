@@ -6,9 +6,8 @@
 __all__ = ['FORMATS', 'Raw', 'Format', 'register_format', 'get_format', 'read_config_of', 'ReadSAE', 'read_sae', 'find_saes',
            'detect_format', 'fold_scale', 'fold_decoder_norm', 'fold_latent_scale', 'fold_whitening']
 
-# %% ../../nbs/hub/formats.ipynb #a58505c4
+# %% ../../nbs/hub/formats.ipynb #ae5fe078
 import math, re
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['LlamaScope', 'LlamaScopeR1', 'Llamascopium']
 
-# %% ../../nbs/hub/openmoss.ipynb #66e66e11
-import re
+# %% ../../nbs/hub/openmoss.ipynb #cde5d603
 import torch
 from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, fold_decoder_norm, fold_scale, register_format
-from .weights import Facts, Named, Shapes
+from .weights import Named
 
 # %% ../../nbs/hub/openmoss.ipynb #0f759d13
 def _config(raw:Raw, arch:str, d_in:int, d_sae:int, model:str|None, **more)->dict:

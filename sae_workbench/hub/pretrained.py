@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from ..core.config import DTYPES, device_name, dtype_name
-from ..core.errors import ConfigError, LoadError, unknown
+from ..core.errors import ConfigError, unknown
 from ..core.registry import get_sae_class
-from .formats import Format, ReadSAE, detect_format, fold_scale, get_format, read_sae
+from .formats import Format, ReadSAE, detect_format, fold_scale, read_sae
 from .legacy import modern_config
 from .places import Folder, Hub, Place, safe_name
 from .registry import Entry, find_entry, get_entry, get_pretrained_saes_directory, get_release

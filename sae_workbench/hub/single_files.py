@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['QwenScope', 'Goodfire', 'DeepSeekR1', 'ConnorRobHookZ', 'OpenAI']
 
-# %% ../../nbs/hub/single_files.ipynb #4913d9da
+# %% ../../nbs/hub/single_files.ipynb #d6a4be55
 import re
-from pathlib import PurePosixPath
-import torch
 from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, register_format

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Sparsify']
 
-# %% ../../nbs/hub/sparsify.ipynb #ca44f89c
+# %% ../../nbs/hub/sparsify.ipynb #43ef98f9
 import re
 from pathlib import PurePosixPath
-from torch import Tensor
 from ..core.errors import LoadError
 from .formats import Format, Raw, register_format
 from .weights import Facts, Shapes

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['TemporalSAEs']
 
-# %% ../../nbs/hub/temporal_saes.ipynb #c25e2de8
-from torch import Tensor
+# %% ../../nbs/hub/temporal_saes.ipynb #1b90eb3d
 from ..core.errors import LoadError
 from .formats import Format, register_format
 
