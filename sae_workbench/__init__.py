@@ -24,6 +24,7 @@ _PUBLIC = {
     'saes.jumprelu': ['JumpReLUSAE', 'JumpReLUSAEConfig', 'JumpReLUTrainingSAE', 'JumpReLUTrainingSAEConfig'],
     'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
     'saes.abstopk': ['AbsTopKSAE', 'AbsTopKSAEConfig', 'AbsTopKTrainingSAE', 'AbsTopKTrainingSAEConfig'],
+    'saes.batchtopk': ['BatchTopKTrainingSAE', 'BatchTopKTrainingSAEConfig'],
     'saes.transcoder': ['Transcoder', 'TranscoderConfig', 'SkipTranscoder', 'SkipTranscoderConfig',
                         'JumpReLUTranscoder', 'JumpReLUTranscoderConfig',
                         'JumpReLUSkipTranscoder', 'JumpReLUSkipTranscoderConfig',

@@ -3,7 +3,7 @@ import json, os, subprocess
 from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
-from peer.measure import build, flat, use, values
+from peer.measure import build, checkpoint, flat, use
 from test_peer_parity import CASES, FIXTURES, OURS, same, unpack
 
 PYTHON = os.environ.get('SAE_LENS_PYTHON')
@@ -29,9 +29,10 @@ def test_sae_lens_reads_our_files(tmp_path):
         training = case['kind'] == 'files'
         sae = build(OURS, case, data['weights'], 'TrainingSAE' if training else 'SAE')
         for save_as in ('save_model', 'save_inference_model') if training else ('save_model',):
+            if (save_as, case['arch']) == ('save_model', 'batchtopk'): continue      # a training folder that is no inference SAE
             folder = tmp_path/f"{case['kind']}-{case['name']}-{save_as}"
             getattr(sae, save_as)(folder/'sae')
-            more = dict(training=values(sae.state_dict())) if training and save_as == 'save_model' else {}
+            more = dict(training=checkpoint(sae)) if training and save_as == 'save_model' else {}
             save(folder, folder/'sae', data['x'], **more)
             count += 1
     assert f'{count} SAEs are equal' in peer('check_files.py', tmp_path)

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
-from peer.measure import measure, read_back, write_folder
+from peer.measure import measure, read_back, use, write_folder
 
 FIXTURES = Path(__file__).parent/'fixtures'/'peer'
 TENSORS = load_file(FIXTURES/'tensors.safetensors')
@@ -74,8 +74,10 @@ def test_step(case, way, monkeypatch):
     else: same(ours, peer)
 
 @cases('inference')
-def test_inference(case):
+def test_inference(case, tmp_path):
     ours, peer = answers(case)
+    theirs = OURS.SAE.load_from_disk(write_folder(tmp_path, peer['saved']))
+    same(use(theirs, unpack(case['data'])['x']), peer['use'], 'read')
     same(ours['use'], peer['use'])
     same_folder(ours['saved'], peer['saved'], 'saved')
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from sae_lens import SAE, TrainingSAE
-from measure import flat, use, values
+from measure import checkpoint, flat, use
 
 def differences(folder):
     "What the peer gives otherwise than we do, as lines of text"
     expected = load_file(folder/'expected.safetensors')
     got = flat(use(SAE.load_from_disk(folder/'sae'), expected.pop('x')))
-    if any(k.startswith('training.') for k in expected): got |= flat(dict(training=values(TrainingSAE.load_from_disk(folder/'sae').state_dict())))
+    if any(k.startswith('training.') for k in expected): got |= flat(dict(training=checkpoint(TrainingSAE.load_from_disk(folder/'sae'))))
     yield from (f'only one has {k}' for k in expected.keys() ^ got.keys())
     for k in expected.keys() & got.keys():
         try: torch.testing.assert_close(got[k], expected[k], atol=1e-5, rtol=1e-5)

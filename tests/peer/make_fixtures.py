@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 import sae_lens
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
-from measure import NAMES, measure
+from measure import NAMES, TRANSCODERS, class_name, measure
 
 LIB = SimpleNamespace(**{k: getattr(sae_lens, k) for k in sae_lens.__all__}, SAETrainerConfig=SAETrainerConfig, TrainStepInput=TrainStepInput)
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent/'fixtures'/'peer')
 D_IN, D_SAE, BATCH, STEPS = 8, 24, 10, 10
 MODES = 'none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'
-COEFFICIENTS = dict(standard=dict(l1=0.7), gated=dict(l1=0.7), jumprelu=dict(l0=0.7), topk={})
-BASE = dict(standard={}, gated={}, jumprelu=dict(jumprelu_bandwidth=0.3), topk=dict(k=4))
+COEFFICIENTS = dict(standard=dict(l1=0.7), gated=dict(l1=0.7), jumprelu=dict(l0=0.7))
+BASE = dict(standard={}, gated={}, jumprelu=dict(jumprelu_bandwidth=0.3), topk=dict(k=4), abstopk=dict(k=4), batchtopk=dict(k=3.5), matching_pursuit={})
 
 class Tensors(dict):
     "Tensors by the hash of their content"
@@ -45,8 +45,26 @@ def weights(arch, d_in=D_IN, d_sae=D_SAE, bias=0.):
     res = dict(W_enc=0.3*normal(2, d_in, d_sae), W_dec=W_dec, b_dec=0.3*normal(3, d_in))
     biases = ('b_gate', 'b_mag', 'r_mag') if arch == 'gated' else ('b_enc',)
     res |= {n: 0.3*normal(4+i, d_sae) + (bias if n != 'r_mag' else 0) for i,n in enumerate(biases)}
+    if arch == 'batchtopk': res['topk_threshold'] = torch.tensor(0.3, dtype=torch.float64)
     if arch == 'jumprelu': res['threshold'] = 0.2*normal(7, d_sae).abs()
     return res
+
+def transcoder_weights(arch, d_out=6):
+    res = weights('jumprelu' if 'jumprelu' in arch else 'transcoder')
+    res |= dict(W_dec=normal(1, D_SAE, d_out), b_dec=0.3*normal(3, d_out))
+    return res | (dict(W_skip=0.3*normal(9, d_out, D_IN)) if 'skip' in arch else {})
+
+def temporal_weights(tied, layers, narrow):
+    res = {k: v for k,v in weights('temporal').items() if k in ('W_dec', 'b_dec') or k == 'W_enc' and not tied}
+    widths = dict(k_ctx=narrow, q_target=narrow, v_ctx=D_SAE, c_proj=D_SAE)
+    for seed,(i,name) in enumerate(product(range(layers), widths), 20):
+        at = f'attn_layers.{i}.{name}'
+        res |= {f'{at}.weight': 0.5*normal(seed, widths[name], D_SAE), f'{at}.bias': 0.1*normal(seed + 20, widths[name])}
+    return res
+
+def pursuit_weights():
+    res = {k: v for k,v in weights('matching_pursuit').items() if k in ('W_dec', 'b_dec')}
+    return res | dict(W_dec=res['W_dec']/res['W_dec'].norm(dim=1, keepdim=True))
 
 def dead_mask(n): return torch.zeros(D_SAE, dtype=torch.bool).index_fill(0, torch.from_numpy(np.random.RandomState(8).permutation(D_SAE)[:n]), True)
 
@@ -59,9 +77,9 @@ def case(name, kind, data=(), **kw):
 def training_case(arch, option, dead=None, coefficients=None, change=None, **cfg):
     "A step; with new config options also the files and the inference SAE made from it"
     cfg = dict(d_in=D_IN, d_sae=D_SAE, **BASE[arch]) | cfg
-    w = weights(arch) | (change or {})
+    w = (pursuit_weights() if arch == 'matching_pursuit' else weights(arch)) | (change or {})
     mask = {} if dead is None else dict(dead=dead_mask(dead))
-    case(f'{arch}-{option}', 'step', dict(weights=w, x=X, **mask), arch=arch, cfg=cfg, coefficients=coefficients or COEFFICIENTS[arch])
+    case(f'{arch}-{option}', 'step', dict(weights=w, x=X, **mask), arch=arch, cfg=cfg, coefficients=coefficients or COEFFICIENTS.get(arch, {}))
     if any(c['kind'] == 'files' and (c['arch'], c['cfg']) == (arch, cfg) for c,_ in CASES) or change: return
     x = X.reshape(5, 2, 2, 4) if cfg.get('reshape_activations') == 'hook_z' else X
     case(f'{arch}-{option}', 'files', dict(weights=w, x=x), arch=arch, cfg=cfg)
@@ -117,6 +135,37 @@ def inference_cases():
         case(f'{arch}-three-{mode}', 'inference', dict(weights=weights(arch), x=shapes['three']), arch=arch, cfg=cfg)
         case(f'{arch}-{mode}', 'hooks', dict(weights=weights(arch), x=X), arch=arch, cfg=cfg)
 
+PURSUIT = dict(plain={}, few=dict(max_iterations=3), far=dict(residual_threshold=1.5), endless=dict(residual_threshold=0.0, stop_on_duplicate_support=False),
+               repeats=dict(stop_on_duplicate_support=False), no_b_dec=dict(apply_b_dec_to_input=False), layer_norm=dict(normalize_activations='layer_norm'))
+
+def more_cases():
+    for arch,mode in product(TRANSCODERS, MODES):
+        cfg = dict(d_in=D_IN, d_sae=D_SAE, d_out=6, apply_b_dec_to_input=False, normalize_activations=mode)
+        case(f'{arch}-{mode}', 'inference', dict(weights=transcoder_weights(arch), x=X.reshape(2, 5, D_IN)), arch=arch, cfg=cfg)
+    for name,option in PURSUIT.items():
+        cfg = dict(d_in=D_IN, d_sae=D_SAE) | option
+        case(f'matching_pursuit-{name}', 'inference', dict(weights=pursuit_weights(), x=X.reshape(2, 5, D_IN)), arch='matching_pursuit', cfg=cfg)
+        training_case('matching_pursuit', name, **option)
+    unequal = pursuit_weights()['W_dec']*torch.linspace(0.5, 1.3, D_SAE)[:,None]
+    training_case('matching_pursuit', 'unequal_rows', change=dict(W_dec=unequal), max_iterations=12)
+    for tied,layers,b_dec in product((True, False), (1, 2), (True, False)):
+        temporal_case(f"{'tied' if tied else 'untied'}-{layers}{'' if b_dec else '-no_b_dec'}", tied_weights=tied, n_attn_layers=layers, apply_b_dec_to_input=b_dec)
+    for name,option in dict(relu=dict(sae_diff_type='relu'), all=dict(kval_topk=None), layer_norm=dict(normalize_activations='layer_norm'),
+                            rescale=dict(normalize_activations='constant_scalar_rescale', activation_normalization_factor=0.4)).items():
+        temporal_case(name, n_attn_layers=2, **option)
+    for rescale,n in product((True, False), (None, 0, 3, D_SAE)):
+        training_case('abstopk', f"{'' if rescale else 'no_'}rescale-dead{n}", dead=n, rescale_acts_by_decoder_norm=rescale)
+    for rescale,n in product((True, False), (None, 3, D_SAE)):
+        training_case('batchtopk', f"{'' if rescale else 'no_'}rescale-dead{n}", dead=n, rescale_acts_by_decoder_norm=rescale)
+    for mode in MODES: training_case('batchtopk', mode, normalize_activations=mode)
+    for mode in MODES: training_case('abstopk', f'{mode}-dead10', dead=10, normalize_activations=mode)
+    case('abstopk-three', 'inference', dict(weights=weights('abstopk'), x=X.reshape(2, 5, D_IN)), arch='abstopk', cfg=dict(d_in=D_IN, d_sae=D_SAE, k=4))
+
+def temporal_case(name, **option):
+    cfg = dict(d_in=D_IN, d_sae=D_SAE, n_heads=2, bottleneck_factor=3, tied_weights=True, kval_topk=3) | option
+    w = temporal_weights(cfg['tied_weights'], cfg['n_attn_layers'], D_SAE//cfg['bottleneck_factor'])
+    case(f'temporal-{name}', 'inference', dict(weights=w, x=8*X.reshape(2, 5, D_IN)), arch='temporal', cfg=cfg)
+
 BATCHES = 2*normal(11, STEPS + 3, BATCH, D_IN) + 0.5
 RARE = torch.linspace(-3, 0.5, D_SAE)      # added to the biases, so that latents die at different steps
 TRAINER = dict(total_training_samples=STEPS*BATCH, train_batch_size_samples=BATCH, lr=1e-3, lr_end=1e-4, dead_feature_window=2,
@@ -124,7 +173,8 @@ TRAINER = dict(total_training_samples=STEPS*BATCH, train_batch_size_samples=BATC
 
 def run_case(arch, option, cfg=None, **trainer):
     cfg = dict(d_in=D_IN, d_sae=D_SAE, **BASE[arch]) | (cfg or {})
-    case(f'{arch}-{option}', 'run', dict(weights=weights(arch, bias=RARE), batches=BATCHES), arch=arch, cfg=cfg, trainer=TRAINER | trainer)
+    w = pursuit_weights() if arch == 'matching_pursuit' else weights(arch, bias=RARE)
+    case(f'{arch}-{option}', 'run', dict(weights=w, batches=BATCHES), arch=arch, cfg=cfg, trainer=TRAINER | trainer)
 
 def run_cases():
     penalty = dict(standard='l1', gated='l1', jumprelu='l0')
@@ -140,6 +190,7 @@ def run_cases():
     for rescale,sparse in product((True, False), (True, False)):
         run_case('topk', f"{'' if rescale else 'no_'}rescale{'-sparse' if sparse else ''}",
                  dict(k=2, rescale_acts_by_decoder_norm=rescale, use_sparse_activations=sparse), dead_feature_window=1)
+    for arch,mode in product(('abstopk', 'batchtopk', 'matching_pursuit'), MODES[:2]): run_case(arch, mode, dict(normalize_activations=mode))
     run_case('topk', 'layer_norm-dead', dict(k=1, normalize_activations='layer_norm'), dead_feature_window=1)
     run_case('standard', 'remainder', total_training_samples=STEPS*BATCH - 5)
     for name,(warm,decay) in product(('constant', 'cosineannealing', 'cosineannealingwarmrestarts'), ((0, 0), (1, 0), (4, 0), (0, 3), (2, 4))):
@@ -155,6 +206,11 @@ def api_cases():
     sized = dict(d_in=8, d_sae=256)
     for arch in NAMES.values():
         for kind in ('SAEConfig', 'TrainingSAEConfig'): case(arch+kind, 'defaults', kwargs=sized)
+    for arch in ('abstopk', 'matching_pursuit'):
+        for kind in ('SAE', 'TrainingSAE'): case(f'{class_name(arch, kind)}Config', 'defaults', kwargs=sized)
+    case('BatchTopKTrainingSAEConfig', 'defaults', kwargs=sized)
+    for arch in TRANSCODERS.values(): case(arch + 'Config', 'defaults', kwargs=sized | dict(apply_b_dec_to_input=False))
+    case('TemporalSAEConfig', 'defaults', kwargs=dict(d_in=8, d_sae=512))
     case('LoggingConfig', 'defaults', kwargs={})
     case('SAETrainerConfig', 'defaults', kwargs=dict(total_training_samples=100, train_batch_size_samples=10))
     case('LanguageModelSAERunnerConfig', 'defaults', kwargs=dict(sae='@StandardTrainingSAEConfig', dataset_path='a/b', checkpoint_path=None))
@@ -180,7 +236,7 @@ def answer(case, data):
 def main():
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
-    for add in (training_cases, jumprelu_cases, topk_cases, inference_cases, run_cases, init_cases, api_cases): add()
+    for add in (training_cases, jumprelu_cases, topk_cases, inference_cases, more_cases, run_cases, init_cases, api_cases): add()
     ids = [(c['kind'], c['name']) for c,_ in CASES]
     assert len(set(ids)) == len(ids), 'two cases have one name'
     tensors = Tensors()

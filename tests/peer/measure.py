@@ -9,10 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 NAMES = dict(standard='Standard', gated='Gated', jumprelu='JumpReLU', topk='TopK')
+MORE_NAMES = dict(abstopk='AbsTopK', batchtopk='BatchTopK', matryoshka_batchtopk='MatryoshkaBatchTopK', matching_pursuit='MatchingPursuit', temporal='Temporal')
+TRANSCODERS = dict(transcoder='Transcoder', skip_transcoder='SkipTranscoder', jumprelu_transcoder='JumpReLUTranscoder',
+                   jumprelu_skip_transcoder='JumpReLUSkipTranscoder')
+
+def class_name(arch, kind): return TRANSCODERS.get(arch) or (NAMES | MORE_NAMES)[arch] + kind
 
 def dense(t): return (t.to_dense() if t.layout != torch.strided else t).detach()
 
 def values(d): return {k: v.detach().clone() for k,v in d.items()}
+
+def checkpoint(sae):
+    "The tensors of a training SAE; single numbers as float32, to which the peer rounds `topk_threshold` when it loads"
+    return {k: v if v.ndim else v.float() for k,v in values(sae.state_dict()).items()}
 
 def flat(d, at=''):
     "The tensors of nested dicts by their dotted path"
@@ -21,7 +30,7 @@ def flat(d, at=''):
 
 def build(lib, case, weights, kind):
     "The SAE (`kind` is SAE or TrainingSAE) of a case with the case's weights"
-    name = NAMES[case['arch']] + kind
+    name = class_name(case['arch'], kind)
     sae = getattr(lib, name)(getattr(lib, name + 'Config')(**case['cfg']))
     sae.load_state_dict(values(weights))
     return sae
@@ -33,8 +42,10 @@ def step(lib, case, data, prepare=lambda sae: None):
     out = sae.training_forward_pass(lib.TrainStepInput(sae_in=data['x'], coefficients=case['coefficients'],
         dead_neuron_mask=data.get('dead'), n_training_steps=0, is_logging_step=False))
     out.loss.backward()
+    getattr(sae, 'after_optimizer_step', lambda: None)()      # where ours changes what the peer changes in the forward pass
+    buffers = values(dict(sae.named_buffers()))
     grad = lambda p: torch.zeros_like(p) if p.grad is None else p.grad
-    return dict(sae_out=dense(out.sae_out), feature_acts=dense(out.feature_acts), hidden_pre=dense(out.hidden_pre),
+    return dict(**dict(buffers=buffers) if buffers else {}, sae_out=dense(out.sae_out), feature_acts=dense(out.feature_acts), hidden_pre=dense(out.hidden_pre),
                 loss=out.loss.detach(), losses=values(out.losses), grads={n: grad(p) for n,p in sae.named_parameters()})
 
 def read_folder(path): return dict(cfg=json.loads((path/'cfg.json').read_text()), tensors=load_file(path/'sae_weights.safetensors'))
@@ -57,8 +68,9 @@ def use(sae, x):
 
 def read_back(lib, training, inference, x):
     "What the folders written by `save_model` and `save_inference_model` of a training SAE give"
-    return dict(inference=use(lib.SAE.load_from_disk(inference), x), training_as_inference=use(lib.SAE.load_from_disk(training), x),
-                training=values(lib.TrainingSAE.load_from_disk(training).state_dict()))
+    res = dict(inference=use(lib.SAE.load_from_disk(inference), x), training=checkpoint(lib.TrainingSAE.load_from_disk(training)))
+    try: return res | dict(training_as_inference=use(lib.SAE.load_from_disk(training), x))
+    except (KeyError, ValueError): return res | dict(training_as_inference='refused')
 
 def files(lib, case, data):
     "What a training SAE writes, and what can be read from it: the inference SAE from either folder, the training SAE again"
