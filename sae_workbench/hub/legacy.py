@@ -91,9 +91,6 @@ class SAELens(Format):
         config = raw.files['config']
         if is_old_layout(config, config.file): return modern_config(config, config.file)
         config.need('metadata', dict, None)
-        layers = config.need('n_attn_layers', int, 0)
-        if layers > len(shapes):
-            raise LoadError(f"{config.file}: n_attn_layers: expected at most one a tensor, found {layers}")
         return dict(config)
 
     def state(self, t, raw):

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['TemporalSAEs']
 
-# %% ../../nbs/hub/temporal_saes.ipynb #1b90eb3d
-from ..core.errors import LoadError
+# %% ../../nbs/hub/temporal_saes.ipynb #53f52744
 from .formats import Format, register_format
 
 # %% ../../nbs/hub/temporal_saes.ipynb #13e00c06
@@ -19,8 +18,6 @@ class TemporalSAEs(Format):
     def cfg(self, raw, shapes):
         d_in, d_sae = raw.need('llm.dimin', int), int(raw.need('llm.dimin', int)*raw.need('sae.exp_factor', float))
         cfg = {name: raw.need(f'sae.{name}', kind) for name, kind in self._facts.items()}
-        if (found := cfg['n_attn_layers']) > len(shapes):
-            raise LoadError(f"{raw.where}: sae.n_attn_layers: expected at most one a tensor, found {found}")
         return cfg | dict(
             architecture='temporal', d_in=d_in, d_sae=d_sae, kval_topk=raw.need('sae.kval_topk', int, None),
             dtype=raw.need('data.dtype', str, 'float32'), apply_b_dec_to_input=True,
