@@ -47,6 +47,9 @@ _PUBLIC = {
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
+    'hub.weights': ['convert_to_safetensors'],
+    'hub.formats': ['Format', 'register_format', 'find_saes'],
+    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

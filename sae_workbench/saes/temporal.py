@@ -60,6 +60,8 @@ class TemporalSAEConfig(SAEConfig):
     tied_weights:bool = True # The encoder is the decoder, transposed
     activation_normalization_factor:Positive = 1.0 # The number of constant_scalar_rescale
     rules = (
+        Rule(lambda c: c.n_attn_layers <= 1000,   # each is built, even for a damaged config
+             "n_attn_layers={c.n_attn_layers}: more than 1000"),
         Rule(lambda c: c.d_sae % (c.bottleneck_factor*c.n_heads)==0,
              "d_sae={c.d_sae} is not a multiple of bottleneck_factor * n_heads = {c.bottleneck_factor} * {c.n_heads}"),
         Rule(lambda c: c.kval_topk is None or c.kval_topk <= c.d_sae,

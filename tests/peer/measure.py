@@ -70,7 +70,7 @@ def read_back(lib, training, inference, x):
     "What the folders written by `save_model` and `save_inference_model` of a training SAE give"
     res = dict(inference=use(lib.SAE.load_from_disk(inference), x), training=checkpoint(lib.TrainingSAE.load_from_disk(training)))
     try: return res | dict(training_as_inference=use(lib.SAE.load_from_disk(training), x))
-    except (KeyError, ValueError): return res | dict(training_as_inference='refused')
+    except (KeyError, ValueError, OSError): return res | dict(training_as_inference='refused')   # ours is a LoadError, an OSError
 
 def files(lib, case, data):
     "What a training SAE writes, and what can be read from it: the inference SAE from either folder, the training SAE again"
