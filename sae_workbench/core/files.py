@@ -63,6 +63,7 @@ def write_tensors(
     with atomic(path) as f: save_file(own, f, metadata)
     return Path(path)
 
+# %% ../../nbs/core/files.ipynb #ff0e8fd7
 def not_finite(
     tensors:dict[str, Tensor], # By name
 )->list[str]: # The names of those with NaN or infinity in them
@@ -95,6 +96,7 @@ def read_json(
     if not isinstance(data, dict): raise LoadError(f"{path}: expected a JSON object, found a {type(data).__name__}")
     return data
 
+# %% ../../nbs/core/files.ipynb #6236b117
 def read_tensors(
     path:str|Path, # The file
     device:str='cpu', # Where the tensors go

@@ -148,15 +148,18 @@ class _Tensors(HookedModule):
     def _per_latent(self, value:float=0.)->nn.Parameter:
         return nn.Parameter(torch.full((self.cfg.d_sae,), value, dtype=self.dtype, device=self.device))
 
-# %% ../../nbs/saes/base.ipynb #2d60d237
+# %% ../../nbs/saes/base.ipynb #aef736d0
 def _check_pair(sae_class:type, cfg:SAEConfig):
     "Raise `ConfigError` if the config is known to be another architecture's"
     name = cfg.architecture()
     owners = [r[name][0] for r in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY) if name in r]
-    def names(cls): return {c.__qualname__ for c in cls.__mro__}   # a cell that is run twice makes a new class of the name
-    if not owners or any(sae_class.__qualname__ in names(c) or c.__qualname__ in names(sae_class) for c in owners): return
-    raise ConfigError(f"{sae_class.__name__} cannot be made from a {type(cfg).__name__}, which describes a {owners[-1].__name__}")
+    def names(cls): return {c.__qualname__ for c in cls.__mro__}   # by name: a cell run twice makes a new class
+    own = sae_class.__qualname__
+    if not owners or any(own in names(c) or c.__qualname__ in names(sae_class) for c in owners): return
+    raise ConfigError(f"{sae_class.__name__} cannot be made from a {type(cfg).__name__}, "
+                      f"which describes a {owners[-1].__name__}")
 
+# %% ../../nbs/saes/base.ipynb #2d60d237
 class _Weights(_Tensors):
     "An SAE's tensors and hook points, in place"
     def __init__(self,

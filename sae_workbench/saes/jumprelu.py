@@ -45,9 +45,9 @@ class JumpReLUTrainingSAEConfig(TrainingSAEConfig, JumpReLUSAEConfig):
     jumprelu_sparsity_loss_mode:Literal['step', 'tanh', 'quadratic'] = 'step' # Which penalty
     l0_coefficient:NonNegative = 1.0 # Weight of the penalty
     l0_warm_up_steps:Natural = 0 # Steps over which the weight grows linearly from zero
-    pre_act_loss_coefficient:NonNegative|None = None # Weight of the pre-activation loss for dead latents; Anthropic uses 3e-6
+    pre_act_loss_coefficient:NonNegative|None = None # Weight of the loss for dead latents; Anthropic uses 3e-6
     jumprelu_tanh_scale:Positive = 4.0 # Steepness of the tanh penalty
-    jumprelu_ste_to_input:bool = False # Let the estimator's gradient reach the encoder too (Anthropic), not the threshold alone (DeepMind)
+    jumprelu_ste_to_input:bool = False # The estimator's gradient reaches the encoder too (Anthropic)
     target_l0:Positive|None = None # What the quadratic penalty aims at
     rules = (
         Rule(lambda c: c.jumprelu_sparsity_loss_mode!='quadratic' or c.target_l0 is not None,

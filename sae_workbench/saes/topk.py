@@ -64,8 +64,8 @@ def expand_few(
     return decode_latents(rows, W_dec).reshape(*f.shape[:-1], -1)
 
 # %% ../../nbs/saes/topk.ipynb #d6880ede
-class TopKSAE(SAE[TopKSAEConfig]):
-    "A TopK SAE"
+class _TopKFormulas(SAE[TopKSAEConfig]):
+    "Encode and decode"
     _selection = TopK   # the activation function that the sparse ways know
     def get_activation_fn(self): return self._selection(self.cfg.k)
 
@@ -84,23 +84,32 @@ class TopKSAE(SAE[TopKSAEConfig]):
         if self.cfg.rescale_acts_by_decoder_norm: feature_acts = feature_acts / self.W_dec.norm(dim=-1)
         return expand_few(feature_acts, self.W_dec, self.cfg.k)
 
+# %% ../../nbs/saes/topk.ipynb #c8747074
+class TopKSAE(_TopKFormulas):
+    "A TopK SAE"
     def _select(self, x:Tensor)->tuple[Preacts, Pattern]:
         "The encoder's product for (rows, d_in), and which latents of it are kept"
         pre = Preacts(x, self.W_enc, self.b_enc, self._b_in, private=True)
         if self.cfg.rescale_acts_by_decoder_norm: pre.scale_(self.W_dec.norm(dim=-1))
         return pre, self.activation_fn.pattern(pre.h)
 
-    def _reconstruct(self, x:Tensor)->Tensor:
+    @property
+    def _own_formulas(self)->bool:
+        "Whether nothing between input and output was overridden or is watched by a hook"
         cls, hooked = type(self), self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
-        own = cls.encode is SAE.encode and cls.decode is SAE.decode and cls.encode_with_hidden_pre is TopKSAE.encode_with_hidden_pre
-        own = own and type(self.activation_fn) is self._selection
-        if hooked or not own or not can_be_sparse(self.W_dec): return super()._reconstruct(x)
+        same = cls.encode is SAE.encode and cls.decode is SAE.decode
+        same = same and cls.encode_with_hidden_pre is _TopKFormulas.encode_with_hidden_pre
+        return same and not hooked and type(self.activation_fn) is self._selection
+
+    def _reconstruct(self, x:Tensor)->Tensor:
+        if not self._own_formulas or not can_be_sparse(self.W_dec): return super()._reconstruct(x)
         x = self._input(x)
         pre, pattern = self._select(x.reshape(-1, self.cfg.d_in))
-        return self._finish(sparse_decode(self._selection.clip(pre.at(pattern)[0]), pattern, self.W_dec).reshape(*x.shape[:-1], -1))
+        vals = self._selection.clip(pre.at(pattern)[0])
+        return self._finish(sparse_decode(vals, pattern, self.W_dec).reshape(*x.shape[:-1], -1))
 
     def fold_W_dec_norm(self):
-        "Make decoder rows unit vectors, in place; needs `rescale_acts_by_decoder_norm`, without which the selection would change"
+        "Make decoder rows unit vectors, in place; exact only with `rescale_acts_by_decoder_norm`"
         if not self.cfg.rescale_acts_by_decoder_norm:
             raise NotImplementedError("folding decoder norms would change which latents are the k largest; "
                                       "it is exact only with rescale_acts_by_decoder_norm=True")
@@ -112,7 +121,7 @@ class TopKTrainingSAEConfig(TrainingSAEConfig, TopKSAEConfig):
     "A TopK SAE and its auxiliary loss"
     rescale_acts_by_decoder_norm:bool = True # As if decoder rows were unit vectors; folded into the weights at the end
     aux_loss_coefficient:NonNegative = 1.0 # Weight of the auxiliary loss for dead latents
-    use_sparse_activations:bool = False # Kept for v6 scripts; the step is sparse either way, and latents read as a tensor are dense
+    use_sparse_activations:bool = False # Kept for v6 scripts; the step is sparse either way
 
 # %% ../../nbs/saes/topk.ipynb #970a334f
 class _DeadLatents:
@@ -137,9 +146,9 @@ class _DeadLatents:
         return self.cfg.aux_loss_coefficient * scale * (recons - (sae_in - sae_out).detach()).pow(2).sum(-1).mean()
 
 # %% ../../nbs/saes/topk.ipynb #4a03fbb3
-class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
-    "Trains a `TopKSAE`"
-    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor)->dict[str, Tensor]:
+class _TopKStep(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
+    "The step, dense and sparse"
+    def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor):
         "The auxiliary loss, from the dense pre-activations"
         dead = self._dead(step_input)
         if dead is None: return {'auxiliary_reconstruction_loss': sae_out.new_zeros(())}
@@ -149,7 +158,7 @@ class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE)
         return {'auxiliary_reconstruction_loss': self._dead_loss(recons, step_input.sae_in, sae_out, len(dead))}
 
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        own = self._untouched(TopKTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand')
+        own = self._untouched(_TopKStep, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand')
         if not own or type(self.activation_fn) is not self._selection: return None
         pre, pattern = self._select(self._input(step_input.sae_in))
         dead = self._dead(step_input)
@@ -163,6 +172,9 @@ class TopKTrainingSAE(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE)
         return self._output(step_input, out, lambda: pattern.to_dense(reported), lambda: pre.h.clone(),
                             {'auxiliary_reconstruction_loss': aux} | more, (pattern, reported))
 
+# %% ../../nbs/saes/topk.ipynb #34335643
+class TopKTrainingSAE(_TopKStep):
+    "Trains a `TopKSAE`"
     def _decoded(self, step_input:TrainStepInput, vals:Tensor, pattern:Pattern, code:Tensor|None, dead:Tensor|None):
         "The sums of the chosen latents and of the dead ones, and further losses by name"
         recons, aux, _ = sparse_decode_with(vals, pattern, self.W_dec, code, dead)
