@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from .models import check_d_in, input_device, tokenizer_of, vocab_size
-from .tokens import ContextIterator, special_token_ids
+from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.capture import capture, resolve
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.seeds import stream
@@ -131,8 +131,12 @@ class KeptActivations(HookedActivations):
 
     def keep(self, tokens:Tensor)->Tensor: # (prompts * kept positions,), true for what stays
         "Which activations are not left out"
-        ids = tokens[:, self.seqpos].flatten().cpu()
-        return torch.ones_like(ids, dtype=torch.bool) if self.excluded is None else ~torch.isin(ids, self.excluded)
+        return kept_positions(tokens.cpu(), self.excluded, self.seqpos)[:, self.seqpos].flatten()
+
+    def token_ids(self, tokens:Tensor)->Tensor: # (rows,)
+        "The tokens of the activations that are not left out"
+        tokens = tokens.cpu()
+        return tokens[kept_positions(tokens, self.excluded, self.seqpos)]
 
     def rows(self,
         tokens:Tensor, # (prompts, positions)
@@ -161,6 +165,7 @@ class ContextSource:
         epoch = self.contexts.epoch
         while len(tokens := self.contexts.take(self.batch_size)):
             self.n_batches += 1
+            self.token_ids = self.activations.token_ids(tokens)   # of the rows that follow
             if len(x := self.activations.rows(tokens, f', batch {self.n_batches} of the model')): return x
             if self.contexts.epoch > epoch + 1: raise DataError("nothing is left of a whole epoch: all of its tokens are excluded (exclude_special_tokens)")
         raise StopIteration
