@@ -261,18 +261,23 @@ FILE_TYPES = dict(jsonl='json', json='json', csv='csv', parquet='parquet', txt='
 def open_dataset(
     path:str, # A name on the Hub, a folder saved by save_to_disk, or a file (jsonl, json, csv, parquet, txt, arrow)
     streaming:bool=False, # Read while training instead of downloading first; local folders are memory-mapped anyway
+    split:str|None='train', # Which split
+    **options, # Further arguments of `datasets.load_dataset`, such as name, data_dir and data_files
 ):
-    "The train split of a dataset"
+    "One split of a dataset"
     from pathlib import Path
     from datasets import load_dataset, load_from_disk
     p = Path(path)
     if not str(path).strip():
         raise ConfigError("dataset_path is empty; name a dataset, or hand one over as override_dataset")
-    if (p/'dataset_dict.json').exists(): return load_from_disk(path)['train']
-    if (p/'state.json').exists(): return load_from_disk(path)
+    if (p/'dataset_dict.json').exists() or (p/'state.json').exists():
+        splits = load_from_disk(path)
+        if split is None or not hasattr(splits, 'keys'): return splits
+        if split not in splits: raise DataError(f"{path}: no split {split!r}; there are {', '.join(map(repr, splits))}")
+        return splits[split]
     if p.is_file() and (kind := FILE_TYPES.get(p.suffix[1:])):
-        return load_dataset(kind, data_files=str(p), split='train', streaming=streaming)
-    try: return load_dataset(str(path), split='train', streaming=streaming)
+        return load_dataset(kind, data_files=str(p), split=split, streaming=streaming)
+    try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
         raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e
 
