@@ -17,16 +17,20 @@ from ..core.config import as_dtype
 from ..core.errors import ConfigError, LoadError, unknown
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
-PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases', 'refactor_factored_attn_matrices')
-HOOKED_ONLY = ('default_prepend_bos', 'default_padding_side', 'move_to_device')   # of HookedTransformer; without effect on tokens that are given
+PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
+              'refactor_factored_attn_matrices')
+# Of HookedTransformer; without effect on tokens that are given
+HOOKED_ONLY = ('default_prepend_bos', 'default_padding_side', 'move_to_device')
 
 def _bridge_options(kwargs:dict)->dict:
     "Options for `TransformerBridge.boot_transformers`, from those for `HookedTransformer`"
     from transformer_lens.model_bridge import TransformerBridge
     on = [k for k in PROCESSING if kwargs.get(k)]
-    if on: raise ConfigError(f"{', '.join(on)}: weights are used as they are; SAEs are trained on unprocessed activations. Leave the option out or set it to False")
+    if on: raise ConfigError(f"{', '.join(on)}: weights are used as they are; SAEs are trained on unprocessed "
+                             "activations. Leave the option out or set it to False")
     kwargs = {k: v for k, v in kwargs.items() if k not in (*PROCESSING, *HOOKED_ONLY)}
-    if (bad := [k for k in kwargs if k not in (known := inspect.signature(TransformerBridge.boot_transformers).parameters)]):
+    known = inspect.signature(TransformerBridge.boot_transformers).parameters
+    if (bad := [k for k in kwargs if k not in known]):
         raise ConfigError('model_from_pretrained_kwargs: ' + '; '.join(unknown('option', k, known) for k in bad))
     return kwargs
 
@@ -36,7 +40,8 @@ def _huggingface(name:str, device, kwargs:dict)->nn.Module:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     hf = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     if device is not None and kwargs.get('device_map') is None: hf = hf.to(device)
-    hf.tokenizer = AutoTokenizer.from_pretrained(name, **{k: v for k, v in kwargs.items() if k in ('revision', 'trust_remote_code')})
+    options = {k: v for k, v in kwargs.items() if k in ('revision', 'trust_remote_code')}
+    hf.tokenizer = AutoTokenizer.from_pretrained(name, **options)
     return hf
 
 def _bridge(name:str, device, kwargs:dict)->nn.Module:
@@ -45,8 +50,9 @@ def _bridge(name:str, device, kwargs:dict)->nn.Module:
     kwargs = _bridge_options(kwargs)
     if isinstance(kwargs.get('dtype'), str): kwargs['dtype'] = as_dtype(kwargs['dtype'])
     if Path(name).is_dir() and 'hf_model' not in kwargs:
-        load = {k: kwargs.pop(k) for k in ('trust_remote_code',) if k in kwargs}
-        hf = _huggingface(name, None, dict(attn_implementation='eager', dtype=kwargs.get('dtype', torch.float32)) | load)
+        load = dict(attn_implementation='eager', dtype=kwargs.get('dtype', torch.float32))
+        load |= {k: kwargs.pop(k) for k in ('trust_remote_code',) if k in kwargs}
+        hf = _huggingface(name, None, load)
         kwargs |= dict(hf_model=hf, tokenizer=kwargs.get('tokenizer') or hf.tokenizer)
         del hf.tokenizer
     if kwargs.get('device_map') is None and kwargs.get('n_devices') is None: kwargs['device'] = device
@@ -111,7 +117,8 @@ def max_positions(
     model:nn.Module, # Any model
 )->int|None: # None if it does not say
     "The longest context that the model was made for"
-    return getattr(getattr(model, 'cfg', None), 'n_ctx', None) or getattr(getattr(model, 'config', None), 'max_position_embeddings', None)
+    hf = getattr(getattr(model, 'config', None), 'max_position_embeddings', None)
+    return getattr(getattr(model, 'cfg', None), 'n_ctx', None) or hf
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()
@@ -122,7 +129,8 @@ def model_d_in(
     model_kwargs:dict|None=None, # Further arguments of the model's call
 )->int: # Width of the vectors at the hook
     "The width of the activations at a hook, measured on one token"
-    acts = capture(model, hook_name, torch.zeros(1, 1, dtype=torch.long, device=input_device(model)), **(model_kwargs or {}))[hook_name]
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    acts = capture(model, hook_name, token, **(model_kwargs or {}))[hook_name]
     return acts.shape[-1] if hook_head_index is not None else acts[0, 0].numel()
 
 def check_d_in(
@@ -134,4 +142,5 @@ def check_d_in(
 ):
     "An error if the activations at a hook are not `d_in` wide"
     found = model_d_in(model, hook_name, hook_head_index, model_kwargs)
-    if found != d_in: raise ConfigError(f"d_in={d_in}, but the activations at {hook_name!r} are {found} wide; set d_in={found}")
+    if found != d_in:
+        raise ConfigError(f"d_in={d_in}, but the activations at {hook_name!r} are {found} wide; set d_in={found}")
