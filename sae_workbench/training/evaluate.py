@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics, ce_loss_score
 from ..activations.models import input_device
 from ..activations.scale import ActivationScaler
+from ..activations.tokens import kept_positions
 from ..saes.base import SAE
 
 # %% ../../nbs/training/evaluate.ipynb #f28113b6
@@ -82,6 +83,7 @@ def evaluate_sae(
     activation_scaler:ActivationScaler|None=None, # The trainer's, while scaling is not folded into the weights
     exclude_tokens:Tensor|list[int]|None=None, # Token ids that are left alone and not counted
     batch_size_prompts:int=8, # Contexts per forward pass
+    seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the SAE's metadata if None
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
 )->dict[str, float]: # Metrics by name
     "Measure an SAE at its place in a model"
@@ -90,12 +92,12 @@ def evaluate_sae(
     if contexts.dim()!=2 or contexts.shape[1] < 2 or not len(contexts):
         raise DataError("contexts must be (n, context) with at least one context of two tokens, "
                         f"got {tuple(contexts.shape)}")
-    device = input_device(model)
+    device, seqpos = input_device(model), slice(*(seqpos_slice or sae.cfg.metadata.seqpos_slice or (None,)))
     exclude = torch.as_tensor([] if exclude_tokens is None else exclude_tokens, dtype=torch.long, device=device)
     recon, sparse, losses = ReconstructionMetrics(), SparsityMetrics(sae.cfg.d_sae), []
     def through(a): return reconstruct(sae, a, activation_scaler, hook_head_index)[2]
     for tokens in contexts.to(device).split(batch_size_prompts):
-        keep = ~torch.isin(tokens, exclude)
+        keep = kept_positions(tokens, exclude, seqpos)
         x, ce = _three_passes(model, hook, tokens, keep, through, model_kwargs or {})
         rows, f, out = reconstruct(sae, x, activation_scaler, hook_head_index)
         if hook_head_index is not None: out = out[:, :, hook_head_index]

@@ -16,7 +16,7 @@ from ..core.errors import DataError
 from ..core.files import atomic, write_json, write_tensors
 from ..core.seeds import seeded
 from ..activations.models import load_model
-from ..activations.store import ActivationsStore
+from ..activations.store import ActivationsStore, open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
@@ -72,18 +72,23 @@ class _Parts:
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        if override_dataset is None and not cfg.dataset_path:
+        no_data = override_dataset is None and not cfg.dataset_path
+        if no_data and not cfg.use_cached_activations:
             raise DataError("no data: set dataset_path, or pass override_dataset")
-        self.model = override_model if override_model is not None else self._load_model()
-        if cfg.compile_llm: self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
+        if cfg.use_cached_activations:
+            open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.d_in, model_name=cfg.model_name)
+        self.model = override_model
+        if override_model is None and not no_data: self.model = self._load_model()
+        if self.model is not None and cfg.compile_llm: self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
         self.activations_store = ActivationsStore.from_config(self.model, cfg, override_dataset)
         self.sae = override_sae if override_sae is not None else self._make_sae()
         self._describe()
         if cfg.compile_sae:
             self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
-        self.evaluator = LanguageModelEvaluator(
+        self.evaluator = None if no_data or self.model is None else LanguageModelEvaluator(
             self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index,
             model_kwargs=cfg.model_kwargs, exclude_tokens=self.activations_store.exclude_special_tokens,
+            seqpos_slice=cfg.seqpos_slice,
             batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
 
     def _load_model(self)->nn.Module:
@@ -175,7 +180,7 @@ class LanguageModelSAETrainingRunner(_Run):
         path, tokens = Path(path), self.trainer.n_training_samples
         metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
         sae = self.sae.to_inference()
-        sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score')})
+        sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score') if k in metrics})
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
         write_json(path/RUN_FILE, self.cfg.to_dict())
@@ -185,10 +190,12 @@ class LanguageModelSAETrainingRunner(_Run):
         return path
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
+        load = f"Load it with: SAE.load_from_disk({str(path)!r})"
+        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens: explained variance {m['explained_variance']:.3f}, "
               f"CE loss recovered {m['ce_loss_score']:.3f}, L0 {m['l0']:.1f}, "
               f"{m['dead_latents']} of {self.sae.cfg.d_sae} latents silent on {m['n_tokens']:,} tokens\n"
-              f"Load it with: SAE.load_from_disk({str(path)!r})")
+              f"{load}")
 
 # %% ../../nbs/training/runner.ipynb #d25f1457
 class SAETrainingRunner(LanguageModelSAETrainingRunner):
