@@ -25,7 +25,7 @@ def _pick_rows(inputs)->tuple[int, Callable]|None: # Their number, and a functio
     if isinstance(inputs, np.ndarray): inputs = torch.as_tensor(inputs)
     if isinstance(inputs, Tensor): return len(inputs), lambda rows: inputs[rows]
     if isinstance(inputs, Mapping): return _check_columns(inputs), lambda rows: {k: v[rows] for k, v in inputs.items()}
-    if hasattr(inputs, 'column_names') and hasattr(inputs, '__getitem__'): return len(inputs), lambda rows: inputs[rows]
+    if hasattr(inputs, 'column_names') and hasattr(inputs, '__len__'): return len(inputs), lambda rows: inputs[rows]
     if isinstance(inputs, Dataset) and not isinstance(inputs, IterableDataset):
         return len(inputs), lambda rows: default_collate([inputs[i] for i in rows])
 
@@ -163,6 +163,7 @@ def _vectors_last(x:Tensor, module:nn.Module, channel_dim:int|None)->tuple[Tenso
     "Move the dimension of the vectors to the end"
     if x.ndim < 2: raise HookError("needed is (inputs, …, d)")
     if channel_dim is None: channel_dim = 1 if x.ndim > 3 or isinstance(module, _ConvNd) else -1
+    if not -x.ndim <= channel_dim < x.ndim: raise HookError(f"there is no dimension channel_dim={channel_dim}")
     return x.movedim(channel_dim, -1), x.ndim > 3 or channel_dim % x.ndim < x.ndim - 1
 
 def _last_kept(x:Tensor, mask:Tensor|None)->Tensor: # (inputs, d)

@@ -154,6 +154,8 @@ def token_texts(
     "What each token looks like in a text"
     if tokenizer is None: return [f' {i}' for i in ids]
     pieces = tokenizer.convert_ids_to_tokens(ids)
+    if type(getattr(getattr(tokenizer, 'backend_tokenizer', None), 'model', None)).__name__ == 'WordPiece':
+        return [p[2:] if p.startswith('##') else f' {p}' for p in pieces]
     texts = [tokenizer.decode([i]) for i in ids]
     return [f' {t}' if str(p).startswith('▁') and not t.startswith(' ') else t for p, t in zip(pieces, texts)]
 
