@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'cache_bytes', 'read_manifest', 'differences',
            'check_same', 'check_fits', 'file_hash', 'check_file', 'OpenShard', 'CacheFolder', 'GrowingCache',
-           'CacheWriter', 'check_space', 'fill', 'write_cache', 'CachedRows', 'MappedRows', 'KeptRows', 'ReadAgain',
-           'ShardSource']
+           'CacheWriter', 'check_space', 'SteppedWriter', 'fill', 'make_plan', 'finished', 'write_cache',
+           'write_caches', 'CachedRows', 'MappedRows', 'KeptRows', 'ReadAgain', 'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
 import hashlib, math, shutil, sys, warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -188,13 +189,18 @@ class CacheWriter:
     ):
         self.source, self.cache, note = iter(source), cache, cache.begin()
         size, limit, dtype = (cache.plan[k] for k in ('rows_per_shard', 'max_rows', 'dtype'))
-        self.has_state, self.skip = hasattr(self.source, 'state_dict'), note.get('skip', 0)
+        self.has_state, self.skip, self.limit = hasattr(self.source, 'state_dict'), note.get('skip', 0), limit
         self.left = (limit or math.inf) - cache.rows
         self.shard = OpenShard(min(size, limit or size), dtype and as_dtype(dtype))
         if note and self.has_state: self.source.load_state_dict(note['state'])
         if not note: cache.note(state=self.position(), skip=0)
 
     def position(self)->dict|None: return self.source.state_dict() if self.has_state else None
+
+    @property
+    def taken(self)->int:
+        "How many of the source's rows were looked at"
+        return self.cache.rows + self.shard.n - self.skip
 
     def put(self, x:Tensor, ids:Tensor|None, before:dict|None):
         "Write one portion; `before` is the source's state in front of it"
@@ -218,25 +224,70 @@ def check_space(
         raise DataError(f"{folder}: the cache needs another {needed/1e9:.1f} GB, and {free/1e9:.1f} GB are free; "
                         "write fewer rows, or dtype='bfloat16'")
 
+class SteppedWriter(CacheWriter):
+    "Writes one portion at a time"
+    def step(self,
+        n_caches:int=1, # How many such caches are being written to the disk
+    )->int: # Rows that the source gave; 0 when there are enough or no more
+        "Take the source's next portion and write what fills a shard"
+        if not self.left: return 0
+        before, x = self.position(), next(self.source, None)
+        if x is None: return 0
+        if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
+        if self.limit and not self.shard.tensors:
+            row = cache_bytes(1, x.shape[1], self.shard.dtype or x.dtype)
+            check_space(self.cache.folder, n_caches*self.left*row)
+        self.put(x, getattr(self.source, 'token_ids', None), before)
+        return len(x)
+
+    def finish(self)->dict: # The manifest
+        "Write the last rows and the manifest"
+        if self.shard.n: self.cache.add(self.shard)
+        if self.limit and self.cache.rows < self.limit:
+            warnings.warn(f"the source ended after {self.cache.rows} of {self.limit} rows", stacklevel=4)
+        return self.cache.finish()
+
+# %% ../../nbs/activations/cache.ipynb #80075618
 def fill(
-    writer:CacheWriter, # Knows the source and the folder
-)->dict: # The manifest
-    "Write until there are enough rows or the source ends"
-    limit, dtype, first = writer.cache.plan['max_rows'], writer.shard.dtype, True
-    with tqdm(total=limit, initial=writer.cache.rows, unit=' rows', desc='caching', delay=2, leave=False) as bar:
-        while writer.left:
-            before, x = writer.position(), next(writer.source, None)
-            if x is None: break
-            if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
-            if limit and first: check_space(writer.cache.folder, cache_bytes(writer.left, x.shape[1], dtype or x.dtype))
-            writer.put(x, getattr(writer.source, 'token_ids', None), before)
-            bar.update(len(x))
-            first = False
-    if writer.shard.n: writer.cache.add(writer.shard)
-    if limit and writer.cache.rows < limit: warnings.warn(f"the source ended after {writer.cache.rows} of {limit} rows")
-    return writer.cache.finish()
+    writers:list[SteppedWriter], # Each knows its source and its folder
+)->list[dict]: # The manifests
+    "Write until there are enough rows or the sources end"
+    busy, limits = [*writers], [w.limit for w in writers]
+    total, written = None if None in limits else sum(limits), sum(w.cache.rows for w in writers)
+    with tqdm(total=total, initial=written, unit=' rows', desc='caching', delay=2, leave=False) as bar:
+        while busy:
+            writer = min(busy, key=lambda w: w.taken)
+            rows = writer.step(len(writers))
+            bar.update(rows)
+            if not rows: busy.remove(writer)
+    return [w.finish() for w in writers]
 
 # %% ../../nbs/activations/cache.ipynb #6393ca3c
+def make_plan(
+    max_rows:int|None=None, # Rows to write; until the source ends if None
+    rows_per_shard:int=65_536, # Rows in a file, and in memory
+    dtype:str|torch.dtype|None=None, # Of the files; that of the rows if None
+    shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
+    seed:int=0, # Decides that order
+    about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
+)->dict: # Plain data
+    "All that decides what is in a cache, apart from the activations"
+    for k, v in dict(max_rows=max_rows, rows_per_shard=rows_per_shard).items():
+        if v is not None and v < 1: raise ConfigError(f"{k}={v} must be at least 1")
+    return plain(dict(max_rows=max_rows, rows_per_shard=rows_per_shard, dtype=dtype and dtype_name(dtype),
+                      order=dict(shuffle=shuffle, seed=seed), about=about or {}))
+
+def finished(
+    folder:Path, # Where
+    plan:dict, # What is to be written
+)->dict|None: # The manifest; None if something is still to do
+    "What is planned, if it is there already"
+    if not (folder/MANIFEST).exists(): return None
+    check_same(folder, plan, manifest := read_manifest(folder))
+    (folder/PROGRESS).unlink(missing_ok=True)   # if the last call was killed at its last step
+    return manifest
+
+# %% ../../nbs/activations/cache.ipynb #bb1a7060
 @torch.no_grad()
 def write_cache(
     source, # Any source: an iterator of (rows, d_in)
@@ -249,15 +300,24 @@ def write_cache(
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
 )->dict: # The manifest
     "Write activations to disk"
-    for k, v in dict(max_rows=max_rows, rows_per_shard=rows_per_shard).items():
-        if v is not None and v < 1: raise ConfigError(f"{k}={v} must be at least 1")
-    plan = plain(dict(max_rows=max_rows, rows_per_shard=rows_per_shard, dtype=dtype and dtype_name(dtype),
-                      order=dict(shuffle=shuffle, seed=seed), about=about or {}))
-    folder = Path(folder)
-    if not (folder/MANIFEST).exists(): return fill(CacheWriter(source, GrowingCache(folder, plan)))
-    check_same(folder, plan, manifest := read_manifest(folder))
-    (folder/PROGRESS).unlink(missing_ok=True)   # if the last call was killed at its last step
-    return manifest
+    folder, plan = Path(folder), make_plan(max_rows, rows_per_shard, dtype, shuffle, seed, about)
+    if (manifest := finished(folder, plan)): return manifest
+    return fill([SteppedWriter(source, GrowingCache(folder, plan))])[0]
+
+@torch.no_grad()
+def write_caches(
+    make_sources:Callable[[list], Mapping], # From some keys to a source for each; called with those that are not finished
+    folders:Mapping[str, str|Path], # A folder for each key
+    about:Mapping[str, dict], # What the manifests say, by key
+    **options, # Further arguments of `write_cache`, the same for all
+)->dict[str, dict]: # The manifests
+    "Write several caches side by side, from sources that share the passes of a model"
+    plans = {k: make_plan(about=about[k], **options) for k in folders}
+    done = {k: m for k in folders if (m := finished(Path(folders[k]), plans[k]))}
+    left = [k for k in folders if k not in done]
+    sources = make_sources(left) if left else {}
+    writers = [SteppedWriter(sources[k], GrowingCache(folders[k], plans[k])) for k in left]
+    return done | dict(zip(left, fill(writers)))
 
 # %% ../../nbs/activations/cache.ipynb #3049c5ec
 class CachedRows:
