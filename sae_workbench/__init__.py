@@ -34,6 +34,7 @@ _PUBLIC = {
     'activations.scale': ['ActivationScaler'],
     'activations.cache': ['write_cache', 'ShardSource'],
     'activations.store': ['ActivationsStore'],
+    'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
