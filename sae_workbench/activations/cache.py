@@ -197,11 +197,6 @@ class CacheWriter:
 
     def position(self)->dict|None: return self.source.state_dict() if self.has_state else None
 
-    @property
-    def taken(self)->int:
-        "How many of the source's rows were looked at"
-        return self.cache.rows + self.shard.n - self.skip
-
     def put(self, x:Tensor, ids:Tensor|None, before:dict|None):
         "Write one portion; `before` is the source's state in front of it"
         a, self.skip = min(self.skip, len(x)), max(0, self.skip - len(x))
@@ -224,8 +219,14 @@ def check_space(
         raise DataError(f"{folder}: the cache needs another {needed/1e9:.1f} GB, and {free/1e9:.1f} GB are free; "
                         "write fewer rows, or dtype='bfloat16'")
 
+# %% ../../nbs/activations/cache.ipynb #c17e90be
 class SteppedWriter(CacheWriter):
     "Writes one portion at a time"
+    @property
+    def taken(self)->int:
+        "How many of the source's rows were looked at"
+        return self.cache.rows + self.shard.n - self.skip
+
     def step(self,
         n_caches:int=1, # How many such caches are being written to the disk
     )->int: # Rows that the source gave; 0 when there are enough or no more
@@ -306,7 +307,7 @@ def write_cache(
 
 @torch.no_grad()
 def write_caches(
-    make_sources:Callable[[list], Mapping], # From some keys to a source for each; called with those that are not finished
+    make_sources:Callable[[list], Mapping], # A source for each of some keys: those that are not finished
     folders:Mapping[str, str|Path], # A folder for each key
     about:Mapping[str, dict], # What the manifests say, by key
     **options, # Further arguments of `write_cache`, the same for all

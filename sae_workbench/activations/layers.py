@@ -41,7 +41,7 @@ class _Passes:
         self.layers = {name: LayerSource(self, name) for name in source.names}
         self.at = 0                               # number of the pass that the source runs next; None if not known
         self.before = {0: source.state_dict()}    # number of a pass to the source's state before it
-        self.rows = {}                            # number of a pass to rows and tokens that were not taken yet, by layer
+        self.rows = {}                            # number of a pass to the rows and tokens not taken yet, by layer
 
     def in_reach(self, n:int, layer:LayerSource)->bool: return 0 <= n - layer.n_pass < self.max_ahead
 
