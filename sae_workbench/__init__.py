@@ -32,7 +32,7 @@ _PUBLIC = {
     'activations.synthetic': ['SyntheticSource'],
     'activations.buffer': ['MixingBuffer'],
     'activations.scale': ['ActivationScaler'],
-    'activations.cache': ['write_cache', 'ShardSource'],
+    'activations.cache': ['write_cache', 'write_caches', 'ShardSource'],
     'activations.store': ['ActivationsStore'],
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
