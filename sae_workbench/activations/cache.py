@@ -309,11 +309,10 @@ def write_cache(
 def write_caches(
     make_sources:Callable[[list], Mapping], # A source for each of some keys: those that are not finished
     folders:Mapping[str, str|Path], # A folder for each key
-    about:Mapping[str, dict], # What the manifests say, by key
-    **options, # Further arguments of `write_cache`, the same for all
+    options:Mapping[str, dict], # For each key the further arguments of write_cache
 )->dict[str, dict]: # The manifests
     "Write several caches side by side, from sources that share the passes of a model"
-    plans = {k: make_plan(about=about[k], **options) for k in folders}
+    plans = {k: make_plan(**options[k]) for k in folders}
     done = {k: m for k in folders if (m := finished(Path(folders[k]), plans[k]))}
     left = [k for k in folders if k not in done]
     sources = make_sources(left) if left else {}

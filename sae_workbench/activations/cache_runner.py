@@ -41,7 +41,7 @@ class _CacheOptions(Config):
     seed:Natural = 42 # Decides that order
     dtype:Dtype = 'float32' # Of the activations
     device:Device = field(default_factory=lambda: 'cuda' if torch.cuda.is_available() else 'cpu') # Where the model runs
-    buffer_size_gb:Positive = 2.0 # Memory for the files that are being filled, one a hook: what a file holds at most
+    buffer_size_gb:Positive = 2.0 # Of a file at most; one a hook is in memory while it is filled
 
 # %% ../../nbs/activations/cache_runner.ipynb #86913970
 @dataclass
@@ -70,7 +70,6 @@ def _default_path(c)->str:
     return '/'.join(['activations', *parts, *([c.hook_name + head] if isinstance(c.hook_name, str) else [])])
 
 def _leaves_some(c)->bool:
-    if c.context_size == -1: return True
     try: return bool(as_slice(c.seqpos_slice, c.context_size))
     except ConfigError: return False
 
@@ -195,17 +194,20 @@ class _CacheSources(_CacheParts):
         path = Path(self.cfg.new_cached_activations_path)
         return {h: path if isinstance(self.cfg.hook_name, str) else path/h for h in self.hooks}
 
+    def options(self, hook:str)->dict: # Arguments of `write_cache`
+        "How the cache of a hook is written"
+        cfg, row = self.cfg, cache_bytes(1, self.widths[hook], self.cfg.dtype)
+        return dict(max_rows=cfg.training_tokens, rows_per_shard=max(1, int(cfg.buffer_size_gb*1e9/row)),
+                    dtype=cfg.dtype, shuffle=cfg.shuffle, seed=cfg.seed,
+                    about=about_hook(cfg, hook, self.context_size, self.excluded, self.tokenizer))
+
 # %% ../../nbs/activations/cache_runner.ipynb #90446852
 class CacheActivationsRunner(_CacheSources):
     "Writes a language model's activations to disk"
     def run(self)->dict: # The manifest; by hook if hook_name is a list
         "Write what is not there yet, and say how to train from it"
         cfg, folders = self.cfg, self.folders()
-        row = cache_bytes(1, max(self.widths.values()), cfg.dtype)
-        about = {h: about_hook(cfg, h, self.context_size, self.excluded, self.tokenizer) for h in self.hooks}
-        manifests = write_caches(
-            self.sources, folders, about, max_rows=cfg.training_tokens, dtype=cfg.dtype, shuffle=cfg.shuffle,
-            seed=cfg.seed, rows_per_shard=max(1, int(cfg.buffer_size_gb*1e9/len(self.hooks)/row)))
+        manifests = write_caches(self.sources, folders, {h: self.options(h) for h in self.hooks})
         for h in self.hooks if cfg.verbose else (): self._say(manifests[h], folders[h])
         return manifests[cfg.hook_name] if isinstance(cfg.hook_name, str) else manifests
 

@@ -105,11 +105,12 @@ class _Parts:
         names = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
                  'seqpos_slice', 'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens',
                  'sequence_separator_token', 'disable_concat_sequences')
-        cache = self.activations_store.cache
-        about = cache['about'] if cache and self.model is None else {}   # no model: the cache knows where it is from
         origin = ('dataset_path', 'model_name', 'model_class_name', 'model_from_pretrained_kwargs')
-        known = {n: about[n] for n in origin if n in about}
-        for n in names: self.sae.cfg.metadata[n] = known.get(n, getattr(self.cfg, n))
+        about = (self.activations_store.cache or {}).get('about', {})
+        for n in names:
+            here = getattr(self.cfg, n)
+            from_cache = n in origin and n in about and (self.model is None or not here)
+            self.sae.cfg.metadata[n] = about[n] if from_cache else here
 
     def eval_tokens(self)->Tensor:
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
