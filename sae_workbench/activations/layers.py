@@ -18,7 +18,7 @@ class LayerSource:
     def __init__(self,
         shared:'LayerSources', # Who runs the model
         name:str, # The hook
-    ): self.shared, self.name, self.n_pass = shared, name, 0
+    ): self.shared, self.name, self.n_pass, self.token_ids = shared, name, 0, None   # token_ids: of the rows given last
 
     @property
     def d_in(self)->int:
@@ -41,7 +41,7 @@ class _Passes:
         self.layers = {name: LayerSource(self, name) for name in source.names}
         self.at = 0                               # number of the pass that the source runs next; None if not known
         self.before = {0: source.state_dict()}    # number of a pass to the source's state before it
-        self.rows = {}                            # number of a pass to the rows that were not taken yet, by layer
+        self.rows = {}                            # number of a pass to the rows and tokens not taken yet, by layer
 
     def in_reach(self, n:int, layer:LayerSource)->bool: return 0 <= n - layer.n_pass < self.max_ahead
 
@@ -52,9 +52,10 @@ class _Passes:
             self.source.load_state_dict(self.before[n])
         self.at = None                            # until the pass has gone well
         rows = self.source.next_pass()
+        ids = getattr(self.source, 'token_ids', None)
         self.at = n + 1
         self.before[n + 1] = self.source.state_dict()
-        self.rows[n] = {k: x for k, x in rows.items() if self.in_reach(n, self.layers[k])}
+        self.rows[n] = {k: (x, ids) for k, x in rows.items() if self.in_reach(n, self.layers[k])}
 
     def warn(self, n:int):
         if not self.warned: warnings.warn(
@@ -69,7 +70,7 @@ class _Queue(_Passes):
         "The next rows of a layer"
         n = layer.n_pass
         if layer.name not in self.rows.get(n, ()): self.run(n)
-        x = self.rows[n].pop(layer.name)
+        x, layer.token_ids = self.rows[n].pop(layer.name)
         layer.n_pass += 1
         self.forget()
         return x

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
-from .models import check_d_in, input_device, tokenizer_of, vocab_size
-from .tokens import ContextIterator, special_token_ids
+from .models import check_d_in, input_device, max_positions, tokenizer_of, vocab_size
+from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.capture import capture, resolve
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.seeds import stream
@@ -228,8 +228,11 @@ class _Kept(HookedActivations):
 
     def keep(self, tokens:Tensor)->Tensor: # (prompts * kept positions,), true for what stays
         "Which activations are not left out"
-        ids = tokens[:, self.seqpos].flatten().cpu()
-        return torch.ones_like(ids, dtype=torch.bool) if self.excluded is None else ~torch.isin(ids, self.excluded)
+        return kept_positions(tokens.cpu(), self.excluded, self.seqpos)[:, self.seqpos].flatten()
+
+    def token_ids(self, tokens:Tensor)->Tensor: # (rows,)
+        "The tokens of the activations that are not left out"
+        return tokens.cpu()[kept_positions(tokens.cpu(), self.excluded, self.seqpos)]
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0fc
 class KeptActivations(_Kept):
@@ -239,8 +242,9 @@ class KeptActivations(_Kept):
         what:str='', # Which batch, for error messages
     )->dict[str, Tensor]: # Hook name to (rows, d_in)
         "The activations of some contexts, without those that are left out"
-        if (top := int(tokens.max())) >= self.n_vocab:
-            raise DataError(f"token id {top}, but the model's vocabulary has {self.n_vocab}; "
+        low, top = (int(t) for t in tokens.aminmax())
+        if low < 0 or top >= self.n_vocab:
+            raise DataError(f"token id {low if low < 0 else top}, but the model's vocabulary has {self.n_vocab}; "
                             "was the dataset tokenised for another model?")
         rows = {n: x.flatten(0, 1) for n, x in self.by_hook(tokens).items()}
         if self.excluded is not None: rows = {n: x[self.keep(tokens).to(x.device)] for n, x in rows.items()}
@@ -262,12 +266,20 @@ class ContextSource(SavedModelSource):
     ):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
+        limit = max_positions(activations.model)
+        if limit and contexts.context_size > limit:
+            raise ConfigError(f"context_size={contexts.context_size} is more than the {limit} positions of the model")
         contexts.require(batch_size_prompts, f"a batch for the model needs batch_size_prompts={batch_size_prompts}: "
                                              "lower it, or use more data or shorter contexts")
 
     def next_batch(self)->Tensor|None: # (prompts, positions)
-        tokens = self.contexts.take(self.batch_size)
-        return tokens if len(tokens) else None
+        self.tokens = self.contexts.take(self.batch_size)
+        return self.tokens if len(self.tokens) else None
+
+    @property
+    def token_ids(self)->Tensor: # (rows,)
+        "The tokens of the rows that were given last"
+        return self.activations.token_ids(self.tokens)
 
 # %% ../../nbs/activations/sources.ipynb #711cccc5
 class LanguageModelSource(ContextSource):

@@ -191,9 +191,8 @@ class Preacts:
             out = scratch.take(x.shape[0], W.shape[1], like=x) if private else None
             self.h = torch.mm(self.u, W, out=out) if b is None else torch.addmm(b, self.u, W, out=out)
 
-    def __del__(self):
-        alive = sys is not None and not sys.is_finalizing()   # at exit, modules may be gone already
-        if alive and getattr(self, 'private', False): scratch.give(getattr(self, 'h', None))
+    def __del__(self, exiting=sys.is_finalizing, give=scratch.give):   # bound now: at exit, names may be gone
+        if not exiting() and vars(self).get('private'): give(vars(self).get('h'))
 
     def scale_(self, n:Tensor)->'Preacts':
         "Multiply the held product by `n` (d_sae,), in place, to select among scaled latents; `at` undoes it"

@@ -168,8 +168,8 @@ class _ModelOptions(Config):
     is_dataset_tokenized:bool = True # Kept for v6 scripts; what the data set holds is seen by its columns
     use_chat_formatting:bool = False # Tokenise conversations with the model's chat template
     context_size:Count = 128 # Tokens per context
-    use_cached_activations:bool = False # Not built yet; only False
-    cached_activations_path:str|None = None # Without effect while use_cached_activations is False
+    use_cached_activations:bool = False # Read activations from cached_activations_path instead of running the model
+    cached_activations_path:str|None = None # A folder that CacheActivationsRunner or write_cache filled
     from_pretrained_path:Folder|None = None # Start from a training SAE in this folder
 
 # %% ../../nbs/training/config.ipynb #f5ca66eb
@@ -233,8 +233,8 @@ _DATA_RULES = (
     Rule(lambda c: c.n_batches_in_buffer is None or c.n_batches_in_buffer*_positions(c) >= c.train_batch_size_tokens,
          "n_batches_in_buffer={c.n_batches_in_buffer} contexts hold fewer rows than "
          "train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
-    Rule(lambda c: not c.use_cached_activations,
-         "use_cached_activations=True: training from cached activations is not built yet"),
+    Rule(lambda c: not c.use_cached_activations or c.cached_activations_path,
+         "use_cached_activations=True needs cached_activations_path, the folder with the activations"),
     Rule(lambda c: not (c.use_chat_formatting and c.is_dataset_tokenized),
          "use_chat_formatting needs conversations, so is_dataset_tokenized must be False"),
     Rule(lambda c: not (c.context_size==1 and c.prepend_bos and c.exclude_special_tokens is True),

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor, nn
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.files import atomic, write_json, write_tensors
 from ..core.seeds import seeded
 from ..activations.models import load_model
-from ..activations.store import ActivationsStore
+from ..activations.store import ActivationsStore, open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
@@ -42,7 +42,8 @@ tags: [sparse-autoencoder, sae_workbench]
 |---|---|
 {rows}
 
-Evaluated on {n_tokens:,} tokens of the same data set. The options of the run are in `runner_cfg.json`, the log in `log.jsonl`.
+Evaluated on {n_tokens:,} tokens of the same data set.
+The options of the run are in `runner_cfg.json`, the log in `log.jsonl`.
 '''
 
 def model_card(
@@ -62,7 +63,67 @@ def model_card(
         n_tokens=int(metrics.get('n_tokens', 0)))
 
 # %% ../../nbs/training/runner.ipynb #a41a4dfa
-class _Parts:
+class _Making:
+    "How the parts of a run are made from its config"
+    cfg:LanguageModelSAERunnerConfig
+
+    def _check_folders(self):
+        "Find out now that results cannot be written, not at the end"
+        for name in ('output_path', 'checkpoint_path'):
+            path = getattr(self.cfg, name)
+            if path and any(p.exists() and not p.is_dir() for p in (Path(path), *Path(path).parents)):
+                raise ConfigError(f"{name}={path!r}: a file of that name stands where the folder should be")
+
+    def _load_model(self)->nn.Module:
+        cfg = self.cfg
+        cfg.check_model()
+        kwargs = cfg.model_from_pretrained_kwargs
+        return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, kwargs, [cfg.hook_name])
+
+    def _make_sae(self)->TrainingSAE:
+        cfg = self.cfg
+        if cfg.from_pretrained_path: return TrainingSAE.load_from_disk(cfg.from_pretrained_path, cfg.device)
+        with seeded(cfg.seed, 'weights'): return TrainingSAE.from_dict(cfg.sae.to_dict() | {'device': cfg.device})
+
+    def _compile(self):
+        cfg = self.cfg
+        if cfg.compile_llm and self.model is not None:
+            self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
+        if cfg.compile_sae:
+            compiled = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
+            self.sae.training_forward_pass = compiled
+
+# %% ../../nbs/training/runner.ipynb #ff1bc2c4
+class _Describing(_Making):
+    "What is noted in the SAE, and what it is evaluated on"
+    def _make_evaluator(self)->LanguageModelEvaluator:
+        cfg = self.cfg
+        return LanguageModelEvaluator(
+            self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index,
+            model_kwargs=cfg.model_kwargs, exclude_tokens=self.activations_store.exclude_special_tokens,
+            seqpos_slice=cfg.seqpos_slice, batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
+
+    def _describe(self):
+        "Note in the SAE's metadata where it comes from"
+        names = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
+                 'seqpos_slice', 'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens',
+                 'sequence_separator_token', 'disable_concat_sequences')
+        origin = ('dataset_path', 'model_name', 'model_class_name', 'model_from_pretrained_kwargs')
+        about = (self.activations_store.cache or {}).get('about', {})
+        for n in names:
+            here = getattr(self.cfg, n)
+            from_cache = n in origin and n in about and (self.model is None or not here)
+            self.sae.cfg.metadata[n] = about[n] if from_cache else here
+
+    def eval_tokens(self)->Tensor:
+        "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
+        if not hasattr(self, '_eval_tokens'):
+            n = self.cfg.n_eval_batches * (self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts)
+            self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
+        return self._eval_tokens
+
+# %% ../../nbs/training/runner.ipynb #f01c000a
+class _Parts(_Describing):
     "Model, data, SAE and evaluator of a run"
     def __init__(self,
         cfg:LanguageModelSAERunnerConfig, # All options
@@ -72,43 +133,19 @@ class _Parts:
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        if override_dataset is None and not cfg.dataset_path:
+        self._check_folders()
+        no_data = override_dataset is None and not cfg.dataset_path
+        if no_data and not cfg.use_cached_activations:
             raise DataError("no data: set dataset_path, or pass override_dataset")
-        self.model = override_model if override_model is not None else self._load_model()
-        if cfg.compile_llm: self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
+        if cfg.use_cached_activations:
+            open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.d_in, model_name=cfg.model_name)
+        self.model = override_model
+        if override_model is None and not no_data: self.model = self._load_model()
         self.activations_store = ActivationsStore.from_config(self.model, cfg, override_dataset)
         self.sae = override_sae if override_sae is not None else self._make_sae()
         self._describe()
-        if cfg.compile_sae:
-            self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
-        self.evaluator = LanguageModelEvaluator(
-            self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index,
-            model_kwargs=cfg.model_kwargs, exclude_tokens=self.activations_store.exclude_special_tokens,
-            batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
-
-    def _load_model(self)->nn.Module:
-        cfg = self.cfg
-        cfg.check_model()
-        return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, [cfg.hook_name])
-
-    def _make_sae(self)->TrainingSAE:
-        cfg = self.cfg
-        if cfg.from_pretrained_path: return TrainingSAE.load_from_disk(cfg.from_pretrained_path, cfg.device)
-        with seeded(cfg.seed, 'weights'): return TrainingSAE.from_dict(cfg.sae.to_dict() | {'device': cfg.device})
-
-    def _describe(self):
-        "Note in the SAE's metadata where it comes from"
-        names = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
-                 'seqpos_slice', 'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens',
-                 'sequence_separator_token', 'disable_concat_sequences')
-        for n in names: self.sae.cfg.metadata[n] = getattr(self.cfg, n)
-
-    def eval_tokens(self)->Tensor:
-        "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
-        if not hasattr(self, '_eval_tokens'):
-            n = self.cfg.n_eval_batches * (self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts)
-            self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
-        return self._eval_tokens
+        self._compile()
+        self.evaluator = None if no_data or self.model is None else self._make_evaluator()
 
 # %% ../../nbs/training/runner.ipynb #179b91fc
 class _Saves(Callback):
@@ -151,11 +188,13 @@ class _Run(_Parts):
             cfg.logger.run_name = f"{kind}-LR-{cfg.lr}-Tokens-{tokens}"
         self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
                                   callbacks=self._callbacks())
-        if self.resume_from: load_checkpoint(self.resume_from, self.trainer, self.activations_store)
+        if self.resume_from:
+            load_checkpoint(self.resume_from, self.trainer, self.activations_store, cfg.to_dict())
         try: return self.trainer.fit()
-        except KeyboardInterrupt:
-            where = self.save_checkpoint(self.trainer)
-            if where: print(f"Interrupted; go on with resume_from_checkpoint={str(where)!r}")
+        except (KeyboardInterrupt, NonFiniteError) as e:
+            where, why = self.save_checkpoint(self.trainer), type(e).__name__
+            if where: print(f"{why} at step {self.trainer.n_training_steps}; "
+                            f"the state before it: resume_from_checkpoint={str(where)!r}")
             raise
 
     def save_checkpoint(self, trainer:SAETrainer, prefix:str='')->Path|None:
@@ -176,7 +215,7 @@ class LanguageModelSAETrainingRunner(_Run):
         path, tokens = Path(path), self.trainer.n_training_samples
         metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
         sae = self.sae.to_inference()
-        sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score')})
+        sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score') if k in metrics})
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
         write_json(path/RUN_FILE, self.cfg.to_dict())
@@ -186,14 +225,16 @@ class LanguageModelSAETrainingRunner(_Run):
         return path
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
-        print(f"Trained on {tokens:,} tokens: explained variance {m['explained_variance']:.3f}, "
-              f"CE loss recovered {m['ce_loss_score']:.3f}, L0 {m['l0']:.1f}, "
-              f"{m['dead_latents']} of {self.sae.cfg.d_sae} latents silent on {m['n_tokens']:,} tokens\n"
-              f"Load it with: SAE.load_from_disk({str(path)!r})")
+        load = f"Load it with: SAE.load_from_disk({str(path)!r})"
+        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
+              f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
+              f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")
 
 # %% ../../nbs/training/runner.ipynb #d25f1457
 class SAETrainingRunner(LanguageModelSAETrainingRunner):
     "The name before v6 of `LanguageModelSAETrainingRunner`"
     def __init__(self, *args, **kwargs):
-        warnings.warn("SAETrainingRunner is now called LanguageModelSAETrainingRunner", DeprecationWarning, stacklevel=2)
+        warnings.warn("SAETrainingRunner is now called LanguageModelSAETrainingRunner",
+                      DeprecationWarning, stacklevel=2)
         super().__init__(*args, **kwargs)
