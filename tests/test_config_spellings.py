@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import sae_workbench.saes  # noqa: F401  the architectures register themselves
+from sae_workbench.activations.cache_runner import CacheActivationsRunnerConfig
 from sae_workbench.activations.models import LOADERS
+from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig
 from sae_workbench.core.config import DTYPES, Config, ConfigMeta, Device, Dtype, Name, PlainDict
 from sae_workbench.core.errors import ConfigError
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -25,7 +27,8 @@ from sae_workbench.training.optim import SCHEDULES
 
 ARCHITECTURES = list(SAE_TRAINING_CLASS_REGISTRY)
 CLASSES = list(dict.fromkeys([*(cfg for _, cfg in SAE_CLASS_REGISTRY.values()), *(cfg for _, cfg in SAE_TRAINING_CLASS_REGISTRY.values()),
-                              LoggingConfig, SAETrainerConfig, LanguageModelSAERunnerConfig]))
+                              LoggingConfig, SAETrainerConfig, LanguageModelSAERunnerConfig,
+                              CacheActivationsRunnerConfig, PretokenizeRunnerConfig]))
 NOTED = {'training_architecture', 'training_architecture_details'}   # written by to_dict, for inference
 
 TEXT = st.one_of(st.text(), st.sampled_from(['on', 'no', 'None', '1e-5', '12:30', '2026-11-24', '007', '~', 'true', "it's", 'a: b', '- a']))
@@ -78,8 +81,11 @@ def configs(draw, cls):
     fields, hints = dataclasses.fields(cls), get_type_hints(cls, include_extras=True)
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     names = needed + draw(st.lists(st.sampled_from([f.name for f in fields if f.name not in needed]), unique=True, max_size=6))
+    given = {n: draw(values(hints[n])) for n in names}
+    if cls.__name__ == 'TemporalSAEConfig':   # its width must be a multiple of two other options
+        given['d_sae'] = 512*draw(st.integers(1, 9))
     try:
-        return cls(**{n: draw(values(hints[n])) for n in names})
+        return cls(**given)
     except ConfigError:
         assume(False)   # these options do not go together
 

@@ -9,19 +9,20 @@ __all__ = ['ORIGIN', 'CacheActivationsRunnerConfig', 'about_hook', 'training_cod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 import torch
 from pydantic import Strict
 from torch import nn
 from .cache import cache_bytes, write_caches
 from .layers import LayerSource, LayerSources
-from .models import check_d_in, load_model, model_d_in, tokenizer_of
+from .models import LOADERS, check_d_in, load_model, model_d_in, tokenizer_of
 from .pretokenize import check_pretokenized
 from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
-from ..core.config import Config, Count, Device, Dtype, Natural, Positive, Rule, as_dtype, plain
+from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule
+from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
 
 # %% ../../nbs/activations/cache_runner.ipynb #a8003d58
@@ -35,7 +36,7 @@ class _CacheOptions(Config):
     d_in:Count|None # Width of the activations; None takes what is found, needed where several hooks differ
     training_tokens:Count # Activations to write from each hook
     context_size:int = -1 # Tokens in a context; -1 for that of a data set that is tokenised already
-    model_class_name:str = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
+    model_class_name:Literal[tuple(LOADERS)] = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     new_cached_activations_path:str|None = None # The folder, with one in it for each hook of a list; derived if None
     shuffle:bool = True # A reader takes the activations in random order, unless it is told otherwise
     seed:Natural = 42 # Decides that order
@@ -47,8 +48,8 @@ class _CacheOptions(Config):
 @dataclass
 class _PassOptions(_CacheOptions):
     "How the model is run, and on which contexts"
-    model_kwargs:dict[str, Any] = field(default_factory=dict) # Passed to the model's forward pass
-    model_from_pretrained_kwargs:dict[str, Any] = field(default_factory=dict) # Passed to the model's loader
+    model_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's forward pass
+    model_from_pretrained_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's loader
     compile_llm:bool = False # torch.compile the model
     llm_compilation_mode:str|None = None # Mode of that
     prepend_bos:bool = True # Begin every context with BOS

@@ -101,7 +101,8 @@ class _Describing(_Making):
         return LanguageModelEvaluator(
             self.model, self.eval_tokens, cfg.hook_name, hook_head_index=cfg.hook_head_index,
             model_kwargs=cfg.model_kwargs, exclude_tokens=self.activations_store.exclude_special_tokens,
-            seqpos_slice=cfg.seqpos_slice, batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
+            seqpos_slice=cfg.seqpos_slice,
+            batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
 
     def _describe(self):
         "Note in the SAE's metadata where it comes from"
