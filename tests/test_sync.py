@@ -1,4 +1,6 @@
 """The notebooks, the package, the README and the sidebar say the same."""
+import ast
+import json
 import os
 import re
 import shutil
@@ -65,3 +67,17 @@ def test_every_notebook_stands_in_the_sidebar():
     names = listed()
     assert sorted(names) == on_disk(), 'one line per notebook in _quarto.yml'
     assert len(set(names)) == len(names)
+
+
+def mixed(cell: dict) -> bool:
+    "Whether a cell both imports and does something else, which the documentation's build would run"
+    source = ''.join(cell['source'])
+    if cell['cell_type'] != 'code' or '%%' in source or 'eval: false' in source:
+        return False
+    kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body}
+    return len(kinds) == 2
+
+
+def test_imports_stand_in_cells_of_their_own():
+    found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in json.loads((ROOT/name).read_text())['cells'] if mixed(cell)]
+    assert not found
