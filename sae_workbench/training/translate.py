@@ -362,9 +362,6 @@ _drop('hook_point_eval', reason='evaluation uses hook_name')
 _drop('tokens_per_buffer', reason='it was computed')
 _drop('neuronpedia_id', reason='a fact about a published SAE, not an option of a run')
 
-@rule('n_eval_seqs')
-def _eval_seqs(t, name, v): t.become(name, 'eval_batch_size_prompts', v)
-
 @rule('seqpos_slice')
 def _slice(t, name, v):
     new = Value.of(tuple(v.value)) if isinstance(v.value, list) else v
