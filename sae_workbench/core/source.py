@@ -68,12 +68,13 @@ def _names_in(node:ast.AST)->frozenset[str]:
     "Names that an expression needs, except harmless builtins"
     return frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name)) - _CALLS.keys()
 
-# %% ../../nbs/core/source.ipynb #4d844d78
+# %% ../../nbs/core/source.ipynb #d3011784
 def _parts(
     node:ast.AST, # An expression
 )->list[tuple]|None: # Keys and expressions; the key is None for a dictionary that is put in whole
     "What a dictionary is put together from; None if the expression makes none"
-    if isinstance(node, ast.Dict): return [(k and getattr(k, 'value', UNKNOWN), v) for k, v in zip(node.keys, node.values)]
+    if isinstance(node, ast.Dict):
+        return [(k and getattr(k, 'value', UNKNOWN), v) for k, v in zip(node.keys, node.values)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr): return [(None, node.left), (None, node.right)]
     if isinstance(node, ast.Call) and ast.unparse(node.func)=='dict' and len(node.args) <= 1:
         return [(None, a) for a in node.args] + [(k.arg, k.value) for k in node.keywords]
