@@ -58,7 +58,8 @@ def guess_version(
         text = getattr(options.get(stamp), 'value', None)
         if isinstance(text, str) and re.match(r'v?[1-5](\.|$)', text): return parse_version(text, f'{stamp} says so')
     for number, names, why in _SIGNS:
-        if (name := next((n for n in names if n in options), None)): return Version(LAST[number], why.format(name), False)
+        sign = next((n for n in names if n in options), None)
+        if sign: return Version(LAST[number], why.format(sign), False)
     return Version(LAST[5], 'nothing in it points to an older one', False)
 
 # %% ../../nbs/training/translate.ipynb #0805fba8
@@ -73,7 +74,7 @@ class Change(NamedTuple):
     new:str # What stands for it now, such as sae.d_sae=4096; empty if nothing does
     reason:str # Why, and what to do about it
 
-# %% ../../nbs/training/translate.ipynb #e7160881
+# %% ../../nbs/training/translate.ipynb #999c134a
 def architecture_of(
     old:dict[str, Value], # Options as they were written
 )->str:
@@ -82,7 +83,8 @@ def architecture_of(
     named = value('architecture', 'standard')
     if named is None: named = 'standard'
     if named is UNKNOWN:
-        raise ConfigError(f"architecture={old['architecture'].text}: it decides which options there are; give its value")
+        text = old['architecture'].text
+        raise ConfigError(f'architecture={text}: it decides which options there are; give its value')
     if named not in SAE_TRAINING_CLASS_REGISTRY:
         raise ConfigError(unknown('architecture', named, SAE_TRAINING_CLASS_REGISTRY))
     function = value('activation_fn', value('activation_fn_str', None))
@@ -235,8 +237,8 @@ def by_table(t, name:str, v:Value):
     _no_config_has_it(t, name)
 
 # %% ../../nbs/training/translate.ipynb #ae43072b
-_THRESHOLDS = ('thresholds are trained themselves, not their logarithms: a step moves one by up to lr, whatever its size. '
-               'Compare the first run with the old one')
+_THRESHOLDS = ('thresholds are trained themselves, not their logarithms: a step moves one by up to lr, '
+               'whatever its size. Compare the first run with the old one')
 _TOPK = ('an architecture of its own now, with an auxiliary loss for dead latents; '
          'aux_loss_coefficient=0.0 leaves it out, as it was')
 
@@ -248,8 +250,9 @@ def _architecture(t, name, v):
 def _activation(t, name, v):
     if v.value=='topk' and t.topk_by_function: return t.say(name, MOVED, f'sae={t.sae_class.__name__}(…)', _TOPK)
     if v.value in (None, 'relu', 'topk'): return t.no_effect(name, 'the architecture decides it')
-    if v.value!='tanh-relu': return t.differs(name, f'no function {v.text} any more; a custom architecture can have one')
-    t.differs(name, f'{v.text} is not there any more; latents are ReLU of the pre-activations, without an upper bound')
+    if v.value=='tanh-relu': instead = 'latents are ReLU of the pre-activations, without an upper bound'
+    else: instead = 'a custom architecture can have one'
+    t.differs(name, f'there is no function {v.text} any more; {instead}')
 
 @rule('activation_fn_kwargs')
 def _activation_kwargs(t, name, v):
@@ -267,9 +270,9 @@ def _product(t)->Value:
 @rule('expansion_factor')
 def _expansion(t, name, v):
     if v.value is None: return t.no_effect(name, 'the width is d_sae')
-    product = _product(t)
-    if t.value('d_sae') is None: return t.become(name, 'sae.d_sae', product, 'the width itself: expansion_factor * d_in')
-    given = t.old['d_sae']
+    product, given = _product(t), t.old.get('d_sae')
+    if given is None or given.value is None:
+        return t.become(name, 'sae.d_sae', product, 'the width itself: expansion_factor * d_in')
     if product.known and given.value==product.value: return t.no_effect(name, 'd_sae says the same')
     before = ', although versions before 3.22 took the other' if t.version.release < (3, 22) else ''
     t.differs(name, f'expansion_factor * d_in is {product.printed}, d_sae says {given.printed}; d_sae is taken{before}')
@@ -305,7 +308,8 @@ def _other_values(t, name, v): _respelt(t, name, name, v)
 
 # %% ../../nbs/training/translate.ipynb #4bb03b92
 _AVERAGED = 'the squared error was averaged over {}, now it is summed'
-_SINCE_1_5 = {'streaming', 'l1_warm_up_steps', 'scale_sparsity_penalty_by_decoder_norm', 'n_eval_seqs', 'decoder_heuristic_init'}
+_SINCE_1_5 = {'streaming', 'l1_warm_up_steps', 'n_eval_seqs', 'decoder_heuristic_init',
+              'scale_sparsity_penalty_by_decoder_norm'}
 
 def _l1_of_first_releases(t, v:Value)->tuple[Value, str]:
     "An L1 coefficient for the loss of today, and what is to be said of it"
@@ -315,12 +319,13 @@ def _l1_of_first_releases(t, v:Value)->tuple[Value, str]:
     if _SINCE_1_5 & t.old.keys(): return v, ''
     return v, f"if this was v1.4 or older, write {times(v, t.d_in).printed}: {_AVERAGED.format('d_in then')}"
 
-# %% ../../nbs/training/translate.ipynb #43051742
+# %% ../../nbs/training/translate.ipynb #c76d78a8
+_K_ALONE = 'the penalty was added to the loss of a TopK function too; now k alone decides the sparsity'
+
 @rule('l1_coefficient')
 def _l1(t, name, v):
     if t.architecture=='topk' and not t.topk_by_function: return t.no_effect(name, 'TopK never had an L1 penalty')
-    if t.architecture=='topk' and not t.is_off(name):
-        return t.differs(name, 'the penalty was added to the loss of a TopK function too; now k alone decides the sparsity')
+    if t.architecture=='topk' and not t.is_off(name): return t.differs(name, _K_ALONE)
     if t.architecture not in ('standard', 'gated'): return by_table(t, name, v)
     t.become(name, 'sae.l1_coefficient', *_l1_of_first_releases(t, v))
 
@@ -339,8 +344,8 @@ _BY_PRE = 'latents are selected by their pre-activations alone, as they were'
 
 def unit_rows(architecture:str)->str:
     "What is said of decoder rows that were unit vectors"
-    penalty = ' and the penalty is each latent times the norm of its row' if architecture in ('standard', 'gated') else ''
-    return f'{_FREE}{penalty}. {_FOLD}'
+    scaled = architecture in ('standard', 'gated')
+    return f"{_FREE}{' and the penalty is each latent times the norm of its row' if scaled else ''}. {_FOLD}"
 
 @rule('normalize_sae_decoder')
 def _unit_rows(t, name, v):
@@ -365,21 +370,23 @@ def _scaled_penalty(t, name, v):
 
 # %% ../../nbs/training/translate.ipynb #291528f6
 _COEFFICIENTS = {'jumprelu': 'l0_coefficient', 'topk': 'aux_loss_coefficient'}   # what weighs against the squared error
-_MSE = ('the squared error of a row was divided by the norm of the row after the mean of the batch was subtracted; now it is not. '
-        "To keep the balance, multiply {} by the average of that norm (with normalize_activations='expected_average_only_in' "
-        'at most about sqrt(d_in)); lr can stay, Adam does not see the scale of a loss')
+_MSE = ('the squared error of a row was divided by the norm of the row after the mean of the batch was subtracted; '
+        'now it is not. To keep the balance, multiply {} by the average of that norm '
+        "(with normalize_activations='expected_average_only_in' at most about sqrt(d_in)); "
+        'lr can stay, Adam does not see the scale of a loss')
 
 @rule('mse_loss_normalization')
 def _mse(t, name, v):
     if v.known and v.value!='dense_batch': return t.no_effect(name, 'the loss is the plain squared error')
     t.differs(name, _MSE.format(_COEFFICIENTS.get(t.architecture, 'l1_coefficient')))
 
-# %% ../../nbs/training/translate.ipynb #11d524c6
+# %% ../../nbs/training/translate.ipynb #a797ab0e
 @rule('use_ghost_grads')
 def _ghosts(t, name, v):
-    if t.architecture!='standard' and not t.topk_by_function: return t.no_effect(name, f'{t.architecture} SAEs never had them')
-    if t.is_off(name): return t.no_effect(name, 'there are none')
-    by_table(t, name, v)
+    never = t.architecture!='standard' and not t.topk_by_function
+    if never: t.no_effect(name, f'{t.architecture} SAEs never had them')
+    elif t.is_off(name): t.no_effect(name, 'there are none')
+    else: by_table(t, name, v)
 
 @rule('noise_scale')
 def _noise(t, name, v):
@@ -395,6 +402,7 @@ def _b_dec(t, name, v):
     t.differs(name, B_DEC.format(str(v.value).replace('_', ' ') if v.known else 'chosen point'))
 
 # %% ../../nbs/training/translate.ipynb #439f7e89
+_HOOK_POINT = 'blocks.{layer}.hook_mlp_out'   # the default of v1 and v2
 _HEADS = 'the trained SAE takes (heads, d_head), as older versions saw by the name of the hook'
 
 def _with_layer(v:Value, layer:Value)->Value:
@@ -405,24 +413,26 @@ def _with_layer(v:Value, layer:Value)->Value:
 @rule('hook_point', 'hook_name')
 def _hook(t, name, v):
     layer = t.old.get('hook_point_layer') or t.old.get('hook_layer') or Value.of(0)
-    open_layer = '{layer}' in v.text and isinstance(v.value, str)
     if 'hook_z' in v.text and t.is_off('hook_point_head_index') and t.is_off('hook_head_index'):
         t.put('sae.reshape_activations', Value.of('hook_z'), _HEADS)
-    t.become(name, 'hook_name', _with_layer(v, layer) if open_layer else v, 'with the layer in it' if open_layer else '')
+    if not (isinstance(v.value, str) and '{layer}' in v.text): return t.become(name, 'hook_name', v)
+    t.become(name, 'hook_name', _with_layer(v, layer), 'with the layer in it')
 
 @rule('hook_layer', 'hook_point_layer')
 def _layer(t, name, v):
     hook = t.new.get('hook_name') or t.old.get('hook_name') or t.old.get('hook_point')
     if hook is None and name=='hook_point_layer':
-        t.put('hook_name', Value.of(f'blocks.{v.value}.hook_mlp_out'))
-        return t.say(name, RENAMED, f"hook_name={t.new['hook_name'].printed}", 'the default of hook_point, with the layer in it')
+        t.put('hook_name', _with_layer(Value.of(_HOOK_POINT), v))
+        new = f"hook_name={t.new['hook_name'].printed}"
+        return t.say(name, RENAMED, new, 'the default of hook_point, with the layer in it')
     in_name = re.search(r'\.(\d+)\.', str(hook.value)) if hook is not None and hook.known else None
     if not in_name or not v.known or str(v.value)==in_name[1]: return t.no_effect(name, 'hook_name says the layer')
     t.no_effect(name, f'activations came from hook_name, which says layer {in_name[1]}; '
                       f'{name} only said where the forward pass may stop')
 
-# %% ../../nbs/training/translate.ipynb #4e0a2e41
-_PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases', 'refactor_factored_attn_matrices')
+# %% ../../nbs/training/translate.ipynb #abd6b55e
+_PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
+               'refactor_factored_attn_matrices')
 
 @rule('model_from_pretrained_kwargs')
 def _model_kwargs(t, name, v):
@@ -471,7 +481,7 @@ def _write_from_table(t, *names:str):
     table = old_options(t.architecture, 'run')
     for name in names: _write_default(t, name, table[name].now, table[name].default)
 
-# %% ../../nbs/training/translate.ipynb #1929f599
+# %% ../../nbs/training/translate.ipynb #56e27e06
 def _required(t):
     "Widths have no default today"
     _write_from_table(t, 'd_in')
@@ -489,16 +499,18 @@ def _defaults_written(t):
     _required(t)
     if t.architecture in ('standard', 'gated'):
         _write_default(t, 'l1_coefficient', 'sae.l1_coefficient', _l1_of_first_releases(t, Value.of(1e-3))[0])
-    if t.architecture=='jumprelu': _write_from_table(t, 'l1_coefficient', 'jumprelu_bandwidth', 'jumprelu_init_threshold')
+    if t.architecture=='jumprelu':
+        _write_from_table(t, 'l1_coefficient', 'jumprelu_bandwidth', 'jumprelu_init_threshold')
     _write_from_table(t, 'adam_beta1')
     if t.version.release < (2, 1, 2): _write_default(t, 'lr_warm_up_steps', 'lr_warm_up_steps', 500)
     if t.version.release < (3, 5): _write_from_table(t, 'dataset_path')
     _logging(t, 'mats_sae_training_language_model')
 
 # %% ../../nbs/training/translate.ipynb #12a18be7
-_PROCESSED = ('versions before 3.19 folded and centred the weights of the model, today they are as published: the residual stream '
-              'differs by its mean over the width, and what follows a LayerNorm by its weights')
-_KAIMING = "W_dec and W_enc were drawn independently (Kaiming); now W_dec's rows start at norm 0.1 and W_enc as its transpose"
+_PROCESSED = ('versions before 3.19 folded and centred the weights of the model, today they are as published: '
+              'the residual stream differs by its mean over the width, and what follows a LayerNorm by its weights')
+_KAIMING = ('W_dec and W_enc were drawn independently (Kaiming); '
+            "now W_dec's rows start at norm 0.1 and W_enc as its transpose")
 _BUFFER = ('it was 20 batches of {} contexts; today the buffer holds two training batches. '
            'n_batches_in_buffer={} would be the old one')
 _INIT = {'decoder_orthogonal_init', 'decoder_heuristic_init', 'init_encoder_as_decoder_transpose'}
@@ -523,7 +535,7 @@ def _defaults_told(t):
     if t.architecture=='jumprelu': _tell(t, 'architecture', _THRESHOLDS)
 
 # %% ../../nbs/training/translate.ipynb #33c8c95c
-_STAMPS = ('sae_lens_version', 'sae_lens_training_version', 'tokens_per_buffer')   # written by the program, not by users
+_STAMPS = ('sae_lens_version', 'sae_lens_training_version', 'tokens_per_buffer')   # written by the program
 
 class Translation(_State):
     "A flat config translated: `new` holds today's options by path, `changes` what became of the old ones"
@@ -549,6 +561,7 @@ class Translation(_State):
             default = self.default(path)
             if v.known and type(default) is type(v.value) and default==v.value: del self.new[path]
 
+# %% ../../nbs/training/translate.ipynb #ab2112f6
 def translate(
     old:dict[str, Value|Any], # Options as they were written
     from_version=None, # Version of SAELens; read or guessed from the options if None
@@ -564,16 +577,21 @@ def translate(
 # %% ../../nbs/training/translate.ipynb #9910f8f4
 _TOY_NAMES = dict(n_hidden='sae.d_in', train_batch_size='train_batch_size_samples',
                   total_training_tokens='total_training_samples', dtype='sae.dtype')
-_TOY_DATA = ('n_features', 'n_correlated_pairs', 'n_anticorrelated_pairs', 'feature_probability', 'model_training_steps')
-_NO_TOY = 'no toy model is trained: the trainer takes any batches, such as those of SyntheticSource(n_features, d_in, p_active)'
-_TOY_DEFAULTS = (('n_hidden', 'sae.d_in', 2), ('d_sae', 'sae.d_sae', 5), ('total_training_tokens', 'total_training_samples', 25_000),
-                 ('train_batch_size', 'train_batch_size_samples', 1024), ('l1_coefficient', 'sae.l1_coefficient', 1e-3))
+_TOY_DATA = ('n_features', 'n_correlated_pairs', 'n_anticorrelated_pairs', 'feature_probability',
+             'model_training_steps')
+_NO_TOY = ('no toy model is trained: the trainer takes any batches, '
+           'such as those of SyntheticSource(n_features, d_in, p_active)')
+_DEAD = 'a latent is dead when it has not fired for dead_feature_window steps'
+_TOY_DEFAULTS = (
+    ('n_hidden', 'sae.d_in', 2), ('d_sae', 'sae.d_sae', 5), ('total_training_tokens', 'total_training_samples', 25_000),
+    ('train_batch_size', 'train_batch_size_samples', 1024), ('l1_coefficient', 'sae.l1_coefficient', 1e-3))
 
 def _toy_rename(t, name, v): t.become(name, _TOY_NAMES[name], v)
 def _toy_data(t, name, v): t.differs(name, _NO_TOY)
 def _toy_seed(t, name, v): t.differs(name, 'call torch.manual_seed before the SAE is made')
-def _toy_threshold(t, name, v): t.no_effect(name, 'a latent is dead when it has not fired for dead_feature_window steps')
+def _toy_threshold(t, name, v): t.no_effect(name, _DEAD)
 
+# %% ../../nbs/training/translate.ipynb #58f29a06
 class ToyTranslation(Translation):
     "A config of the toy model's runner translated into an SAE's and a trainer's"
     run_class = SAETrainerConfig
