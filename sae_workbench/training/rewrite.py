@@ -197,7 +197,7 @@ def _nested(found:Found, reader:Reader)->tuple[dict[str, Value]|None, str|None]:
         architecture = architecture or sae_architectures().get(made.name)
     return nested if inner else None, architecture
 
-# %% ../../nbs/training/rewrite.ipynb #25ec909d
+# %% ../../nbs/training/rewrite.ipynb #ddadd764
 _UNREAD = 'what is in it could not be read; convert its options by hand'
 
 def from_call(
@@ -211,7 +211,7 @@ def from_call(
     options = {n: v for n, v in found.options.items() if n not in inner}
     part = from_options(options, found.target or 'cfg', RUNNERS[found.name], from_version, nested, architecture,
                         where=f'line {found.node.lineno}', found=found)
-    part.changes.extend(Change(text, text, UNKNOWN_OPTION, '', _UNREAD) for text in found.unread)
+    part.changes.extend(Change(text, '', UNKNOWN_OPTION, '', _UNREAD) for text in found.unread)
     return part
 
 def parts_in(
@@ -436,7 +436,22 @@ class Script:
     @property
     def changes(self)->list[Change]: return self.edits.changes
 
-# %% ../../nbs/training/rewrite.ipynb #2cf09b4e
+# %% ../../nbs/training/rewrite.ipynb #ceba7a18
+_METADATA = ('model_name', 'hook_name', 'hook_head_index', 'prepend_bos', 'context_size', 'dataset_path',
+             'seqpos_slice', 'model_from_pretrained_kwargs', 'neuronpedia_id', 'sae_lens_training_version')
+
+def _of_sae(s, n):
+    "A fact about an SAE that is read from its config"
+    owner = ast.unparse(n.value.value)
+    if not re.search(r'(?i)(^|[_.])(sae|sparse_?autoencoder|autoencoder)\d*$', owner): return
+    old, new = f'{owner}.cfg.{n.attr}', f'{owner}.cfg.metadata.{n.attr}'
+    if n.attr in _METADATA:
+        s.edits.rename(n, f'metadata.{n.attr}')
+        s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
+    elif n.attr in ('hook_layer', 'hook_point_layer'):
+        s.edits.say(old, n, '', 'the layer is part of metadata.hook_name', UNKNOWN_OPTION)
+
+# %% ../../nbs/training/rewrite.ipynb #2e1e4c7e
 @_changes(ast.Name)
 def _name(s, n):
     if n.id=='sae_lens' and n.id in s.imports.modules: s.edits.rename(n, 'sae_workbench')
@@ -452,6 +467,7 @@ def _option(s, n, p:Part):
 
 @_changes(ast.Attribute)
 def _attribute(s, n):
+    if isinstance(n.value, ast.Attribute) and n.value.attr=='cfg': return _of_sae(s, n)
     if not isinstance(n.value, ast.Name): return
     part = next((p for p in s.parts if p.found.target==n.value.id), None)
     if n.value.id in s.imports.modules and n.attr in NEW_NAMES: s.edits.rename(n, NEW_NAMES[n.attr])

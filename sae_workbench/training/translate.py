@@ -203,7 +203,7 @@ _drop('hook_point_eval', reason='evaluation uses hook_name')
 _drop('tokens_per_buffer', reason='it was computed')
 _drop('neuronpedia_id', reason='a fact about a published SAE, not an option of a run')
 
-# %% ../../nbs/training/translate.ipynb #8f2ec73c
+# %% ../../nbs/training/translate.ipynb #5156eee6
 def _entry(t, name:str)->OldOption|None:
     "What the table of old options says that concerns this architecture"
     entry = old_options(t.architecture, 'run', 'sae').get(name)
@@ -217,6 +217,8 @@ def _no_config_has_it(t, name:str):
     known = {o.name for o in OLD_OPTIONS} | t.run_fields.keys() | t.sae_fields.keys()
     t.say(name, UNKNOWN_OPTION, reason='no version had this option' + did_you_mean(name, known))
 
+_SAME, _LEAVE_OUT = 'that is how it is now', 'leave it out: '   # the translation has left it out
+
 def by_table(t, name:str, v:Value):
     "What becomes of an option without a rule"
     entry = _entry(t, name)
@@ -224,7 +226,7 @@ def by_table(t, name:str, v:Value):
         return t.become(name, entry.now, v, '' if entry.why.startswith('write ') else entry.why)
     if entry and entry.became=='dropped':
         harmless = v.known and any(type(v.value) is type(h) and v.value==h for h in entry.harmless)
-        return t.no_effect(name, 'that is how it is now') if harmless else t.differs(name, entry.why)
+        return t.no_effect(name, _SAME) if harmless else t.differs(name, entry.why.removeprefix(_LEAVE_OUT))
     if name in t.run_fields: return t.become(name, name, v)
     if name in t.sae_fields: return t.become(name, f'sae.{name}', v)
     _no_config_has_it(t, name)
