@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_workbench import ConfigError, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig, migrate_config
+from sae_workbench import ConfigError, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
+from sae_workbench import migrate_config
 from sae_workbench.training.translate import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
 
 FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text())
@@ -23,9 +24,11 @@ def written(kind: str, version: str) -> dict:
 
 def saved(version: str) -> dict:
     "What a checkpoint's cfg.json held: the options after the old config had completed them"
-    options = FACTS['run'][version] | {'lr_warm_up_steps': 100, 'expansion_factor': None, 'd_sae': 2048, 'lr_end': 3e-4 / 10, 'run_name': '2048-L1',
-                                       'tokens_per_buffer': 10_485_760, 'sae_lens_training_version': version}
-    return options | ({'activation_fn': 'relu', 'activation_fn_kwargs': {}} if 'activation_fn_kwargs' in options else {})
+    options = FACTS['run'][version] | {
+        'lr_warm_up_steps': 100, 'expansion_factor': None, 'd_sae': 2048, 'lr_end': 3e-4 / 10, 'run_name': '2048-L1',
+        'tokens_per_buffer': 10_485_760, 'sae_lens_training_version': version}
+    function = {'activation_fn': 'relu', 'activation_fn_kwargs': {}}
+    return options | (function if 'activation_fn_kwargs' in options else {})
 
 
 def kinds(m) -> dict:
@@ -43,7 +46,8 @@ def executed(m):
 def test_every_option_of_every_version_has_an_answer(kind, version):
     options = written(kind, version)
     m = migrate_config(options, from_version=version)
-    assert set(options) <= set(kinds(m)) and UNKNOWN_OPTION not in kinds(m).values() and set(kinds(m).values()) <= set(KINDS)
+    assert set(options) <= set(kinds(m))
+    assert UNKNOWN_OPTION not in kinds(m).values() and set(kinds(m).values()) <= set(KINDS)
     assert m.config is not None and executed(m) == m.config, m.parts[0].problem
 
 
@@ -69,7 +73,8 @@ def test_a_default_is_the_old_one_or_is_told(version):
 
 
 @pytest.mark.parametrize('options, version', [
-    ({'store_batch_size': 8}, 1), ({'hook_point': 'blocks.{layer}.hook_resid_pre', 'hook_point_layer': 2}, 2), ({'exclude_special_tokens': True}, 5)])
+    ({'store_batch_size': 8}, 1), ({'hook_point': 'blocks.{layer}.hook_resid_pre', 'hook_point_layer': 2}, 2),
+    ({'exclude_special_tokens': True}, 5)])
 def test_the_version_is_guessed(options, version):
     assert migrate_config(options).parts[0].t.version.release[0] == version
 
@@ -81,8 +86,9 @@ cfg = LanguageModelSAERunnerConfig(
     mse_loss_normalization=None, expansion_factor=16, b_dec_init_method="zeros", apply_b_dec_to_input=True,
     normalize_sae_decoder=False, scale_sparsity_penalty_by_decoder_norm=True, decoder_heuristic_init=True,
     init_encoder_as_decoder_transpose=True, normalize_activations="expected_average_only_in", lr=5e-5, adam_beta1=0.9,
-    l1_coefficient=5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64, training_tokens=100_000_000,
-    store_batch_size_prompts=16, use_ghost_grads=False, log_to_wandb=True, wandb_project="sae_lens_tutorial",
+    l1_coefficient=5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64,
+    training_tokens=100_000_000, store_batch_size_prompts=16, use_ghost_grads=False, log_to_wandb=True,
+    wandb_project="sae_lens_tutorial",
     device="cpu", seed=42, n_checkpoints=0, checkpoint_path="checkpoints", dtype="float32")
 '''
 
@@ -91,10 +97,13 @@ def test_the_migration_text():
     m = migrate_config(OLD_TUTORIAL)
     assert not {DIFFERS, DEFAULT, UNKNOWN_OPTION} & set(kinds(m).values()) and m.complete
     assert executed(m) == m.config == LanguageModelSAERunnerConfig(
-        sae=StandardTrainingSAEConfig(d_in=1024, d_sae=16384, apply_b_dec_to_input=True, normalize_activations='expected_average_only_in', l1_coefficient=5),
-        model_name='tiny-stories-1L-21M', hook_name='blocks.0.hook_mlp_out', dataset_path='apollo-research/roneneldan-TinyStories-tokenizer-gpt2',
-        is_dataset_tokenized=True, streaming=True, lr=5e-5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64,
-        training_tokens=100_000_000, store_batch_size_prompts=16, logger=LoggingConfig(log_to_wandb=True, wandb_project='sae_lens_tutorial'),
+        sae=StandardTrainingSAEConfig(
+            d_in=1024, d_sae=16384, apply_b_dec_to_input=True, normalize_activations='expected_average_only_in',
+            l1_coefficient=5),
+        model_name='tiny-stories-1L-21M', hook_name='blocks.0.hook_mlp_out',
+        dataset_path='apollo-research/roneneldan-TinyStories-tokenizer-gpt2', is_dataset_tokenized=True, streaming=True,
+        lr=5e-5, train_batch_size_tokens=4096, context_size=512, n_batches_in_buffer=64, training_tokens=100_000_000,
+        store_batch_size_prompts=16, logger=LoggingConfig(log_to_wandb=True, wandb_project='sae_lens_tutorial'),
         device='cpu', seed=42, n_checkpoints=0, checkpoint_path='checkpoints', dtype='float32')
 
 
@@ -103,8 +112,10 @@ def test_the_migration_text():
     ({'use_ghost_grads': True}, 'use_ghost_grads', DIFFERS, 'ghost'),
     ({'mse_loss_normalization': 'dense_batch'}, 'mse_loss_normalization', DIFFERS, 'multiply l1_coefficient'),
     ({'normalize_sae_decoder': True}, 'normalize_sae_decoder', DIFFERS, 'fold_W_dec_norm'),
-    ({'normalize_sae_decoder': True, 'architecture': 'topk'}, 'normalize_sae_decoder', NO_EFFECT, 'rescale_acts_by_decoder_norm'),
-    ({'scale_sparsity_penalty_by_decoder_norm': False, 'normalize_sae_decoder': False}, 'scale_sparsity_penalty_by_decoder_norm', DIFFERS, 'anew'),
+    ({'normalize_sae_decoder': True, 'architecture': 'topk'}, 'normalize_sae_decoder', NO_EFFECT,
+     'rescale_acts_by_decoder_norm'),
+    ({'scale_sparsity_penalty_by_decoder_norm': False, 'normalize_sae_decoder': False},
+     'scale_sparsity_penalty_by_decoder_norm', DIFFERS, 'anew'),
     ({'activation_fn': 'tanh-relu'}, 'activation_fn', DIFFERS, 'upper bound'),
     ({'b_dec_init_method': 'mean'}, 'b_dec_init_method', DIFFERS, 'starts at zero'),
     ({'resume': True}, 'resume', DIFFERS, 'resume_from_checkpoint'),
@@ -133,19 +144,23 @@ def test_values(options, path, value):
 
 
 def test_the_first_releases_averaged_the_squared_error():
-    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.3.0').config.sae.l1_coefficient == 0.64
-    assert migrate_config({'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}, from_version='1.5').config.sae.l1_coefficient == 0.01
+    old = {'d_in': 64, 'l1_coefficient': 0.01, 'lr_warm_up_steps': 1}
+    assert migrate_config(old, from_version='1.3.0').config.sae.l1_coefficient == 0.64
+    assert migrate_config(old, from_version='1.5').config.sae.l1_coefficient == 0.01
 
 
+FROM = 'from sae_lens import LanguageModelSAERunnerConfig'
 SCRIPTS = {
-    'alias': 'from sae_lens import LanguageModelSAERunnerConfig as C\ncfg = C(d_in=64, d_sae=128, lr=1e-3, log_to_wandb=False)\n',
+    'alias': FROM + ' as C\ncfg = C(d_in=64, d_sae=128, lr=1e-3, log_to_wandb=False)\n',
     'module': 'import sae_lens\ncfg = sae_lens.LanguageModelSAERunnerConfig(d_in=64, d_sae=128, log_to_wandb=False)\n',
-    'function': 'from sae_lens.config import LanguageModelSAERunnerConfig\n\ndef make(lr=1e-3):\n\treturn LanguageModelSAERunnerConfig(d_in=64, d_sae=128, lr=lr)\n',
+    'function': FROM.replace('sae_lens', 'sae_lens.config') + '\n\ndef make(lr=1e-3):\n'
+                '\treturn LanguageModelSAERunnerConfig(d_in=64, d_sae=128, lr=lr)\n',
     'star': 'from sae_lens import *\ncfg = LanguageModelSAERunnerConfig(d_in=8, expansion_factor=4)\n',
-    'unicode': '# Größe\nfrom sae_lens import LanguageModelSAERunnerConfig\nä = 2; cfg = LanguageModelSAERunnerConfig(d_in=8*ä, run_name="é", d_sae=4)  # ü\n',
-    'dictionary': 'from sae_lens import LanguageModelSAERunnerConfig\no = dict(d_in=64, d_sae=128)\no["lr"] = 2e-3\ncfg = LanguageModelSAERunnerConfig(**o)\n',
-    'crlf': 'from sae_lens import LanguageModelSAERunnerConfig\r\ncfg = LanguageModelSAERunnerConfig(d_in=8, d_sae=32)\r\n',
-    'two': 'from sae_lens import LanguageModelSAERunnerConfig as L\na = L(d_in=8, d_sae=32)\nb = L(d_in=8, d_sae=64, architecture="gated")\n'}
+    'unicode': f'# Größe\n{FROM}\n'
+               'ä = 2; cfg = LanguageModelSAERunnerConfig(d_in=8*ä, run_name="é", d_sae=4)  # ü\n',
+    'dictionary': FROM + '\no = dict(d_in=64, d_sae=128)\no["lr"] = 2e-3\ncfg = LanguageModelSAERunnerConfig(**o)\n',
+    'crlf': FROM + '\r\ncfg = LanguageModelSAERunnerConfig(d_in=8, d_sae=32)\r\n',
+    'two': FROM + ' as L\na = L(d_in=8, d_sae=32)\nb = L(d_in=8, d_sae=64, architecture="gated")\n'}
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
@@ -161,6 +176,29 @@ def test_a_script_is_rewritten(name):
         assert [v for v in made.values() if isinstance(v, LanguageModelSAERunnerConfig)] == m.configs
 
 
+def test_facts_on_an_sae_are_read_from_its_metadata():
+    script = 'from sae_lens import SAE\nsae = SAE.load_from_disk("a")\ncache[sae.cfg.hook_name], runner.cfg.hook_name\n'
+    m = migrate_config(script)
+    assert 'cache[sae.cfg.metadata.hook_name], runner.cfg.hook_name' in m.script
+    assert migrate_config(script.replace('cfg.hook_name', 'cfg.hook_layer', 1)).complete is False
+
+
+@pytest.mark.parametrize('version, guessed', [(None, True), (3, False), ('3.22', False)])
+def test_a_guessed_version_says_how_to_name_another(version, guessed):
+    assert ('--from-version 3' in migrate_config({'d_in': 8, 'hook_layer': 0}, from_version=version).report) is guessed
+
+
+@pytest.mark.parametrize('architecture', ['batchtopk', 'matching_pursuit'])
+def test_an_architecture_that_old_versions_lacked_is_converted_too(architecture):
+    m = migrate_config({'architecture': architecture, 'normalize_sae_decoder': True})
+    assert kinds(m)['normalize_sae_decoder'] == DIFFERS
+
+
+def test_a_layer_that_is_not_known_stays_a_name():
+    m = migrate_config('LanguageModelSAERunnerConfig(hook_point_layer=layer)')
+    assert m.parts[0].t.new['hook_name'].printed == "'blocks.{layer}.hook_mlp_out'.format(layer=layer)"
+
+
 def test_a_notebook_and_a_folder(tmp_path):
     cells = [{'cell_type': 'code', 'source': ['!pip install sae-lens\n', '%matplotlib inline\n', 'd = 64']},
              {'cell_type': 'markdown', 'source': ['text']},
@@ -172,17 +210,21 @@ def test_a_notebook_and_a_folder(tmp_path):
 
 
 def test_a_saved_sae_says_nothing_of_its_training():
-    cfg = dict(architecture='standard', d_in=768, d_sae=24576, activation_fn_str='relu', apply_b_dec_to_input=True, finetuning_scaling_factor=False,
-               context_size=128, model_name='gpt2-small', hook_name='blocks.8.hook_resid_pre', hook_layer=8, hook_head_index=None, prepend_bos=True,
-               dataset_path='x', normalize_activations='none', dtype='torch.float32', device='cpu', sae_lens_training_version='3.2.3', neuronpedia_id='a/b', oops=1)
+    cfg = dict(
+        architecture='standard', d_in=768, d_sae=24576, activation_fn_str='relu', apply_b_dec_to_input=True,
+        finetuning_scaling_factor=False, context_size=128, model_name='gpt2-small', hook_name='blocks.8.hook_resid_pre',
+        hook_layer=8, hook_head_index=None, prepend_bos=True, dataset_path='x', normalize_activations='none',
+        dtype='torch.float32', device='cpu', sae_lens_training_version='3.2.3', neuronpedia_id='a/b', oops=1)
     m = migrate_config(json.dumps(cfg))
     assert m.config.sae.d_sae == 24576 and [c.option for c in m.changes if c.kind == UNKNOWN_OPTION] == ['oops']
     assert 'SAE.load_from_disk' in m.report and not m.complete
 
 
 @pytest.mark.parametrize('old, says', [
-    ('', 'is empty'), ('  \n', 'is empty'), ('import torch\nx = 1\n', 'no config found'), ('cfg = LanguageModelSAERunnerConfig(d_in=', 'line 1'),
-    ('{"d_in": 8,', 'line 1, column'), ('{"d_in": 8} trailing', 'line 1'), ({}, 'no options'), ({'architecture': 'topkk'}, "did you mean 'topk'"),
+    ('', 'is empty'), ('  \n', 'is empty'), ('import torch\nx = 1\n', 'no config found'),
+    ('cfg = LanguageModelSAERunnerConfig(d_in=', 'line 1'),
+    ('{"d_in": 8,', 'line 1, column'), ('{"d_in": 8} trailing', 'line 1'), ({}, 'no options'),
+    ({'architecture': 'topkk'}, "did you mean 'topk'"),
     ('LanguageModelSAERunnerConfig(architecture=a.arch)', 'give its value'), (3, 'give a dict')])
 def test_errors(old, says):
     with pytest.raises(ConfigError, match=says.replace('(', r'\(')):
@@ -196,14 +238,16 @@ def test_loading_a_flat_config_names_the_converter():
 
 def test_nothing_is_run(tmp_path):
     trap = tmp_path/'ran'
-    migrate_config(f'open({str(trap)!r}, "w")\ncfg = LanguageModelSAERunnerConfig(d_in=__import__("os").getpid(), d_sae=8)\n')
+    config = 'cfg = LanguageModelSAERunnerConfig(d_in=__import__("os").getpid(), d_sae=8)'
+    migrate_config(f'open({str(trap)!r}, "w")\n{config}\n')
     assert not trap.exists()
 
 
 def test_the_command(tmp_path):
     code = 'import sys; from sae_workbench.faces.cli import main; main(sys.argv[1:])'
     def run(*args, text=None):
-        return subprocess.run([sys.executable, '-c', code, 'migrate', *args], input=text, capture_output=True, text=True, timeout=120)
+        command = [sys.executable, '-c', code, 'migrate', *args]
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
     done = run('-', text=OLD_TUTORIAL)
     assert done.returncode == 0, done.stderr
     made = {}

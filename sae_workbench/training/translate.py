@@ -9,9 +9,8 @@ __all__ = ['LAST', 'KINDS', 'KEPT', 'RENAMED', 'MOVED', 'NO_EFFECT', 'DIFFERS', 
 
 # %% ../../nbs/training/translate.ipynb #2cfd4f99
 import re
-from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from ..core.config import dtype_name
 from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import OLD_OPTIONS, OldOption, old_options, old_value
