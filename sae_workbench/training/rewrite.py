@@ -436,21 +436,6 @@ class Script:
     @property
     def changes(self)->list[Change]: return self.edits.changes
 
-# %% ../../nbs/training/rewrite.ipynb #ceba7a18
-_METADATA = ('model_name', 'hook_name', 'hook_head_index', 'prepend_bos', 'context_size', 'dataset_path',
-             'seqpos_slice', 'model_from_pretrained_kwargs', 'neuronpedia_id', 'sae_lens_training_version')
-
-def _of_sae(s, n):
-    "A fact about an SAE that is read from its config"
-    owner = ast.unparse(n.value.value)
-    if not re.search(r'(?i)(^|[_.])(sae|sparse_?autoencoder|autoencoder)\d*$', owner): return
-    old, new = f'{owner}.cfg.{n.attr}', f'{owner}.cfg.metadata.{n.attr}'
-    if n.attr in _METADATA:
-        s.edits.rename(n, f'metadata.{n.attr}')
-        s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
-    elif n.attr in ('hook_layer', 'hook_point_layer'):
-        s.edits.say(old, n, '', 'the layer is part of metadata.hook_name', UNKNOWN_OPTION)
-
 # %% ../../nbs/training/rewrite.ipynb #2e1e4c7e
 @_changes(ast.Name)
 def _name(s, n):
@@ -472,6 +457,21 @@ def _attribute(s, n):
     part = next((p for p in s.parts if p.found.target==n.value.id), None)
     if n.value.id in s.imports.modules and n.attr in NEW_NAMES: s.edits.rename(n, NEW_NAMES[n.attr])
     elif part is not None: _option(s, n, part)
+
+# %% ../../nbs/training/rewrite.ipynb #ceba7a18
+_METADATA = ('model_name', 'hook_name', 'hook_head_index', 'prepend_bos', 'context_size', 'dataset_path',
+             'seqpos_slice', 'model_from_pretrained_kwargs', 'neuronpedia_id', 'sae_lens_training_version')
+
+def _of_sae(s, n):
+    "A fact about an SAE that is read from its config"
+    owner = ast.unparse(n.value.value)
+    if not re.search(r'(?i)(^|[_.])(sae|sparse_?autoencoder|autoencoder)\d*$', owner): return
+    old, new = f'{owner}.cfg.{n.attr}', f'{owner}.cfg.metadata.{n.attr}'
+    if n.attr in _METADATA:
+        s.edits.rename(n, f'metadata.{n.attr}')
+        s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
+    elif n.attr in ('hook_layer', 'hook_point_layer'):
+        s.edits.say(old, n, '', 'the layer is part of metadata.hook_name', UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #b188432f
 _TRIPLE = 'load_from_pretrained_with_cfg_and_sparsity'
