@@ -118,7 +118,8 @@ class Attachment(_Options):
         i = self.head_index
         if i is None: return self._through(y)
         if y.dim() < 4: raise ConfigError(f"head_index={i}: {self.write!r} has no heads; leave it out")
-        if not 0 <= i < (n := y.shape[-2]): raise ConfigError(f"head_index={i}: {self.write!r} has {n} heads, 0 to {n - 1}")
+        if not 0 <= i < (n := y.shape[-2]):
+            raise ConfigError(f"head_index={i}: {self.write!r} has {n} heads, 0 to {n - 1}")
         return torch.cat([y[..., :i, :], self._through(y[..., i, :]).unsqueeze(-2), y[..., i+1:, :]], -2)
 
 # %% ../../nbs/analysis/attach.ipynb #bb9d783c
@@ -132,7 +133,8 @@ def _attachments(model, saes, name, head_index, **options)->list[Attachment]:
         made.append(Attachment(sae, place_of(model, sae, n), head_index=head, **options))
     places = [(resolve(model, a.write), a.head_index) for a in made]
     twice = [a.write for i, a in enumerate(made) if places[i] in places[:i]]
-    if twice: raise ConfigError(f"two SAEs write at {twice[0]!r}; to chain them, put one `with attach` inside the other")
+    if twice:
+        raise ConfigError(f"two SAEs write at {twice[0]!r}; to chain them, put one `with attach` inside the other")
     return made
 
 @contextmanager
@@ -162,18 +164,22 @@ def _checked(sae:SAE, latents, mode:str, value)->tuple[Tensor, Tensor]:
     latents = torch.as_tensor([latents] if isinstance(latents, int) else latents, dtype=torch.long)
     n = sae.cfg.d_sae
     if mode not in _MODES: raise ConfigError(unknown('mode', mode, _MODES))
-    if (bad := latents[(latents < 0) | (latents >= n)].tolist()): raise ConfigError(f"latents {bad} do not exist: d_sae={n}")
-    if (value is None) != (mode=='ablate'): raise ConfigError(f"mode={mode!r} {'needs a' if value is None else 'takes no'} value")
+    if (bad := latents[(latents < 0) | (latents >= n)].tolist()):
+        raise ConfigError(f"latents {bad} do not exist: d_sae={n}")
+    if (value is None) != (mode=='ablate'):
+        raise ConfigError(f"mode={mode!r} {'needs a' if value is None else 'takes no'} value")
     value = torch.as_tensor(0. if value is None else value)
     if value.dim() > 1 or value.numel() not in (1, len(latents)):
-        raise ConfigError(f"value must be one number or one for each of {len(latents)} latents, got {tuple(value.shape)}")
+        raise ConfigError(f"value must be one number or one for each of {len(latents)} latents, "
+                          f"got {tuple(value.shape)}")
     return latents, value
 
 # %% ../../nbs/analysis/attach.ipynb #a454bf2f
 def _called(positions:Positions, n:int)->Tensor:
     "A mask (…, n) over the positions of one call"
     if isinstance(positions, Tensor) and positions.dtype==torch.bool:
-        if positions.shape[-1] != n: raise DataError(f"positions is a mask of {positions.shape[-1]}, but the call has {n} positions")
+        if positions.shape[-1] != n:
+            raise DataError(f"positions is a mask of {positions.shape[-1]}, but the call has {n} positions")
         return positions
     rows = torch.zeros(n, dtype=torch.bool)
     try: rows[positions if isinstance(positions, slice) else torch.as_tensor(positions, dtype=torch.long)] = True
@@ -206,8 +212,8 @@ class _Change:
     def _where(self, n:int)->Tensor:
         if self.positions is None: return torch.ones(n, dtype=torch.bool)
         if self.cached is None and n==1 and self.last > 1:
-            raise DataError("one position follows a longer call, as with a KV cache: say whether positions count on from "
-                            "call to call (cached=True) or each call is counted by itself (cached=False)")
+            raise DataError("one position follows a longer call, as with a KV cache: say whether positions count on "
+                            "from call to call (cached=True) or each call is counted by itself (cached=False)")
         start, self.seen = self.seen, self.seen + n
         if not self.cached: self.last = n
         return _counted(self.positions, start, n) if self.cached else _called(self.positions, n)
