@@ -209,7 +209,7 @@ def migrate(args:Sequence[str]):
 def convert(args:Sequence[str]):
     "A weights file, or a folder with a published SAE, as safetensors"
     from argparse import ArgumentParser
-    p = ArgumentParser('sae-workbench convert', description='Rewrite a published SAE, or a weights file, as safetensors.')
+    p = ArgumentParser('sae-workbench convert', description='Rewrite a published SAE or a weights file.')
     p.add_argument('source', metavar='FILE_OR_FOLDER', help='a pickle or npz file, or a folder in any known format')
     p.add_argument('out', metavar='OUT', help='a new .safetensors file, or a new folder; nothing is replaced')
     p.add_argument('--sae-id', help="the SAE's path in the folder, if it holds several")
