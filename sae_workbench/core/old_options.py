@@ -29,13 +29,14 @@ class OldOption(NamedTuple):
 _RUN, _BOTH = ('run',), ('run', 'sae')
 
 RENAMED = (
-    OldOption('hook_point', _BOTH, 'renamed', 'hook_name', 'write hook_name, with the layer in it', '0-3'),
-    OldOption('hook_point_head_index', _BOTH, 'renamed', 'hook_head_index', 'write hook_head_index', '0-3'),
+    OldOption('hook_point', _BOTH, 'renamed', 'hook_name', 'write hook_name, with the layer in it', '0-2'),
+    OldOption('hook_point_head_index', _BOTH, 'renamed', 'hook_head_index', 'write hook_head_index', '0-2'),
     OldOption('total_training_tokens', _RUN, 'renamed', 'training_tokens', 'write training_tokens', '0-1', 2_000_000),
     OldOption('train_batch_size', _RUN, 'renamed', 'train_batch_size_tokens',
-              'write train_batch_size_tokens', '0-2', 4096),
+              'write train_batch_size_tokens', '0-1', 4096),
     OldOption('store_batch_size', _RUN, 'renamed', 'store_batch_size_prompts',
-              'write store_batch_size_prompts', '0-2', 32),
+              'write store_batch_size_prompts', '0-1', 32),
+    OldOption('n_eval_seqs', _RUN, 'renamed', 'eval_batch_size_prompts', 'write eval_batch_size_prompts', '1'),
     OldOption('resume', _RUN, 'renamed', 'resume_from_checkpoint',
               "write resume_from_checkpoint='…', the folder of the checkpoint", '1-5', False, (False,)),
     OldOption('decoder_heuristic_init_norm', _BOTH, 'renamed', 'sae.decoder_init_norm',
@@ -63,7 +64,7 @@ MOVED = (
     *_into('sae', 'write sae=JumpReLUTrainingSAEConfig({}=…)', jumprelu_init_threshold=.001, jumprelu_bandwidth=.001),
     *_into('sae', 'write sae=TopKTrainingSAEConfig({}=…)', k=None),
     *_into('logger', 'write logger=LoggingConfig({}=…)', log_to_wandb=True, log_activations_store_to_wandb=False,
-           log_optimizer_state_to_wandb=False, log_weights_to_wandb=True, wandb_project='sae_lens_training',
+           log_optimizer_state_to_wandb=False, log_weights_to_wandb=True, wandb_project='mats_sae_training_language_model',
            wandb_id=None, run_name=None, wandb_entity=None, wandb_log_frequency=10, eval_every_n_wandb_logs=100))
 
 # %% ../../nbs/core/old_options.ipynb #91b4a5d7
@@ -73,10 +74,10 @@ NOT_NEEDED = (
     OldOption('expansion_factor', _BOTH, 'dropped', 'sae.d_sae',
               'set the width itself: d_sae = expansion_factor * d_in', '0-5', 4),
     OldOption('hook_layer', _BOTH, 'dropped', None, _LAYER, '3-6', 0),
-    OldOption('hook_point_layer', _BOTH, 'dropped', None, _LAYER, '0-3', 0),
+    OldOption('hook_point_layer', _BOTH, 'dropped', None, _LAYER, '0-2', 0),
     OldOption('activation_fn_kwargs', _BOTH, 'dropped', 'sae.k',
               "k is an option of its own now: sae=TopKTrainingSAEConfig(k=…)", '3-5', {}, ({}, None)),
-    OldOption('hook_point_eval', _RUN, 'dropped', None, 'leave it out: evaluation uses hook_name', '0-3'),
+    OldOption('hook_point_eval', _RUN, 'dropped', None, 'leave it out: evaluation uses hook_name', '0-2'),
     OldOption('tokens_per_buffer', _RUN, 'dropped', None, 'leave it out: it was computed, never read', '0-6'),
     OldOption('feature_sampling_method', _RUN, 'dropped', None,
               'leave it out: dead latents are not resampled; TopK revives them by its auxiliary loss',
