@@ -64,8 +64,8 @@ MOVED = (
     *_into('sae', 'write sae=JumpReLUTrainingSAEConfig({}=…)', jumprelu_init_threshold=.001, jumprelu_bandwidth=.001),
     *_into('sae', 'write sae=TopKTrainingSAEConfig({}=…)', k=None),
     *_into('logger', 'write logger=LoggingConfig({}=…)', log_to_wandb=True, log_activations_store_to_wandb=False,
-           log_optimizer_state_to_wandb=False, log_weights_to_wandb=True, wandb_project='mats_sae_training_language_model',
-           wandb_id=None, run_name=None, wandb_entity=None, wandb_log_frequency=10, eval_every_n_wandb_logs=100))
+           log_optimizer_state_to_wandb=False, log_weights_to_wandb=True,
+           wandb_project='mats_sae_training_language_model', wandb_id=None, run_name=None, wandb_entity=None, wandb_log_frequency=10, eval_every_n_wandb_logs=100))
 
 # %% ../../nbs/core/old_options.ipynb #91b4a5d7
 _LAYER = 'leave it out: the layer is read from hook_name'
