@@ -5,7 +5,7 @@
 Every measurement runs in a fresh process; of --repeats measurements the shortest times and the largest peak are shown.
 --peer names an interpreter that has sae-lens; its buffer then runs beside ours on the same rows
 (up to --peer-max rows, because its fill time grows faster than the buffer)."""
-import argparse, json, subprocess, sys, time
+import argparse, json, os, subprocess, sys, time
 
 D, PORTION, BATCH = 512, 2048, 2048   # width, rows a model batch brings, rows in a training batch
 
@@ -39,7 +39,8 @@ def measure(lib, size):
     return dict(lib=lib, rows=size, fill_s=round(fill, 3), us_per_row=round(serve, 2), peak=round(peak, 2))
 
 def child(python, lib, size):
-    out = subprocess.run([python, __file__, '--one', lib, str(size)], capture_output=True, text=True)
+    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': str(2**20)}   # freed portions go back to the system: the peak is what is held
+    out = subprocess.run([python, __file__, '--one', lib, str(size)], capture_output=True, text=True, env=env)
     if out.returncode: sys.exit(out.stderr)
     return json.loads(out.stdout.splitlines()[-1])
 

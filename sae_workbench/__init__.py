@@ -53,6 +53,7 @@ _PUBLIC = {
     'hub.weights': ['convert_to_safetensors'],
     'hub.formats': ['Format', 'register_format', 'find_saes'],
     'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
+    'analysis.attach': ['attach', 'intervene'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

@@ -14,8 +14,10 @@ from sae_workbench import CacheActivationsRunner, CacheActivationsRunnerConfig, 
 from sae_workbench import LanguageModelSAETrainingRunner, StandardSAE, StandardSAEConfig, TopKTrainingSAEConfig
 from sae_workbench.activations.cache import ShardSource
 from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig, pretokenize_dataset
+from sae_workbench.activations.sources import as_slice, excluded_ids
 from sae_workbench.activations.store import ActivationsStore
-from sae_workbench.activations.tokens import word_tokenizer
+from sae_workbench.activations.tokens import kept_positions, word_tokenizer
+from sae_workbench.analysis.attach import attach
 from sae_workbench.training.evaluate import evaluate_sae
 
 WORDS = 'the cat sat on a mat and dog ran'.split()
@@ -94,7 +96,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
 def test_one_mask(options, tmp_path):
-    "Training, cache, evaluation and pre-tokenised data use the same positions"
+    "Training, cache, evaluation, attached SAEs and pre-tokenised data use the same positions"
     tok = word_tokenizer(' '.join(WORDS))
     model, g = Model(tok), torch.Generator().manual_seed(0)
     texts = [' '.join(WORDS[i] for i in torch.randint(len(WORDS), (int(n),), generator=g)) for n in torch.randint(1, 40, (60,), generator=g)]
@@ -144,6 +146,11 @@ def test_one_mask(options, tmp_path):
     found = evaluate_sae(sae, model, torch.tensor(contexts[:n]), batch_size_prompts=n)
     assert found['n_tokens'] == len(expected)
     assert [tuple(x) for x in replaced[1].nonzero().tolist()] == expected   # of three passes the one with the SAE
+
+    tokens = torch.tensor(contexts[:n])
+    keep = kept_positions(tokens, excluded_ids(o['exclude_special_tokens'], tok), as_slice(o['seqpos_slice'], size))
+    with attach(model, sae, keep=keep): model(tokens)
+    assert [tuple(x) for x in replaced[-1].nonzero().tolist()] == expected
 
 
 def test_from_a_cache_to_an_sae(tmp_path, capsys):

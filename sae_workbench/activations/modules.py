@@ -280,6 +280,15 @@ class ModuleActivations(_ModuleRun):
     ):
         super().__init__(model, names, prepare, **options)
         self.choice = choice
+        told = choice.channel_dim is not None or callable(choice.tokens)
+        self.sure = told or not any(isinstance(m, nn.Conv1d) for m in model.modules())
+
+    def _doubt(self, name:str, x:Tensor):
+        "Warn, once, where nothing says which dimension holds the vectors: behind a one-dimensional convolution"
+        if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].parameters()): return
+        self.sure = True
+        warnings.warn(f"activations at {name!r} of shape {tuple(x.shape)} are read as (inputs, positions, channels); "
+                      "behind a Conv1d they may be (inputs, channels, positions): then give channel_dim=1, else -1")
 
     def rows_by_hook(self,
         batch, # As it comes from the inputs
@@ -287,6 +296,7 @@ class ModuleActivations(_ModuleRun):
     )->dict[str, Tensor]: # Hook name to (rows, d_in)
         "Run the model on a batch and take its rows"
         acts, call = self.run(batch, what)
+        for n, x in acts.items(): self._doubt(n, x)
         return {n: self._rows(n, self.choice(x, self.hooks[n], call, batch), what) for n, x in acts.items()}
 
     def _rows(self, name:str, x:Tensor, what:str)->Tensor:

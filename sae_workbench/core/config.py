@@ -25,7 +25,10 @@ from .plain import json_text, plain, plain_dict, read_json_text, read_plain, rea
 from .plain import write_plain, yaml_text
 
 # %% ../../nbs/core/config.ipynb #eb7aa598
-def _whole(v): return v if isinstance(v, (bool, str, float)) else index(v)
+def _whole(v):
+    "A whole number of any kind as an `int`; anything else as it is, for the type's own complaint"
+    try: return v if isinstance(v, bool) else index(v)
+    except TypeError: return v
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]            # a size or a number of things
 Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]          # a count that may be zero
@@ -321,7 +324,9 @@ class Config(_Dicts):
     @classmethod
     def from_yaml(cls, text:str):
         "The config that YAML text describes"
-        return cls.from_dict(read_yaml_text(text))
+        data = read_yaml_text(text)
+        if not isinstance(data, dict): raise ConfigError(f"{cls.__name__}: the text holds no options, but {data!r:.40}")
+        return cls.from_dict(data)
 
     def save(self, path:str|Path)->Path:
         "Write a file; .yaml or .json decides the format"

@@ -235,6 +235,8 @@ _DATA_RULES = (
          "train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
     Rule(lambda c: not c.use_cached_activations or c.cached_activations_path,
          "use_cached_activations=True needs cached_activations_path, the folder with the activations"),
+    Rule(lambda c: not (c.use_cached_activations and c.cached_activations_path) or Path(c.cached_activations_path).is_dir(),
+         "cached_activations_path={c.cached_activations_path!r}: no such folder"),
     Rule(lambda c: not (c.use_chat_formatting and c.is_dataset_tokenized),
          "use_chat_formatting needs conversations, so is_dataset_tokenized must be False"),
     Rule(lambda c: not (c.context_size==1 and c.prepend_bos and c.exclude_special_tokens is True),
