@@ -42,11 +42,13 @@ def _remarks(p:Part)->list[str]:
     t, later = p.t, p.found.later if p.found else {}
     guessed = not (t.nested or t.version.sure or t.version.how==_SAID or isinstance(t, ToyTranslation))
     saved, trained = t.saved and not t.nested, 'lr' in t.old
+    at_run = [path for path, v in t.new.items() if not v.known and not v.names]
     remarks = (
         (guessed, _GUESSED),
         (saved and not trained, _OF_SAE),
         (saved and trained, _SAVED),
         (p.open_names, f"Not known from the text, and taken over as it stands: {', '.join(p.open_names)}."),
+        (at_run, f"Known only when the code runs: {', '.join(at_run)}."),
         (later, f"Set after the config was made, and not in the code here: {', '.join(later)}."),
         (p.problem, f'The new config is refused as it is. {p.problem}'))
     return [text for applies, text in remarks if applies]
