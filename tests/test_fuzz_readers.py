@@ -11,16 +11,15 @@ import random
 import resource
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from producers import PRODUCERS, put
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from sae_workbench import SAE, ConfigError, LoadError
+from sae_workbench import SAE, LoadError
 from sae_workbench.hub.formats import FORMATS
 
 WILD = [None, True, False, -1, 0, 1, 7, 10**9, 10**12, 10**30, -0.5, 1e308, math.nan, math.inf, '', 'x', 'topk', '../../etc/passwd', 'x'*5000,

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core.errors import DataError, LoadError, NonFiniteError

@@ -12,7 +12,7 @@ __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FIL
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
 import copy, warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Literal

@@ -9,7 +9,6 @@ __all__ = ['resolve', 'capture', 'replacing']
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-import torch
 from torch import Tensor, nn
 from .errors import HookError, unknown
 

@@ -9,8 +9,7 @@ __all__ = ['HookPoint', 'HookedModule', 'hooks_off']
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
-import torch
-from torch import Tensor, nn
+from torch import nn
 from .errors import HookError, unknown
 
 # %% ../../nbs/core/hooks.ipynb #9bb8f791

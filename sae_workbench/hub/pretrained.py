@@ -10,7 +10,6 @@ import re, warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-import torch
 from torch import Tensor
 from ..core.config import DTYPES, device_name, dtype_name
 from ..core.errors import ConfigError, unknown

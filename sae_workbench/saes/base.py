@@ -9,20 +9,19 @@ __all__ = ['FORMAT_VERSION', 'T', 'CFG_FILE', 'WEIGHTS_FILE', 'SAEMetadata', 'SA
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import re, threading, warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from ..core.config import Config, Count, Device, Dtype, as_dtype, dtype_name, from_plain, plain
-from ..core.errors import ConfigError, DataError, LoadError, unknown
+from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
 from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-from ..core.registry import get_sae_class, get_sae_training_class, register_sae_class
+from ..core.registry import get_sae_class, get_sae_training_class
 
 # %% ../../nbs/saes/base.ipynb #3436b672
 FORMAT_VERSION = '6.54.12'   # the release of SAELens whose file layout this is

@@ -17,7 +17,7 @@ from ..core.errors import DataError
 from ..core.ops import Pattern
 from ..core.registry import register_sae_training_class
 from .base import SAEConfig
-from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
+from .jumprelu import JumpReLUSAEConfig
 from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig
 from .training import TrainStepInput, TrainStepOutput
 

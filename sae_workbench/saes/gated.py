@@ -7,7 +7,6 @@ __all__ = ['GatedSAEConfig', 'GatedSAE', 'GatedTrainingSAEConfig', 'GatedTrainin
 
 # %% ../../nbs/saes/gated.ipynb #5e0957fd
 from dataclasses import dataclass
-import torch
 from torch import Tensor
 from ..core.config import Natural, NonNegative
 from ..core.ops import Pattern, Preacts, encode_linear, sparse_decode, sparse_decode_with

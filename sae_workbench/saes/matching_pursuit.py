@@ -9,7 +9,7 @@ __all__ = ['matching_pursuit', 'MatchingPursuitSAEConfig', 'MatchingPursuitSAE',
 # %% ../../nbs/saes/matching_pursuit.ipynb #8fa3595c
 from dataclasses import dataclass
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core.config import Count, NonNegative, Positive, Rule
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig

@@ -7,7 +7,6 @@ __all__ = ['SPARSE_BELOW', 'StandardSAEConfig', 'StandardSAE', 'StandardTraining
 
 # %% ../../nbs/saes/standard.ipynb #fee0f8c6
 from dataclasses import dataclass
-import torch
 from torch import Tensor
 from ..core.config import Natural, NonNegative, Positive
 from ..core.ops import Pattern, Preacts, sparse_decode_with

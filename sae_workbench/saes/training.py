@@ -7,18 +7,17 @@ __all__ = ['NO_FLOAT16', 'T', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'Tr
            'TrainingSAE', 'assert_same_step']
 
 # %% ../../nbs/saes/training.ipynb #a5091920
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core.config import Positive, Rule, plain
 from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import Pattern, can_be_sparse
-from ..core.registry import get_sae_class, get_sae_training_class, register_sae_training_class
-from .base import SAE, WEIGHTS_FILE, SAEConfig, SAEMetadata, _config_from_dict
+from ..core.registry import get_sae_class, get_sae_training_class
+from .base import SAE, WEIGHTS_FILE, SAEConfig, _config_from_dict
 
 # %% ../../nbs/saes/training.ipynb #13842a26
 NO_FLOAT16 = ("dtype='float16' cannot be trained: gradients below 6e-8 and losses above 65,504 do not fit into it; "

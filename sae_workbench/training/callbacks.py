@@ -7,7 +7,6 @@ __all__ = ['JSONLLogger', 'read_log', 'ProgressBar', 'WandBLogger']
 
 # %% ../../nbs/training/callbacks.ipynb #a7dcc7ea
 import json, math, re, time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from tqdm.auto import tqdm

@@ -9,7 +9,6 @@ __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'MAY_DIFFE
 # %% ../../nbs/training/checkpoint.ipynb #3cedc1d6
 import shutil
 from pathlib import Path
-from torch import Tensor
 from ..core.errors import ConfigError, LoadError
 from ..core.files import read_json, read_state, write_json, write_state, write_tensors
 from ..core.plain import differences

@@ -9,7 +9,6 @@ __all__ = ['CARD', 'model_card', 'check_rows_of', 'LanguageModelSAETrainingRunne
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, NonFiniteError

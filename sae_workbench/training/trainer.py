@@ -6,10 +6,9 @@
 __all__ = ['Callback', 'LatentStatistics', 'SAETrainer', 'train_together']
 
 # %% ../../nbs/training/trainer.ipynb #ae7b8dcd
-import contextlib, math
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
