@@ -272,6 +272,11 @@ class _Formulas(_Scaled):
 
     def _activate(self, pre:Tensor)->Tensor: return self.activation_fn(pre)
 
+    @property
+    def _is_watched(self)->bool:
+        "Whether a hook looks at the latents or pre-activations, which then have to be made, dense"
+        return self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
+
     def encode(self,
         x:Tensor, # (…, d_in) activations
     )->Tensor: # (…, d_sae) latents

@@ -96,10 +96,10 @@ class TopKSAE(_TopKFormulas):
     @property
     def _own_formulas(self)->bool:
         "Whether nothing between input and output was overridden or is watched by a hook"
-        cls, hooked = type(self), self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
+        cls = type(self)
         same = cls.encode is SAE.encode and cls.decode is SAE.decode
         same = same and cls.encode_with_hidden_pre is _TopKFormulas.encode_with_hidden_pre
-        return same and not hooked and type(self.activation_fn) is self._selection
+        return same and not self._is_watched and type(self.activation_fn) is self._selection
 
     def _reconstruct(self, x:Tensor)->Tensor:
         if not self._own_formulas or not can_be_sparse(self.W_dec): return super()._reconstruct(x)

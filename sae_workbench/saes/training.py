@@ -197,8 +197,7 @@ class _Choosing(_Step[T]):
         return all(getattr(type(self), n) is getattr(owner, n) for n in names)
 
     def _can_be_fast(self, step_input:TrainStepInput)->bool:
-        hooked = self.hook_sae_acts_pre.is_hooked or self.hook_sae_acts_post.is_hooked
-        if hooked or step_input.sae_in.dim()!=2 or not can_be_sparse(self.W_dec): return False
+        if self._is_watched or step_input.sae_in.dim()!=2 or not can_be_sparse(self.W_dec): return False
         return self._untouched(SAE, 'decode', '_finish', 'process_sae_in')
 
 # %% ../../nbs/saes/training.ipynb #0008cc67
