@@ -54,15 +54,17 @@ _PUBLIC = {
     'hub.formats': ['Format', 'register_format', 'find_saes'],
     'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
     'analysis.attach': ['attach', 'intervene'],
+    'analysis.bridge': ['SAETransformerBridge'],
 }
+__all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = list(_MODULE_OF)
+_MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only, so not in a star import
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, __all__)}")
+        raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}")
     value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)
     return value
 

@@ -60,10 +60,12 @@ def _write(module:nn.Module, out, x:Tensor):
 def _hooked(
     modules:Mapping[str, nn.Module], # Name to module
     hook:Callable, # Called as hook(name, module, inputs, output)
+    first:bool=False, # Before the hooks that hang there already
 )->Iterator[None]:
     "Forward hooks on several modules for the time of the block"
     with ExitStack() as stack:
-        for name, m in modules.items(): stack.callback(m.register_forward_hook(partial(hook, name)).remove)
+        for name, m in modules.items():
+            stack.callback(m.register_forward_hook(partial(hook, name), prepend=first).remove)
         yield
 
 # %% ../../nbs/core/capture.ipynb #205d3dcf
@@ -104,9 +106,10 @@ def capture(
 def replacing(
     model:nn.Module, # Any model
     fns:Mapping[str, Callable[[Tensor], Tensor|None]], # Name to a function of the output; None leaves it as it is
+    first:bool=False, # Before the hooks that hang there already, which then see the new values
 )->Iterator[nn.Module]: # The model
     "Run a model with other values at some points inside it"
     def swap(name, module, inputs, out):
         x = fns[name](_read(module, name, out))
         return None if x is None else _write(module, out, x)
-    with _hooked(_names(model, fns.keys()), swap): yield model
+    with _hooked(_names(model, fns.keys()), swap, first): yield model
