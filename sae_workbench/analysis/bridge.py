@@ -91,7 +91,8 @@ class _Table:
 # %% ../../nbs/analysis/bridge.ipynb #6e61e63e
 class _Places(_Table):
     "Putting SAEs in their places"
-    def _take_down(self, placed:_Placed): self._in_place.pop(placed).close()
+    def _take_down(self, placed:_Placed):
+        if (stack := self._in_place.pop(placed, None)): stack.close()
 
     def _put_up(self, placed:_Placed)->list[_Placed]:
         "Give an SAE its place, and say who had it before"
@@ -109,12 +110,12 @@ class _Places(_Table):
 
     def _put_back(self, placed:_Placed, before:list[_Placed]):
         "Undo `_put_up`"
-        if placed in self._in_place: self._take_down(placed)
+        self._take_down(placed)
         for p in before: self._put_up(p)
 
     def __getstate__(self):
         if self._in_place: raise HookError("a model with SAEs in it cannot be copied or pickled: call reset_saes() first")
-        return self.__dict__.copy()
+        return super().__getstate__()
 
 # %% ../../nbs/analysis/bridge.ipynb #0789ab05
 class _Spared:
@@ -155,7 +156,7 @@ class _Added(_Places):
 
     def _at(self, name:str)->list[_Placed]:
         point = resolve(self, name)
-        found = [p for p in self._in_place if point in p.at]
+        found = [p for p in self._in_place if p.at[0] is point] or [p for p in self._in_place if p.at[1] is point]
         if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
         return found
 
@@ -172,7 +173,7 @@ class _Reset(_Added):
         if len(instead) != len(names):
             raise ConfigError(f"prev_saes: {len(instead)} SAEs for {len(names)} names; give one, or None, for each")
         new = [None if s is None else self._placed(s, None, False) for s in instead]
-        for placed in [p for n in names for p in self._at(n)]: self._put_back(placed, [])
+        for placed in [p for n in names for p in self._at(n)]: self._take_down(placed)
         for placed in new:
             if placed is not None: self._put_up(placed)
 
@@ -272,7 +273,7 @@ def _bridge_class()->type:
         def _check_fires(self, name, point):
             try:
                 with self.hooks(fwd_hooks=[(name, _nothing)]): pass
-            except ValueError as e: raise HookError(f"{name!r} never fires: {e}") from e
+            except (ValueError, KeyError, NotImplementedError) as e: raise HookError(f"{name!r} never fires: {e}") from e
 
         def _list(self, placed): self._hook_registry.update(placed.named_points)
 

@@ -1,70 +1,114 @@
-"""SAEs inside TransformerLens 3.9 models, by sae-lens and by ours: `PYTHONPATH=. PEER/bin/python tests/peer/compare_models.py`"""
-import copy, warnings
+"""SAEs inside the models of TransformerLens 3, by sae-lens and by ours: `PYTHONPATH=ROOT PEER/bin/python compare_models.py`"""
+import warnings
 import torch
 import sae_lens
 import sae_workbench
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from sae_lens.saes.sae import SAEMetadata
+from transformer_lens import HookedTransformerConfig
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
-warnings.simplefilter('ignore')
 SHAPE = dict(n_layers=3, d_model=16, d_head=8, n_heads=2, d_mlp=32, n_ctx=32, d_vocab=60, act_fn='gelu', seed=0)
 TOKENS = torch.arange(20).reshape(2, 10)
-Z = dict(reshape_activations='hook_z')
-CASES = {
-    'resid': [('Standard', 'blocks.1.hook_resid_post', {}, {})],
+READ, WRITE = 'blocks.1.mlp.hook_in', 'blocks.1.hook_mlp_out'
+CASES = {   # architecture, hook, options, metadata
+    'residual': [('Standard', 'blocks.1.hook_resid_post', {}, {})],
     'mlp': [('TopK', 'blocks.0.hook_mlp_out', dict(k=4), {})],
-    'z': [('Standard', 'blocks.1.attn.hook_z', Z, {})],
-    'transcoder': [('Transcoder', 'blocks.1.mlp.hook_in', dict(d_out=16, apply_b_dec_to_input=False), dict(hook_name_out='blocks.1.hook_mlp_out'))],
+    'heads': [('Standard', 'blocks.1.attn.hook_z', dict(reshape_activations='hook_z'), {})],
+    'transcoder': [('Transcoder', READ, dict(d_out=16, apply_b_dec_to_input=False), dict(hook_name_out=WRITE))],
     'three': [('Gated', 'blocks.0.hook_resid_pre', {}, {}), ('JumpReLU', 'blocks.1.hook_mlp_out', {}, {}),
               ('TopK', 'blocks.2.hook_resid_post', dict(k=4), {})],
 }
-SUFFIXES = 'hook_sae_acts_post', 'hook_sae_input'
 
-def models():
-    "(name, the peer's, ours), with the same weights"
-    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**SHAPE), device='cpu')
-    theirs = TransformerBridge.boot_native(TransformerBridgeConfig(**SHAPE), device='cpu')
-    theirs.__class__, theirs._acts_to_saes, theirs._transcoder_output_hooks = sae_lens.SAETransformerBridge, {}, {}
-    yield 'bridge', theirs, sae_workbench.SAETransformerBridge.from_model(bridge)
-    theirs = sae_lens.HookedSAETransformer(HookedTransformerConfig(**SHAPE))
-    ours = sae_workbench.HookedSAETransformer(HookedTransformerConfig(**SHAPE))
+
+def bridges():
+    "The peer's model and ours, with the same weights"
+    theirs, ours = (TransformerBridge.boot_native(TransformerBridgeConfig(**SHAPE), device='cpu') for _ in range(2))
+    theirs.__class__, theirs._acts_to_saes, theirs._transcoder_output_hooks = sae_lens.SAETransformerBridge, {}, {}   # as its loader does
+    return theirs, sae_workbench.SAETransformerBridge.from_model(ours)
+
+
+def hooked():
+    theirs, ours = (lib.HookedSAETransformer(HookedTransformerConfig(**SHAPE)) for lib in (sae_lens, sae_workbench))
     ours.load_state_dict(theirs.state_dict())
-    yield 'hooked', theirs, ours
+    return theirs, ours
+
 
 def saes(specs):
-    "The same SAEs of both libraries"
+    "The same SAEs of both libraries, each in a list"
     pairs = []
     for arch, hook, options, facts in specs:
-        name = arch if arch=='Transcoder' else f'{arch}SAE'
-        made = []
-        for lib, meta in ((sae_lens, sae_lens.saes.sae.SAEMetadata), (sae_workbench, sae_workbench.SAEMetadata)):
-            cfg = getattr(lib, f'{name}Config')(d_in=16, d_sae=32, metadata=meta(hook_name=hook, **facts), **options)
-            made.append(getattr(lib, name)(cfg))
-        theirs, ours = made
+        name = arch + 'SAE'*(arch != 'Transcoder')
+        theirs, ours = (getattr(lib, name)(getattr(lib, f'{name}Config')(d_in=16, d_sae=32, metadata=meta(hook_name=hook, **facts), **options))
+                        for lib, meta in ((sae_lens, SAEMetadata), (sae_workbench, sae_workbench.SAEMetadata)))
         torch.manual_seed(len(pairs))
         for p in theirs.parameters(): p.data.normal_(std=.3)
         ours.load_state_dict(theirs.state_dict())
-        pairs.append(made)
-    return map(list, zip(*pairs))
+        pairs.append((theirs, ours))
+    return [list(side) for side in zip(*pairs)]
 
-def ablate(f, hook): return torch.zeros_like(f)
 
-def main():
-    for kind, theirs, ours in models():
-        for case, specs in CASES.items():
-            their_saes, our_saes = saes(specs)
-            for error in (False, True, None):
-                print(kind, case, error)
-                a, their_cache = theirs.run_with_cache_with_saes(TOKENS, saes=their_saes, use_error_term=error)
-                b, our_cache = ours.run_with_cache_with_saes(TOKENS, saes=our_saes, use_error_term=error)
-                print('   out', float((a-b).abs().max()))
-                print('   theirs only', [k for k in their_cache if k not in our_cache])
-                print('   ours only', [k for k in our_cache if k not in their_cache][:99 if kind=='hooked' else 0])
-                for k in their_cache:
-                    if k in our_cache:
-                        x, y = their_cache[k], our_cache[k]
-                        if x.shape != y.shape: print('   shape', k, x.shape, y.shape)
-                        elif not torch.allclose(x, y, atol=1e-5): print('   value', k, float((x-y).abs().max()))
+def ablate(f, hook): return f.index_fill(-1, torch.arange(16), 0)
 
-if __name__ == '__main__': main()
+
+def fail(f, hook): raise RuntimeError('in a hook')
+
+
+def uses(model, attached):
+    "What the methods of v6 give, by what was done"
+    did, latents = {}, [n for n in model.run_with_cache_with_saes(TOKENS, saes=attached)[1] if n.endswith('acts_post')]
+    for error in (False, True, None):
+        did[f'run {error}'] = model.run_with_saes(TOKENS, saes=attached, use_error_term=error)
+        did |= {f'cache {error} {n}': x for n, x in model.run_with_cache_with_saes(TOKENS, saes=attached, use_error_term=error)[1].items()}
+        with model.saes(saes=attached, use_error_term=error):
+            did[f'hooks {error}'] = model.run_with_hooks(TOKENS, fwd_hooks=[(latents[0], ablate)])
+            model.add_hook(latents[0], ablate)
+            did[f'add_hook {error}'] = model(TOKENS)
+            model.hook_dict[latents[0]].remove_hooks()   # with an SAE in a bridge the peer's reset_hooks fails
+    did['hooks with saes'] = model.run_with_hooks_with_saes(TOKENS, saes=attached, fwd_hooks=[(latents[0], ablate)])
+    _, cache = model.run_with_cache_with_saes(TOKENS, saes=attached, return_type='loss', incl_bwd=True)
+    did |= {f'gradient {n}': x for n, x in cache.items() if n.endswith('_grad')}
+    did['part'], cache = model.run_with_cache_with_saes(TOKENS, saes=attached[:1], stop_at_layer=2, names_filter=latents)
+    did |= {f'part {n}': x for n, x in cache.items()}
+    for sae in attached: model.add_sae(sae, use_error_term=True)
+    model.add_sae(attached[0])
+    did['added'], did['names'] = model(TOKENS), sorted(model.acts_to_saes)
+    try:
+        with model.saes(saes=attached[:1]): model.run_with_hooks(TOKENS, fwd_hooks=[(latents[-1], fail)])
+    except RuntimeError: pass
+    did['after an error'], did['names after an error'] = model(TOKENS), sorted(model.acts_to_saes)
+    model.reset_saes(attached[0].cfg.metadata.hook_name)
+    did['one left'], did['names left'] = model(TOKENS), sorted(model.acts_to_saes)
+    model.reset_saes()
+    return did | {'none left': model(TOKENS)}
+
+
+def same(a, b)->bool:
+    if isinstance(a, list): return a == b
+    return torch.allclose(a.reshape(b.shape), b, atol=2e-5)   # on a bridge the peer joins the heads
+
+
+def compare(make, case)->int:
+    "How many results are equal; an error names those that are not"
+    (theirs, ours), (their_saes, our_saes) = make(), saes(CASES[case])
+    them, us = uses(theirs, their_saes), uses(ours, our_saes)
+    assert not (missing := them.keys() - us.keys()), f'{case}: missing {missing}'
+    assert not (bad := [k for k in them if not same(them[k], us[k])]), f'{case}: other values for {bad}'
+    places = {s.cfg.metadata.hook_name_out or s.cfg.metadata.hook_name for s in our_saes}   # these and a bridge's aliases the peer's cache leaves out
+    places |= {ours.hook_dict[n].name for n in places} | {n for n, p in ours.hook_dict.items() if n != p.name}
+    more = {k.split()[-1].removesuffix('_grad') for k in us.keys() - them.keys()}
+    assert not (bad := {k for k in more if not {k, k.rpartition('.')[0]} & places}), f'{case}: also {bad}'
+    return len(them)
+
+
+def special_tokens():
+    "Only the HookedSAETransformer of the peer can leave tokens alone"
+    (theirs, ours), (their_saes, our_saes) = hooked(), saes(CASES['three'])
+    a, b = (m.run_with_saes(TOKENS, saes=s, exclude_special_tokens=[0, 10, 13]) for m, s in ((theirs, their_saes), (ours, our_saes)))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')
+    print(sum(compare(make, case) for make in (bridges, hooked) for case in CASES), 'results are equal')
+    special_tokens()
