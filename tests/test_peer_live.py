@@ -9,10 +9,10 @@ from test_peer_parity import CASES, FIXTURES, OURS, same, unpack
 PYTHON = os.environ.get('SAE_LENS_PYTHON')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason='SAE_LENS_PYTHON does not name a python that has sae-lens')]
 
-def peer(script, *args):
-    "Run a script of `tests/peer` with the peer's python"
+def peer(script, *args, with_ours=False):
+    "Run a script of `tests/peer` with the peer's python, where it may import ours as well"
     script = Path(__file__).parent/'peer'/script
-    env = {k: v for k,v in os.environ.items() if k != 'PYTHONPATH'}
+    env = {k: v for k,v in os.environ.items() if k != 'PYTHONPATH'} | ({'PYTHONPATH': str(Path(__file__).parent.parent)} if with_ours else {})
     done = subprocess.run([PYTHON, script, *args], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
@@ -45,3 +45,5 @@ def test_stored_numbers_are_the_peers(tmp_path):
     old, new = ({name(c): c for c in cs} for cs in (CASES, fresh['cases']))
     assert old.keys() == new.keys()
     for k,c in old.items(): same(unpack(new[k]['result'], tensors), unpack(c['result']), '/'.join(k))
+
+def test_saes_inside_models_give_what_the_peers_do(): assert 'results are equal' in peer('compare_models.py', with_ours=True)

@@ -29,6 +29,7 @@ def _pass_on(point:nn.Module, own:nn.Module, inputs:tuple, out:Tensor)->Tensor:
     "A hook: send what passes an SAE's own point through another one"
     return point(out)
 
+# %% ../../nbs/analysis/bridge.ipynb #3d187025
 class _Placed(Attachment):
     "An SAE at a hook point of a TransformerLens model, with points of its own there"
     def __init__(self,
@@ -58,7 +59,9 @@ class _Placed(Attachment):
                 stack.callback(self.sae.hook_dict[n].register_forward_hook(partial(_pass_on, point)).remove)
             yield
 
-# %% ../../nbs/analysis/bridge.ipynb #0ab7aca0
+# %% ../../nbs/analysis/bridge.ipynb #814cf28d
+def _nothing(x, hook): pass
+
 class _Table:
     "The SAEs in a model, and how they come and go"
     @property
@@ -88,7 +91,7 @@ class _Table:
             for n in placed.points: delattr(placed.at[1], n)
             self._unlist(placed)
 
-# %% ../../nbs/analysis/bridge.ipynb #6e61e63e
+# %% ../../nbs/analysis/bridge.ipynb #c589987b
 class _Places(_Table):
     "Putting SAEs in their places"
     def _take_down(self, placed:_Placed):
@@ -114,10 +117,10 @@ class _Places(_Table):
         for p in before: self._put_up(p)
 
     def __getstate__(self):
-        if self._in_place: raise HookError("a model with SAEs in it cannot be copied or pickled: call reset_saes() first")
+        if self._in_place: raise HookError("a model with SAEs in it cannot be copied or pickled: reset_saes() first")
         return super().__getstate__()
 
-# %% ../../nbs/analysis/bridge.ipynb #0789ab05
+# %% ../../nbs/analysis/bridge.ipynb #b934bc4f
 class _Spared:
     "A `keep` for `Attachment`: all positions but those of some tokens"
     def __init__(self,
@@ -131,7 +134,7 @@ class _Spared:
         if tokens is None: raise DataError("exclude_special_tokens: the model was not given token ids")
         return kept_positions(tokens, self.ids)
 
-# %% ../../nbs/analysis/bridge.ipynb #9ce584a8
+# %% ../../nbs/analysis/bridge.ipynb #1d012174
 class _Added(_Places):
     "SAEs that stay"
     @property
@@ -160,7 +163,7 @@ class _Added(_Places):
         if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
         return found
 
-# %% ../../nbs/analysis/bridge.ipynb #bfe1c3ac
+# %% ../../nbs/analysis/bridge.ipynb #b852b8d1
 class _Reset(_Added):
     "Taking SAEs out"
     def reset_saes(self,
@@ -168,7 +171,8 @@ class _Reset(_Added):
         prev_saes:SAE|Sequence[SAE|None]|None=None, # What comes instead, one for each name; None leaves the place empty
     ):
         "Take SAEs out of the model"
-        names = list(self.acts_to_saes) if act_names is None else [act_names] if isinstance(act_names, str) else act_names
+        names = [act_names] if isinstance(act_names, str) else act_names
+        if names is None: names = list(self.acts_to_saes)
         instead = [prev_saes] if isinstance(prev_saes, SAE) else prev_saes or [None]*len(names)
         if len(instead) != len(names):
             raise ConfigError(f"prev_saes: {len(instead)} SAEs for {len(names)} names; give one, or None, for each")
@@ -177,7 +181,7 @@ class _Reset(_Added):
         for placed in new:
             if placed is not None: self._put_up(placed)
 
-# %% ../../nbs/analysis/bridge.ipynb #3d91adba
+# %% ../../nbs/analysis/bridge.ipynb #1cb7a5f5
 class _Block(_Reset):
     "SAEs for a while"
     @contextmanager
@@ -198,8 +202,8 @@ class _Block(_Reset):
                 if reset_saes_end: stack.callback(self._put_back, placed, before)
             yield self
 
-# %% ../../nbs/analysis/bridge.ipynb #ca897fd5
-class _Runs(_Block):
+# %% ../../nbs/analysis/bridge.ipynb #d87804e1
+class _Run(_Block):
     "One run with SAEs"
     def run_with_saes(self, *args,
         saes:SAE|Sequence[SAE]=(), # One or several
@@ -210,6 +214,9 @@ class _Runs(_Block):
         "Call the model with SAEs in it"
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens): return self(*args, **kwargs)
 
+# %% ../../nbs/analysis/bridge.ipynb #283ff253
+class _Runs(_Run):
+    "The same with a cache and with hooks"
     def run_with_cache_with_saes(self, *args,
         saes:SAE|Sequence[SAE]=(), # One or several
         reset_saes_end:bool=True, # Put everything back afterwards
@@ -230,7 +237,7 @@ class _Runs(_Block):
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
             return self.run_with_hooks(*args, **kwargs)
 
-# %% ../../nbs/analysis/bridge.ipynb #d37a6e0e
+# %% ../../nbs/analysis/bridge.ipynb #9b18c847
 class SAEMethods(_Runs):
     "What a TransformerLens model gains"
     @classmethod
@@ -249,9 +256,7 @@ class SAEMethods(_Runs):
 
     def _prepare(self): pass
 
-# %% ../../nbs/analysis/bridge.ipynb #83f8008d
-def _nothing(x, hook): pass
-
+# %% ../../nbs/analysis/bridge.ipynb #5e008ef5
 @cache
 def _bridge_class()->type:
     from transformer_lens.model_bridge import TransformerBridge
@@ -273,7 +278,8 @@ def _bridge_class()->type:
         def _check_fires(self, name, point):
             try:
                 with self.hooks(fwd_hooks=[(name, _nothing)]): pass
-            except (ValueError, KeyError, NotImplementedError) as e: raise HookError(f"{name!r} never fires: {e}") from e
+            except (ValueError, KeyError, NotImplementedError) as e:
+                raise HookError(f"{name!r} never fires: {e}") from e
 
         def _list(self, placed): self._hook_registry.update(placed.named_points)
 
@@ -281,7 +287,7 @@ def _bridge_class()->type:
             for name in placed.named_points: self._hook_registry.pop(name, None)
     return SAETransformerBridge
 
-# %% ../../nbs/analysis/bridge.ipynb #b3c1c7ec
+# %% ../../nbs/analysis/bridge.ipynb #64aa20d8
 def _through_hook_in(mlp:nn.Module, inputs:tuple)->tuple: return (mlp.hook_in(inputs[0]), *inputs[1:])
 
 @cache
@@ -311,14 +317,14 @@ def _hooked_class()->type:
         def _unlist(self, placed): self.setup()
     return HookedSAETransformer
 
-# %% ../../nbs/analysis/bridge.ipynb #4bc66888
+# %% ../../nbs/analysis/bridge.ipynb #4d679e44
 _CLASSES = {
     'SAETransformerBridge': (_bridge_class, "needs the TransformerBridge of TransformerLens 3.9 or newer: "
                                             "pip install 'transformer-lens>=3.9,<5'"),
     'HookedSAETransformer': (_hooked_class, "needs the HookedTransformer of TransformerLens 3, which version 4 does "
-                                            "not have: pip install 'transformer-lens>=3.9,<4'. SAETransformerBridge has "
-                                            "the same methods and works with both: "
-                                            "SAETransformerBridge.boot_transformers(name)"),
+                                            "not have: pip install 'transformer-lens>=3.9,<4'. Or take "
+                                            "SAETransformerBridge.boot_transformers(name), which has the same methods "
+                                            "and works with both"),
 }
 
 def _installed()->str:

@@ -1,5 +1,7 @@
 """SAEs inside the models of TransformerLens 3, by sae-lens and by ours: `PYTHONPATH=ROOT PEER/bin/python compare_models.py`"""
+import tempfile
 import warnings
+from unittest.mock import patch
 import torch
 import sae_lens
 import sae_workbench
@@ -7,6 +9,8 @@ from sae_lens.saes.sae import SAEMetadata
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from sae_workbench.activations.offline import byte_tokenizer
 
 SHAPE = dict(n_layers=3, d_model=16, d_head=8, n_heads=2, d_mlp=32, n_ctx=32, d_vocab=60, act_fn='gelu', seed=0)
 TOKENS = torch.arange(20).reshape(2, 10)
@@ -108,7 +112,28 @@ def special_tokens():
     assert torch.allclose(a, b, atol=1e-5)
 
 
+def readme():
+    "The lines that people know, with a tiny GPT-2 instead of the real one, which has to be downloaded"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=257, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)
+    config.architectures, config.n_ctx = ['GPT2LMHeadModel'], 64
+    gpt2 = GPT2LMHeadModel(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        byte_tokenizer().save_pretrained(folder)
+        known = dict(hf_model=gpt2, tokenizer=AutoTokenizer.from_pretrained(folder), device='cpu')
+        for name, load in (('HookedSAETransformer', 'from_pretrained'), ('SAETransformerBridge', 'boot_transformers')):
+            outs = []
+            for lib, (sae, *_) in zip((sae_lens, sae_workbench), saes(CASES['residual'])):
+                with patch('transformer_lens.loading_from_pretrained.AutoConfig.from_pretrained', return_value=config):
+                    model = getattr(getattr(lib, name), load)('gpt2', **known)
+                _, cache = model.run_with_cache_with_saes('A text', saes=[sae])
+                with model.saes(saes=[sae]): logits = model('A text')
+                outs.append([logits, *(x for n, x in cache.items() if 'hook_out.hook_sae' in n or 'post.hook_sae' in n and name[0] == 'H')])
+            assert len(outs[0]) == 6 and all(map(same, *outs)), name
+
+
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
-    print(sum(compare(make, case) for make in (bridges, hooked) for case in CASES), 'results are equal')
     special_tokens()
+    readme()
+    print(sum(compare(make, case) for make in (bridges, hooked) for case in CASES), 'results are equal')
