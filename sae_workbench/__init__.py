@@ -58,7 +58,7 @@ _PUBLIC = {
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-_MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only, so not in a star import
+_MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):

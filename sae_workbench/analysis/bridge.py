@@ -284,7 +284,8 @@ def _bridge_class()->type:
         def _list(self, placed): self._hook_registry.update(placed.named_points)
 
         def _unlist(self, placed):
-            for name in placed.named_points: self._hook_registry.pop(name, None)
+            gone = set(placed.points.values())   # by identity: compatibility mode may have renamed them meanwhile
+            for name in [n for n, p in self._hook_registry.items() if p in gone]: del self._hook_registry[name]
     return SAETransformerBridge
 
 # %% ../../nbs/analysis/bridge.ipynb #64aa20d8
