@@ -11,25 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-import torch
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, place_of
 from ..core.capture import replacing, resolve
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean
+from ..core.hooks import is_hooked
 from ..saes.base import SAE
 
-# %% ../../nbs/analysis/bridge.ipynb #2e9fb2bd
-def _is_hooked(point:nn.Module)->bool:
-    "Whether anything hangs on a point"
-    return bool(point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks)
-
+# %% ../../nbs/analysis/bridge.ipynb #13b4b846
 def _pass_on(point:nn.Module, own:nn.Module, inputs:tuple, out:Tensor)->Tensor:
     "A hook: send what passes an SAE's own point through another one"
     return point(out)
 
-# %% ../../nbs/analysis/bridge.ipynb #3d187025
 class _Placed(Attachment):
     "An SAE at a hook point of a TransformerLens model, with points of its own there"
     def __init__(self,
@@ -55,11 +50,11 @@ class _Placed(Attachment):
     def _applied(self, y:Tensor)->Iterator[None]:
         with super()._applied(y), ExitStack() as stack:
             for n, point in self.points.items():
-                if not _is_hooked(point): continue
+                if not is_hooked(point): continue
                 stack.callback(self.sae.hook_dict[n].register_forward_hook(partial(_pass_on, point)).remove)
             yield
 
-# %% ../../nbs/analysis/bridge.ipynb #814cf28d
+# %% ../../nbs/analysis/bridge.ipynb #baff832e
 def _nothing(x, hook): pass
 
 class _Table:
@@ -91,7 +86,7 @@ class _Table:
             for n in placed.points: delattr(placed.at[1], n)
             self._unlist(placed)
 
-# %% ../../nbs/analysis/bridge.ipynb #c589987b
+# %% ../../nbs/analysis/bridge.ipynb #6e61e63e
 class _Places(_Table):
     "Putting SAEs in their places"
     def _take_down(self, placed:_Placed):
@@ -120,7 +115,7 @@ class _Places(_Table):
         if self._in_place: raise HookError("a model with SAEs in it cannot be copied or pickled: reset_saes() first")
         return super().__getstate__()
 
-# %% ../../nbs/analysis/bridge.ipynb #b934bc4f
+# %% ../../nbs/analysis/bridge.ipynb #0789ab05
 class _Spared:
     "A `keep` for `Attachment`: all positions but those of some tokens"
     def __init__(self,
@@ -134,7 +129,7 @@ class _Spared:
         if tokens is None: raise DataError("exclude_special_tokens: the model was not given token ids")
         return kept_positions(tokens, self.ids)
 
-# %% ../../nbs/analysis/bridge.ipynb #1d012174
+# %% ../../nbs/analysis/bridge.ipynb #9ce584a8
 class _Added(_Places):
     "SAEs that stay"
     @property
@@ -163,7 +158,7 @@ class _Added(_Places):
         if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
         return found
 
-# %% ../../nbs/analysis/bridge.ipynb #b852b8d1
+# %% ../../nbs/analysis/bridge.ipynb #bfe1c3ac
 class _Reset(_Added):
     "Taking SAEs out"
     def reset_saes(self,
@@ -177,11 +172,13 @@ class _Reset(_Added):
         if len(instead) != len(names):
             raise ConfigError(f"prev_saes: {len(instead)} SAEs for {len(names)} names; give one, or None, for each")
         new = [None if s is None else self._placed(s, None, False) for s in instead]
-        for placed in [p for n in names for p in self._at(n)]: self._take_down(placed)
+        gone = []
+        for n in names: gone += self._at(n)
+        for placed in gone: self._take_down(placed)
         for placed in new:
             if placed is not None: self._put_up(placed)
 
-# %% ../../nbs/analysis/bridge.ipynb #1cb7a5f5
+# %% ../../nbs/analysis/bridge.ipynb #3d91adba
 class _Block(_Reset):
     "SAEs for a while"
     @contextmanager
@@ -202,7 +199,7 @@ class _Block(_Reset):
                 if reset_saes_end: stack.callback(self._put_back, placed, before)
             yield self
 
-# %% ../../nbs/analysis/bridge.ipynb #d87804e1
+# %% ../../nbs/analysis/bridge.ipynb #fa0bc159
 class _Run(_Block):
     "One run with SAEs"
     def run_with_saes(self, *args,
@@ -214,7 +211,7 @@ class _Run(_Block):
         "Call the model with SAEs in it"
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens): return self(*args, **kwargs)
 
-# %% ../../nbs/analysis/bridge.ipynb #283ff253
+# %% ../../nbs/analysis/bridge.ipynb #91d3455b
 class _Runs(_Run):
     "The same with a cache and with hooks"
     def run_with_cache_with_saes(self, *args,
@@ -237,7 +234,7 @@ class _Runs(_Run):
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
             return self.run_with_hooks(*args, **kwargs)
 
-# %% ../../nbs/analysis/bridge.ipynb #9b18c847
+# %% ../../nbs/analysis/bridge.ipynb #e089c1a9
 class SAEMethods(_Runs):
     "What a TransformerLens model gains"
     @classmethod
@@ -256,7 +253,7 @@ class SAEMethods(_Runs):
 
     def _prepare(self): pass
 
-# %% ../../nbs/analysis/bridge.ipynb #5e008ef5
+# %% ../../nbs/analysis/bridge.ipynb #8e28b8be
 @cache
 def _bridge_class()->type:
     from transformer_lens.model_bridge import TransformerBridge
@@ -288,7 +285,7 @@ def _bridge_class()->type:
             for name in [n for n, p in self._hook_registry.items() if p in gone]: del self._hook_registry[name]
     return SAETransformerBridge
 
-# %% ../../nbs/analysis/bridge.ipynb #64aa20d8
+# %% ../../nbs/analysis/bridge.ipynb #1fe42e83
 def _through_hook_in(mlp:nn.Module, inputs:tuple)->tuple: return (mlp.hook_in(inputs[0]), *inputs[1:])
 
 @cache
@@ -318,7 +315,7 @@ def _hooked_class()->type:
         def _unlist(self, placed): self.setup()
     return HookedSAETransformer
 
-# %% ../../nbs/analysis/bridge.ipynb #4d679e44
+# %% ../../nbs/analysis/bridge.ipynb #23a3868f
 _CLASSES = {
     'SAETransformerBridge': (_bridge_class, "needs the TransformerBridge of TransformerLens 3.9 or newer: "
                                             "pip install 'transformer-lens>=3.9,<5'"),
