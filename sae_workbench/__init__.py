@@ -54,7 +54,9 @@ _PUBLIC = {
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'hub.weights': ['convert_to_safetensors'],
     'hub.formats': ['Format', 'register_format', 'find_saes'],
-    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
+    'hub.circuit_tracer': ['save_transcoder_set'],
+    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id',
+                     'get_pretrained_saes_directory'],
     'hub.share': ['upload_saes_to_huggingface'],
     'analysis.attach': ['attach', 'intervene'],
 }
