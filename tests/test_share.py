@@ -1,5 +1,6 @@
 """Uploads through the real client of the hub to a hub on localhost, whatever goes wrong on the way, and back again."""
 import contextlib
+import inspect
 import io
 import re
 import time
@@ -44,6 +45,13 @@ def puts(hub) -> int: return sum(a.startswith('PUT') for a in hub.asked)
 
 
 NAMES = ['README.md', 'a/cfg.json', 'a/sae_weights.safetensors', 'b/c/cfg.json', 'b/c/sae_weights.safetensors', 'b/c/sparsity.safetensors']
+
+
+def test_the_arguments_are_those_of_sae_lens():
+    "`inspect.signature` of version 6.54.12; what is ours stands behind"
+    v6 = dict(saes_dict=inspect.Parameter.empty, hf_repo_id=inspect.Parameter.empty, hf_revision='main', show_progress=True, add_default_readme=True)
+    ours = {p.name: p.default for p in inspect.signature(upload).parameters.values()}
+    assert list(ours.items())[:5] == list(v6.items()) and set(list(ours.values())[5:]) == {None}
 
 
 def test_several_in_one_commit(hub, tmp_path):
@@ -154,6 +162,12 @@ def test_a_readme_of_ones_own_is_kept(hub):
     hub.repos[REPO]['README.md'] = mine = ours.replace(MARK.encode(), b'mine')
     quiet({'b': topk(9)})
     assert hub.repos[REPO]['README.md'] == mine and 'b/cfg.json' in files(hub)
+
+
+def test_other_files_of_the_repository_do_no_harm(hub):
+    hub.repos[REPO] = {'old/cfg.json': b'{"d_in": 8}', 'odd/cfg.json': b'[', 'cfg.json': b'{}', 'notes.txt': b'x'}
+    quiet({'a': topk(8)})
+    assert hub.repos[REPO]['README.md'].decode().count('hook_resid_pre` |') == 1 and len(hub.repos[REPO]) == 7
 
 
 def test_a_branch(hub):

@@ -6,10 +6,10 @@
 __all__ = ['Positions', 'place_of', 'Attachment', 'attach', 'intervene']
 
 # %% ../../nbs/analysis/attach.ipynb #2c23dde9
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-import warnings
 import torch
 from torch import Tensor, nn
 from ..core.capture import replacing, resolve

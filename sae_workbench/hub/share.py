@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SPARSITY', 'PASSING', 'WAITS', 'MARK', 'save_pretrained', 'patiently', 'upload_saes_to_huggingface', 'push_to_hub']
 
-# %% ../../nbs/hub/share.ipynb #6e52c4a8
+# %% ../../nbs/hub/share.ipynb #b8554661
 import random, tempfile, time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,18 +128,20 @@ def _told(repo_id:str):
         if status==403: raise UploadError(f"{repo_id}: the token may not write there ({why})") from e
         raise UploadError(f"{repo_id}: {why}. {kept}") from e
 
-# %% ../../nbs/hub/share.ipynb #194a1ff7
+# %% ../../nbs/hub/share.ipynb #4f820df1
 MARK = '<!-- written by sae_workbench; without this line it is never replaced -->'
 
 def _there(place:Hub, names:list[str], new:Mapping[str, dict])->dict[str, dict]:
     "Configs of the SAEs that the repository has already"
-    cfgs = {}
-    for name in [n for n in names if Path(n).name==CFG_FILE and str(Path(n).parent) not in (*new, '.')]:
-        try: cfg = read_json(place.get(name))
-        except LoadError: continue   # not an SAE's
-        if isinstance(cfg.get('metadata'), dict) and {'architecture', 'd_in', 'd_sae'} <= cfg.keys():
-            cfgs[str(Path(name).parent)] = cfg
-    return cfgs
+    folders = [f for n in names if Path(n).name==CFG_FILE and (f := str(Path(n).parent)) not in (*new, '.')]
+    with ThreadPoolExecutor(8) as pool: files = list(pool.map(lambda f: place.get(f'{f}/{CFG_FILE}'), folders))
+    return {f: cfg for f, file in zip(folders, files) if (cfg := _read_cfg(file))}
+
+def _read_cfg(file:Path)->dict|None:
+    "A config of v6's layout; None for any other file of that name"
+    try: cfg = read_json(file)
+    except LoadError: return None
+    return cfg if isinstance(cfg.get('metadata'), dict) and {'architecture', 'd_in', 'd_sae'} <= cfg.keys() else None
 
 def _card(repo_id:str, revision:str, token:str, cfgs:dict[str, dict])->bytes|None:
     "The README for the repository; None if it has one of its own"
