@@ -28,7 +28,8 @@ class FakeHub:
     """Serves `{repo: {file: bytes}}` while the `with` block runs; `asked` lists the requests, `commits` the commits.
 
     `faults` says what goes wrong: `{'POST commit': [503, 'drop']}` answers the first request that has both words with 503, and
-    drops the connection of the second; 'lose' does what is asked and then drops the connection. A branch is the repository `owner/name@branch`.
+    drops the connection of the second; 'lose' does what is asked and then drops the connection; a function is called, then it is dropped.
+    A branch is the repository `owner/name@branch`.
     """
     def __init__(self, repos: dict[str, dict[str, bytes]] | None = None, gated: tuple[str, ...] = (), readonly: tuple[str, ...] = ()):
         self.repos, self.gated, self.readonly, self.asked = repos or {}, gated, readonly, []
@@ -99,7 +100,11 @@ class FakeHub:
     def fault(self, request: str):
         for words, waiting in self.faults.items():
             if waiting and all(w in request for w in words.split()):
-                return waiting.pop(0)
+                fault = waiting.pop(0)
+                if not callable(fault):
+                    return fault
+                fault()
+                return 'drop'
 
     def respond(self, method: str, path: str, deep: bool, body: bytes, token: str) -> tuple[int, dict, bytes]:
         "Status, headers and body of a request"
@@ -177,11 +182,14 @@ class FakeHub:
 
     def commit(self, key: str, body: bytes) -> tuple[int, dict, bytes]:
         "All files of a commit, or none"
-        (header, *lines), new = [json.loads(line) for line in body.splitlines()], {}
-        for line in (line['value'] for line in lines):
+        (header, *lines), new, gone = [json.loads(line) for line in body.splitlines()], {}, set()
+        for kind, line in ((line['key'], line['value']) for line in lines):
+            if kind == 'deletedFile':
+                gone.add(line['path'])
+                continue
             if 'oid' in line and line['oid'] not in self.objects:
                 return reply(dict(error=f"{line['path']} was not uploaded"), 400)
             new[line['path']] = self.objects[line['oid']] if 'oid' in line else base64.b64decode(line['content'])
-        self.repos[key] = self.repos[key] | new
+        self.repos[key] = {n: d for n, d in (self.repos[key] | new).items() if n not in gone}
         self.commits.append((key, header['value']['summary'], sorted(new)))
         return reply(dict(commitUrl=f"{self.url}/{key}/commit/{COMMIT}", commitOid=COMMIT, success=True))

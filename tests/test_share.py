@@ -2,18 +2,24 @@
 import contextlib
 import inspect
 import io
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from fakehub import TOKEN, FakeHub
 from huggingface_hub.utils import close_session
-from sae_workbench import SAE, NonFiniteError, SAEMetadata, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, UploadError
+from producers import PRODUCERS
+from sae_workbench import SAE, NonFiniteError, SAEMetadata, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, UploadError, model_card
 from sae_workbench import upload_saes_to_huggingface as upload
 from sae_workbench.hub.share import MARK
 
 REPO = 'me/saes'
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def topk(layer: int) -> TopKSAE:
@@ -74,6 +80,18 @@ def test_the_cards_code_runs(hub):
     assert torch.equal(made['reconstruction'], topk(8)(made['x'])) and made['latents'].shape == (1, 8, 64)
 
 
+def test_the_code_runs_for_every_architecture(hub, tmp_path):
+    saes = {}
+    for name, write in PRODUCERS.items():
+        folder = tmp_path/name.replace(' ', '-')
+        saes[folder.name] = SAE.from_pretrained(folder, write(folder), allow_pickle=True)
+    quiet(saes)
+    for name, sae in saes.items():
+        made = {}
+        exec(re.findall(r'```python\n(.*?)```', model_card({name: sae.cfg}, REPO), re.S)[0], made)
+        assert torch.equal(made['reconstruction'], sae(made['x'])), name
+
+
 def test_the_cards_facts(hub):
     import yaml
     quiet({'layer_8': topk(8), 'layer_9': topk(9)})
@@ -94,13 +112,13 @@ def test_what_passes_is_waited_for(hub, where, what):
     assert torch.equal(SAE.from_pretrained(REPO, 'a').W_dec, topk(8).W_dec)
 
 
-@pytest.mark.parametrize('where', ['PUT objects', 'POST commit', 'POST batch'])
+@pytest.mark.parametrize('where', ['PUT objects', 'POST commit', 'POST batch', 'GET tree'])
 @pytest.mark.parametrize('what', [503, 'drop', 400])
 def test_an_interrupted_upload_changes_nothing_and_can_be_finished(hub, where, what):
     quiet({'a': topk(8)})
     before, sent = dict(hub.repos[REPO]), puts(hub)
     hub.faults = {where: [what]*9999}
-    with pytest.raises(UploadError, match='The repository is as it was. Run the same again'):
+    with pytest.raises(UploadError, match='It is there whole or not at all. Run the same again'):
         quiet({'b': topk(9), 'c': topk(10)})
     assert hub.repos[REPO] == before and len(hub.commits) == 1
     arrived = len(hub.objects)
@@ -111,6 +129,21 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_finished(hub, where, w
     if where == 'POST commit':
         assert again == 0 and sent
     assert hub.repos[REPO]['README.md'].decode().count('hook_resid_pre` |') == 3
+
+
+def test_a_killed_upload_can_be_finished(hub, tmp_path):
+    "The program is killed when the first large file, or the commit, is on its way"
+    topk(8).save_pretrained(tmp_path/'a')
+    for where in ('PUT objects', 'POST commit'):
+        script = f"from sae_workbench import upload_saes_to_huggingface as u; u({{'a': r'{tmp_path/'a'}'}}, '{REPO}', show_progress=False)"
+        env = os.environ | dict(HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET='1', HF_HOME=str(tmp_path/'home'), PYTHONPATH=str(ROOT))
+        program = subprocess.Popen([sys.executable, '-c', script], env=env, stderr=subprocess.DEVNULL)
+        hub.faults = {where: [program.kill]}
+        assert program.wait(120) == -9 and not hub.faults[where] and files(hub) == [] and not hub.commits
+    asked = len(hub.asked)
+    quiet({'a': tmp_path/'a'})
+    assert not any(a.startswith('PUT') for a in hub.asked[asked:])   # it had arrived when the commit was killed
+    assert torch.equal(SAE.from_pretrained(REPO, 'a').W_dec, topk(8).W_dec)
 
 
 def test_the_same_again_makes_no_commit(hub):
@@ -162,6 +195,14 @@ def test_a_readme_of_ones_own_is_kept(hub):
     hub.repos[REPO]['README.md'] = mine = ours.replace(MARK.encode(), b'mine')
     quiet({'b': topk(9)})
     assert hub.repos[REPO]['README.md'] == mine and 'b/cfg.json' in files(hub)
+
+
+def test_nothing_stays_of_an_sae_that_is_replaced(hub, tmp_path):
+    topk(8).save_pretrained(tmp_path/'a', log_sparsity=torch.zeros(64))
+    quiet({'a': tmp_path/'a', 'b': tmp_path/'a'})
+    quiet({'a': topk(9)})
+    assert SAE.from_pretrained_with_cfg_and_sparsity(REPO, 'a')[2] is None
+    assert [f for f in files(hub) if 'sparsity' in f] == ['b/sparsity.safetensors']
 
 
 def test_other_files_of_the_repository_do_no_harm(hub):

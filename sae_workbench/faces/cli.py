@@ -212,7 +212,7 @@ def convert(args:Sequence[str]):
     p = ArgumentParser('sae-workbench convert', description='Rewrite a published SAE or a weights file.')
     p.add_argument('source', metavar='SOURCE', help='a pickle or npz file, a folder in any known format, a release of '
                                                     'the registry, or a repository of the hub')
-    p.add_argument('out', metavar='OUT', help='a new .safetensors file for a file, else a new folder; nothing is replaced')
+    p.add_argument('out', metavar='OUT', help='a new .safetensors file for a file, else a new folder')
     p.add_argument('--sae-id', help="the SAE's path in the folder, or its id in the release")
     p.add_argument('--allow-pickle', action='store_true', help="read pickles, with torch's weights_only")
     a = p.parse_args(list(args))

@@ -76,7 +76,8 @@ def _common(transcoder:SAE, layer:int)->dict[str, Any]:
     if c.architecture() not in _KINDS: raise ConfigError(f"layer {layer}: a {c.architecture()} is not a transcoder")
     at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', h or '') for h in (m.hook_name, m.hook_name_out)]
     if not all(a and int(a[1])==layer for a in at):
-        raise ConfigError(f"layer {layer}: expected hooks blocks.{layer}.…, found {m.hook_name!r} to {m.hook_name_out!r}")
+        raise ConfigError(f"layer {layer}: expected hooks blocks.{layer}.…, "
+                          f"found {m.hook_name!r} to {m.hook_name_out!r}")
     if c.normalize_activations != 'none' or c.d_in != c.d_out:
         raise ConfigError(f"layer {layer}: circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, "
                           f"d_out={c.d_out}, normalize_activations={c.normalize_activations!r}")
@@ -108,7 +109,8 @@ def save_transcoder_set(
     tensors = {i: _ours_to_theirs(t) for i, t in layers.items()}
     for i, t in tensors.items(): check_finite(t, f'the transcoder of layer {i}')
     for i, t in tensors.items(): write_tensors(Path(path)/f'layer_{i}.safetensors', t)
-    config = dict(model_kind='transcoder_set', scan=scan) | {k: every[0][k] for k in every[0] if k not in ('d_in', 'd_sae', 'skip')}
+    facts = {k: v for k, v in every[0].items() if k not in ('d_in', 'd_sae', 'skip')}
+    config = dict(model_kind='transcoder_set', scan=scan) | facts
     with atomic(Path(path)/'config.yaml') as f: f.write_text(yaml.safe_dump(config, sort_keys=False))
     return Path(path)
 

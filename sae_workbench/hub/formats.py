@@ -219,7 +219,7 @@ NOT_YET = {   # layouts that are known, by a file's name, and what to say of the
     r'(^|/)clt/.*params_layer_\d+\.safetensors$': "a cross-layer transcoder of Gemma Scope 2, which cannot be read yet",
     r'(^|/)crosscoder/.*params_layer_\d+\.safetensors$': "a crosscoder of Gemma Scope 2, which cannot be read yet",
     r'(^|/)W_enc_\d+\.safetensors$': "a cross-layer transcoder: name a layer, such as '0', to read its latents",
-    r'\.dcp(/|$)': "a checkpoint of Llamascopium in torch's distributed format, which cannot be read: export it as safetensors",
+    r'\.dcp(/|$)': "a checkpoint of Llamascopium in torch's distributed format; safetensors can be read",
     r'(^|/)n_images_\d+\.pt$': "an SAE of ViT-Prisma, which cannot be read yet"}
 
 # %% ../../nbs/hub/formats.ipynb #76f37ade

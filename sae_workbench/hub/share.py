@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['SPARSITY', 'PASSING', 'WAITS', 'MARK', 'save_pretrained', 'patiently', 'upload_saes_to_huggingface', 'push_to_hub']
 
-# %% ../../nbs/hub/share.ipynb #b8554661
+# %% ../../nbs/hub/share.ipynb #59879dae
 import random, tempfile, time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
@@ -21,7 +20,7 @@ from .places import Hub, safe_name
 from ..saes.base import CFG_FILE, SAE
 from ..saes.card import model_card
 
-# %% ../../nbs/hub/share.ipynb #d3103122
+# %% ../../nbs/hub/share.ipynb #be0279ce
 SPARSITY = 'sparsity.safetensors'
 
 def save_pretrained(
@@ -35,16 +34,17 @@ def save_pretrained(
     if log_sparsity is not None and tuple(log_sparsity.shape) != (sae.cfg.d_sae,):
         raise ConfigError(f"log_sparsity: expected shape ({sae.cfg.d_sae},), got {tuple(log_sparsity.shape)}")
     sae.save_model(path)
-    if log_sparsity is not None: write_tensors(path/SPARSITY, dict(sparsity=log_sparsity.float()))
+    if log_sparsity is None: (path/SPARSITY).unlink(missing_ok=True)   # of an SAE that was there before
+    else: write_tensors(path/SPARSITY, dict(sparsity=log_sparsity.float()))
     if card:
         with atomic(path/'README.md') as f: f.write_text(model_card({'': sae.cfg}, folder=path))
     return path
 
-# %% ../../nbs/hub/share.ipynb #994bb2ad
+# %% ../../nbs/hub/share.ipynb #2314107a
 def _token(token:str|bool|None)->str:
     "The token with which to write; an error without one"
     from huggingface_hub import constants, get_token
-    if constants.HF_HUB_OFFLINE: raise UploadError("HF_HUB_OFFLINE is set, so the hub may not be asked: unset it to upload")
+    if constants.HF_HUB_OFFLINE: raise UploadError("HF_HUB_OFFLINE is set: unset it to upload")
     found = token if isinstance(token, str) else None if token is False else get_token()
     if found: return found
     raise UploadError("no token for the hub: log in with `hf auth login`, set HF_TOKEN, or pass token=…; it needs the "
@@ -110,14 +110,13 @@ def patiently(
             time.sleep(max(asked, wait*random.uniform(.8, 1.2)))
     return do()
 
-# %% ../../nbs/hub/share.ipynb #3495a35c
+# %% ../../nbs/hub/share.ipynb #7b0e086c
 @contextmanager
 def _told(repo_id:str):
     "The hub's exceptions in this library's words"
     from huggingface_hub import errors as hub
-    kept = "The repository is as it was. Run the same again: large files that have arrived are not sent twice"
+    kept = "It is there whole or not at all. Run the same again: large files that have arrived are not sent twice"
     try: yield
-    except SAEWorkbenchError: raise
     except Exception as e:
         if not isinstance(e, (hub.HfHubHTTPError, OSError, RuntimeError, ValueError)) and _passes(e) is None: raise
         answer = next((c for c in _causes(e) if isinstance(c, hub.HfHubHTTPError)), e)
@@ -128,7 +127,7 @@ def _told(repo_id:str):
         if status==403: raise UploadError(f"{repo_id}: the token may not write there ({why})") from e
         raise UploadError(f"{repo_id}: {why}. {kept}") from e
 
-# %% ../../nbs/hub/share.ipynb #4f820df1
+# %% ../../nbs/hub/share.ipynb #e3d92b60
 MARK = '<!-- written by sae_workbench; without this line it is never replaced -->'
 
 def _there(place:Hub, names:list[str], new:Mapping[str, dict])->dict[str, dict]:
@@ -143,15 +142,13 @@ def _read_cfg(file:Path)->dict|None:
     except LoadError: return None
     return cfg if isinstance(cfg.get('metadata'), dict) and {'architecture', 'd_in', 'd_sae'} <= cfg.keys() else None
 
-def _card(repo_id:str, revision:str, token:str, cfgs:dict[str, dict])->bytes|None:
+def _card(place:Hub, names:list[str], cfgs:dict[str, dict])->bytes|None:
     "The README for the repository; None if it has one of its own"
-    place = Hub(repo_id, revision, token=token, force_download=True, verify=False)
-    names = place.names()
     if 'README.md' in names and MARK not in place.get('README.md').read_text(): return None
     every = cfgs | _there(place, names, cfgs)
-    return model_card(dict(sorted(every.items())), repo_id, more=MARK).encode()
+    return model_card(dict(sorted(every.items())), place.repo, more=MARK).encode()
 
-# %% ../../nbs/hub/share.ipynb #9426f842
+# %% ../../nbs/hub/share.ipynb #52f67942
 @contextmanager
 def _bars(show:bool):
     "The hub client's progress bars on or off"
@@ -161,17 +158,19 @@ def _bars(show:bool):
     try: yield
     finally: enable_progress_bars()
 
-def _send(api, repo_id:str, revision:str, root:Path, card:bytes|None, message:str)->str:
-    "All files below a folder in one commit; the commit's address"
-    from huggingface_hub import CommitOperationAdd
-    def commit():   # operations remember what they did, so every try makes them anew
-        files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob('*')) if p.is_file()}
-        if card is not None: files['README.md'] = card
-        operations = [CommitOperationAdd(name, data) for name, data in files.items()]
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-    return patiently(commit).commit_url
+def _send(api, place:Hub, root:Path, cfgs:dict[str, dict], card:bool, message:str)->str:
+    "All SAEs below a folder in one commit; the commit's address"
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob('*')) if p.is_file()}
+    names = place.names()
+    readme = _card(place, names, cfgs) if card else None
+    if readme is not None: files['README.md'] = readme
+    gone = {f'{i}/{SPARSITY}' for i in cfgs} & set(names) - files.keys()   # of SAEs that are replaced
+    operations = [CommitOperationAdd(n, data) for n, data in files.items()]
+    operations += [CommitOperationDelete(n) for n in sorted(gone)]
+    return api.create_commit(place.repo, operations, commit_message=message, revision=place.revision).commit_url
 
-# %% ../../nbs/hub/share.ipynb #d3bbff5a
+# %% ../../nbs/hub/share.ipynb #3bfec151
 def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
     "Make the repository and its branch if need be; its full name"
     owner = patiently(api.whoami)['name']
@@ -194,15 +193,15 @@ def upload_saes_to_huggingface(
     "Upload SAEs to the Hugging Face hub, in one commit"
     from huggingface_hub import HfApi
     saes, token = _checked_names(saes_dict, hf_repo_id), _token(token)
-    api, message = HfApi(token=token), commit_message or f"Upload {len(saes)} SAE{'s'*(len(saes) > 1)} with sae_workbench"
+    api, message = HfApi(token=token), commit_message or f"Upload {', '.join(list(saes)[:5])} with sae_workbench"
     with tempfile.TemporaryDirectory() as d:
         cfgs = _prepare(saes, Path(d), show_progress)
         with _told(hf_repo_id), _bars(show_progress):
             repo_id = _repository(api, hf_repo_id, hf_revision, private)
-            card = patiently(lambda: _card(repo_id, hf_revision, token, cfgs)) if add_default_readme else None
-            return _send(api, repo_id, hf_revision, Path(d), card, message)
+            place = Hub(repo_id, hf_revision, token=token, force_download=True, verify=False)
+            return patiently(lambda: _send(api, place, Path(d), cfgs, add_default_readme, message))
 
-# %% ../../nbs/hub/share.ipynb #a9cb434e
+# %% ../../nbs/hub/share.ipynb #0aa91db2
 def push_to_hub(
     sae:SAE, # For inference or in training
     repo_id:str, # owner/name; made if need be
@@ -217,4 +216,5 @@ def push_to_hub(
     "Upload an SAE to the Hugging Face hub"
     sae_id = sae_id or sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name
     if not sae_id: raise ConfigError("sae_id is needed: the SAE's metadata does not name its hook")
-    return upload_saes_to_huggingface({sae_id: sae}, repo_id, revision, show_progress, card, token, private, commit_message)
+    return upload_saes_to_huggingface({sae_id: sae}, repo_id, revision, show_progress, card, token, private,
+                                      commit_message)

@@ -42,13 +42,14 @@ def origin_differences(
             d_in and d_in != cfg.d_in and f"reads activations of width {cfg.d_in}, used on a width of {d_in}"]
     return [s for s in said if s]
 
-# %% ../../nbs/saes/card.ipynb #c814e481
+# %% ../../nbs/saes/card.ipynb #c550b8df
 TAGS = ('sparse-autoencoder', 'sae_workbench')
 NOT_IN_V6 = ('topk_transcoder', 'topk_skip_transcoder')   # architectures that SAELens v6 does not have
 
 def _known(cards:Mapping[str, dict], name:str)->list:
     "The values of a fact in the metadata, each once"
-    return list({json.dumps(v): v for c in cards.values() if (v := c['metadata'].get(name)) not in (None, '', {})}.values())
+    values = [c['metadata'].get(name) for c in cards.values()]
+    return list({json.dumps(v): v for v in values if v not in (None, '', {})}.values())
 
 def _front_matter(cards:Mapping[str, dict])->str:
     linked = {key: [n for n in _known(cards, fact) if str(n).count('/')==1 and str(n)[0] not in './~']
@@ -68,9 +69,10 @@ def _table(head:list[str], rows:list[list])->str:
     lines = [head, ['---']*len(head), *([_cell(c) for c in r] for r in rows)]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
-# %% ../../nbs/saes/card.ipynb #4c65eee1
+# %% ../../nbs/saes/card.ipynb #163405b4
 SHOWN = {'explained_variance': 'explained variance', 'ce_loss_score': 'CE loss recovered', 'l0': 'L0', 'mse': 'MSE',
-         'cossim': 'cosine', 'dead_latents': 'dead latents', 'n_tokens': 'on tokens'}
+         'cossim': 'cosine', 'dead_latents': 'dead latents', 'num_dead_features': 'dead in training',
+         'n_tokens': 'on tokens'}
 FACTS = {'model_name': 'model', 'model_class_name': 'loaded as', 'model_from_pretrained_kwargs': 'with options',
          'tokenizer_name': 'tokenizer', 'dataset_path': 'data set', 'training_tokens': 'trained on tokens',
          'context_size': 'tokens a context', 'prepend_bos': 'begins with BOS', 'seqpos_slice': 'positions',
@@ -88,7 +90,7 @@ def _place(card:dict)->str:
     head = m.get('hook_head_index')
     return ' to '.join(f'`{p}`' for p in places if p) + (f', head {head}' if head is not None else '') or 'not known'
 
-# %% ../../nbs/saes/card.ipynb #1c8969d9
+# %% ../../nbs/saes/card.ipynb #8b3cd20f
 def _saes_table(cards:Mapping[str, dict])->str:
     rows = [[f'`{i or "."}`', c['architecture'], _place(c), c['d_in'], c['d_sae']] for i, c in cards.items()]
     return _table(['SAE', 'architecture', 'hook', 'width', 'latents'], rows)
@@ -101,7 +103,7 @@ def _metrics_table(cards:Mapping[str, dict])->str:
 
 def _facts_table(cards:Mapping[str, dict])->str:
     every = {name: _known(cards, name) for name in FACTS}
-    rows = [[FACTS[name], values[0] if len(values)==1 else 'see each cfg.json'] for name, values in every.items() if values]
+    rows = [[FACTS[n], vs[0] if len(vs)==1 else 'see each cfg.json'] for n, vs in every.items() if vs]
     return _table(['', ''], rows) if rows else 'The metadata do not say.'
 
 # %% ../../nbs/saes/card.ipynb #b7235e9e

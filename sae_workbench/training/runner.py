@@ -17,7 +17,6 @@ from ..core.files import atomic, write_json, write_tensors
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
 from ..activations.store import ActivationsStore, open_cache
-from ..saes.base import SAE
 from ..saes.card import model_card
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
