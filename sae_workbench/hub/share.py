@@ -61,13 +61,13 @@ def _checked_names(saes:Mapping[str, Any], repo_id:str)->dict[str, Any]:
     if bad or not saes: raise ConfigError(f"each SAE needs a path of its own in the repository, got {bad or 'no SAE'}")
     return {ids[name]: sae for name, sae in saes.items()}
 
-# %% ../../nbs/hub/share.ipynb #2e53ddc1
+# %% ../../nbs/hub/share.ipynb #3bbe3be3
 def _write(value:SAE|str|Path, folder:Path)->SAE:
     "Write one SAE or folder of any format as it will be uploaded, and load it again"
     sparsity, sae = None, value
     if not isinstance(value, SAE):
-        if not Path(value).is_dir(): raise LoadError(f"{value}: no such folder")
-        sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(Path(value), dtype=None)
+        if not (at := Path(value).expanduser()).is_dir(): raise LoadError(f"{value}: no such folder")
+        sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(at, dtype=None)
     return SAE.load_from_disk(save_pretrained(sae, folder, sparsity, card=False))
 
 def _prepare(saes:Mapping[str, Any], root:Path, show:bool)->dict[str, dict]:
@@ -170,11 +170,10 @@ def _send(api, place:Hub, root:Path, cfgs:dict[str, dict], card:bool, message:st
     operations += [CommitOperationDelete(n) for n in sorted(gone)]
     return api.create_commit(place.repo, operations, commit_message=message, revision=place.revision).commit_url
 
-# %% ../../nbs/hub/share.ipynb #3bfec151
+# %% ../../nbs/hub/share.ipynb #8f68d7ef
 def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
     "Make the repository and its branch if need be; its full name"
-    owner = patiently(api.whoami)['name']
-    repo_id = repo_id if '/' in repo_id else f'{owner}/{repo_id}'
+    if '/' not in repo_id: repo_id = f"{patiently(api.whoami)['name']}/{repo_id}"
     patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     if revision != 'main' and not revision.startswith('refs/'):
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
