@@ -106,6 +106,8 @@ def save_transcoder_set(
     every = {i: _common(t, i) for i, t in layers.items()}
     if odd := [i for i, c in every.items() if c != every[0]]:
         raise ConfigError(f"layer {odd[0]} differs from layer 0: {every[odd[0]]} is not {every[0]}")
+    if more := {p.name for p in Path(path).glob('layer_*.safetensors')} - {f'layer_{i}.safetensors' for i in layers}:
+        raise ConfigError(f"{path}: holds layers of another set: {', '.join(sorted(more)[:4])}")
     tensors = {i: _ours_to_theirs(t) for i, t in layers.items()}
     for i, t in tensors.items(): check_finite(t, f'the transcoder of layer {i}')
     for i, t in tensors.items(): write_tensors(Path(path)/f'layer_{i}.safetensors', t)
