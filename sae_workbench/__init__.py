@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 
 # %% ../nbs/api.ipynb #821a708c
 _PUBLIC = {
-    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'NonFiniteError'],
+    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError',
+                    'UploadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
@@ -33,6 +34,7 @@ _PUBLIC = {
     'saes.matching_pursuit': ['MatchingPursuitSAE', 'MatchingPursuitSAEConfig',
                               'MatchingPursuitTrainingSAE', 'MatchingPursuitTrainingSAEConfig'],
     'saes.temporal': ['TemporalSAE', 'TemporalSAEConfig'],
+    'saes.card': ['model_card'],
     'activations.tokens': ['TokenContexts'],
     'activations.pretokenize': ['PretokenizeRunner', 'PretokenizeRunnerConfig'],
     'activations.models': ['load_model'],
@@ -52,7 +54,10 @@ _PUBLIC = {
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'hub.weights': ['convert_to_safetensors'],
     'hub.formats': ['Format', 'register_format', 'find_saes'],
-    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
+    'hub.circuit_tracer': ['save_transcoder_set'],
+    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id',
+                     'get_pretrained_saes_directory'],
+    'hub.share': ['upload_saes_to_huggingface'],
     'analysis.attach': ['attach', 'intervene'],
     'analysis.bridge': ['SAETransformerBridge'],
 }

@@ -9,7 +9,7 @@ PACKAGE = 'sae_workbench'
 FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'hub': 4, 'analysis': 5, 'faces': 6}
 ROOF = 7   # the package's root and the short modules beside it
 STRANGERS = {frozenset({'saes', 'activations'})}   # floors that never import each other
-CALLS_UP = {('saes.base', 'hub.pretrained'), ('saes.base', 'hub.legacy')}   # inside a function: SAE.from_pretrained, old folders
+CALLS_UP = {('saes.base', f'hub.{m}') for m in ('pretrained', 'legacy', 'share')}   # inside a function: SAE.from_pretrained, old folders, push_to_hub
 LIGHT = {'torch', 'numpy', 'safetensors', 'pydantic', 'tqdm', PACKAGE} | sys.stdlib_module_names
 ORDER = [m for m in (module_of(ROOT/name) for name in listed()) if m]
 FILES = sorted(p for p in (ROOT/PACKAGE).rglob('*.py') if p.name != '_modidx.py')

@@ -6,6 +6,7 @@
 __all__ = ['Positions', 'place_of', 'Attachment', 'attach', 'intervene']
 
 # %% ../../nbs/analysis/attach.ipynb #2c23dde9
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..core.capture import replacing, resolve
 from ..core.errors import ConfigError, DataError, HookError, unknown
 from ..saes.base import SAE
+from ..saes.card import origin_differences
 
 # %% ../../nbs/analysis/attach.ipynb #141659c3
 def _has_output(sae:SAE)->bool: return hasattr(sae.cfg, 'd_out')   # a transcoder
@@ -42,6 +44,21 @@ def place_of(
     if _has_output(sae): raise ConfigError(f"a transcoder reads at one place and writes at another: give name=(read, "
                                            f"write) or metadata.hook_name_out; got {read!r} alone")
     raise ConfigError(f"{type(sae).__name__} writes where it reads; got {read!r} and {write!r}")
+
+# %% ../../nbs/analysis/attach.ipynb #54e66913
+def _name(holder, *at:str)->str|None:
+    "A name that a model or tokenizer has of itself; a folder's name says nothing"
+    for a in at: holder = getattr(holder, a, None)
+    return holder if isinstance(holder, str) and holder[:1] not in ('/', '.', '~', '') else None
+
+def _warn_of_origin(model:nn.Module, sae:SAE, read:str|None):
+    "Say so if the SAE is of another model, tokenizer or, where `read` was given by name, of another hook of this model"
+    if read:
+        try: read = read if resolve(model, read) is not resolve(model, _known(model, sae)[0]) else None
+        except (ConfigError, HookError): read = None   # the metadata's names are not this model's
+    name = _name(model, 'cfg', 'model_name') or _name(model, 'config', '_name_or_path')
+    said = origin_differences(sae.cfg, name, read, _name(model, 'tokenizer', 'name_or_path'))
+    if said: warnings.warn(f"this {type(sae).__name__} was {'; it was '.join(said)}", UserWarning, stacklevel=5)
 
 # %% ../../nbs/analysis/attach.ipynb #40a43627
 def _join(x:Tensor, width:int, joins:bool)->Tensor:
@@ -131,6 +148,7 @@ def _attachments(model, saes, name, head_index, **options)->list[Attachment]:
     for n, sae in pairs:
         head = sae.cfg.metadata.hook_head_index if head_index is None else head_index
         made.append(Attachment(sae, place_of(model, sae, n), head_index=head, **options))
+        _warn_of_origin(model, sae, made[-1].read if n else None)
     places = [(resolve(model, a.write), a.head_index) for a in made]
     twice = [a.write for i, a in enumerate(made) if places[i] in places[:i]]
     if twice:

@@ -207,25 +207,29 @@ def migrate(args:Sequence[str]):
 
 # %% ../../nbs/faces/cli.ipynb #5b7a91c3
 def convert(args:Sequence[str]):
-    "A weights file, or a folder with a published SAE, as safetensors"
+    "A weights file, or a published SAE, as safetensors"
     from argparse import ArgumentParser
     p = ArgumentParser('sae-workbench convert', description='Rewrite a published SAE or a weights file.')
-    p.add_argument('source', metavar='FILE_OR_FOLDER', help='a pickle or npz file, or a folder in any known format')
-    p.add_argument('out', metavar='OUT', help='a new .safetensors file, or a new folder; nothing is replaced')
-    p.add_argument('--sae-id', help="the SAE's path in the folder, if it holds several")
+    p.add_argument('source', metavar='SOURCE', help='a pickle or npz file, a folder in any known format, a release of '
+                                                    'the registry, or a repository of the hub')
+    p.add_argument('out', metavar='OUT', help='a new .safetensors file for a file, else a new folder')
+    p.add_argument('--sae-id', help="the SAE's path in the folder, or its id in the release")
     p.add_argument('--allow-pickle', action='store_true', help="read pickles, with torch's weights_only")
     a = p.parse_args(list(args))
     source, out = Path(a.source), Path(a.out)
-    if not source.exists(): raise LoadError(f"{source}: no such file or folder")
     if out.exists(): raise LoadError(f"{out}: exists already; choose a new name")
-    if source.is_dir(): _convert_folder(source, out, a.sae_id, a.allow_pickle)
-    else: _convert_file(source, out, a.allow_pickle)
+    if source.is_file() and a.sae_id:
+        raise LoadError(f"{source}: --sae-id is for a folder, a release or a repository, and this is a file")
+    if source.is_file(): _convert_file(source, out, a.allow_pickle)
+    else: _convert_sae(a.source, out, a.sae_id, a.allow_pickle)
 
-def _convert_folder(source:Path, out:Path, sae_id:str|None, allow_pickle:bool):
+def _convert_sae(source:str, out:Path, sae_id:str|None, allow_pickle:bool):
+    from sae_workbench.hub.share import save_pretrained
     from sae_workbench.saes.base import SAE
-    SAE.from_pretrained(source, sae_id, dtype=None, allow_pickle=allow_pickle).save_model(out)
-    print(f'{out}: an SAE that SAE.load_from_disk reads')
+    sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(source, sae_id, dtype=None, allow_pickle=allow_pickle)
+    print(f'{save_pretrained(sae, out, sparsity)}: an SAE that SAE.load_from_disk reads')
 
+# %% ../../nbs/faces/cli.ipynb #aa1d1970
 def _convert_file(source:Path, out:Path, allow_pickle:bool):
     from sae_workbench.hub.weights import convert_to_safetensors, look
     if out.suffix != '.safetensors': raise LoadError(f"{out}: the name of the new file must end in .safetensors")

@@ -127,6 +127,8 @@ class Gemma3(Format):
     def cfg(self, raw, shapes):
         if (act := raw.need('architecture', str, 'jump_relu')) != 'jump_relu':
             raise LoadError(f"{raw.where}: architecture: expected 'jump_relu', found {act!r}")
+        if (type := raw.need('type', str, 'sae')) not in ('sae', 'transcoder'):
+            raise LoadError(f"{raw.where}: type: expected sae or transcoder, found {type!r}, which cannot be read yet")
         (d_in, d_sae), kind = shapes.of('w_enc', 2), _kind_3(raw)
         _check_width(raw, d_sae)
         cfg = dict(architecture='jumprelu', d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PretrainedSAELookup', 'get_pretrained_saes_directory', 'Entry', 'get_release', 'get_entry', 'find_entry',
-           'get_releases_for_repo_id', 'list_releases', 'search', 'neuronpedia_url']
+           'get_releases_for_repo_id', 'list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id']
 
 # %% ../../nbs/hub/registry.ipynb #c91f4cc6
 import gzip, json, re
@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 from ..core.errors import ConfigError, unknown
+from ..saes.base import SAE
 
 # %% ../../nbs/hub/registry.ipynb #49b501ba
 @dataclass
@@ -165,10 +166,32 @@ def search(
 
 # %% ../../nbs/hub/registry.ipynb #0958455b
 def neuronpedia_url(
-    release:str, # The name of a release
-    sae_id:str, # The id of an SAE in it
+    release:str|SAE, # The name of a release, or an SAE
+    sae_id:str|None=None, # The id of an SAE in the release
     latent:int|None=None, # One latent's page; the SAE's page if None
 )->str|None: # None for an SAE that is not there
     "The page of a published SAE on neuronpedia.org"
-    name = get_entry(release, sae_id).neuronpedia
+    name = release.cfg.metadata.neuronpedia_id if isinstance(release, SAE) else get_entry(release, sae_id).neuronpedia
     return name and f'https://www.neuronpedia.org/{name}' + ('' if latent is None else f'/{latent}')
+
+# %% ../../nbs/hub/registry.ipynb #9bfbf116
+_SITES = ((r'attn|attention|hook_z', 'att'), (r'mlp', 'mlp'), (r'resid|layers\.\d+$|\.h\.\d+$|^h\.\d+$', 'res'))
+
+def _width_word(n:int)->str:
+    for unit, letter in ((2**20, 'm'), (2**10, 'k')):
+        if n % unit==0: return f'{n//unit}{letter}'
+    return str(n)
+
+def neuronpedia_id(
+    sae:SAE, # Any SAE or transcoder
+    source:str, # Who made it, in a word, for an id that is proposed
+)->str: # Such as gemma-2-2b/12-mylab-res-16k
+    "The id of an SAE on neuronpedia.org, or a proposal for one"
+    m = sae.cfg.metadata
+    if m.neuronpedia_id: return m.neuronpedia_id
+    hook = m.hook_name or m.hf_hook_name or ''
+    layer = re.search(r'(?:blocks|layers|layer|h)\.(\d+)', hook)
+    if not (m.model_name and layer):
+        raise ConfigError(f"an id needs the model and a layer; the metadata have {m.model_name!r} and {hook or None!r}")
+    site = 'transcoder' if hasattr(sae.cfg, 'd_out') else next((s for p, s in _SITES if re.search(p, hook)), 'other')
+    return f"{m.model_name.split('/')[-1].lower()}/{layer[1]}-{source}-{site}-{_width_word(sae.cfg.d_sae)}"

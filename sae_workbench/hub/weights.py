@@ -161,7 +161,7 @@ def _may_unpickle(path:Path, allow_pickle:bool):
     if not allow_pickle:
         raise LoadError(f"{path}: this file is a pickle, which can run a program when it is opened. If you trust its "
                         "author, pass allow_pickle=True (it is read with torch's weights_only), or rewrite it once as "
-                        "safetensors with sae_workbench.hub.weights.convert_to_safetensors")
+                        "safetensors: sae-workbench convert --allow-pickle …")
     if _torch_version() < (2, 10):
         raise LoadError(f"{path}: torch {torch.__version__} cannot read pickles safely "
                         "(CVE-2025-32434, CVE-2026-24747); update it to 2.10 or newer")

@@ -487,8 +487,28 @@ class _AsTuple(_PretrainedParts):
     def __len__(self)->int: return len(self._old_tuple())
     def __bool__(self)->bool: return True
 
+# %% ../../nbs/saes/base.ipynb #020deb3e
+class _Shared(_AsTuple):
+    "Giving an SAE to others"
+    def save_pretrained(self,
+        path:str|Path, # A folder, made if need be
+        **options, # log_sparsity and card of hub.share.save_pretrained
+    )->Path: # The folder
+        "Write the folder for inference, with a model card"
+        from sae_workbench.hub.share import save_pretrained
+        return save_pretrained(self, path, **options)
+
+    def push_to_hub(self,
+        repo_id:str, # owner/name; made if need be
+        sae_id:str|None=None, # The path in the repository; the hook's name if None
+        **options, # revision, private, token and more of hub.share.push_to_hub
+    )->str: # The address of the commit
+        "Upload the SAE and a model card in one commit"
+        from sae_workbench.hub.share import push_to_hub
+        return push_to_hub(self, repo_id, sae_id, **options)
+
 # %% ../../nbs/saes/base.ipynb #f8347752
-class SAE(_AsTuple, Generic[T]):
+class SAE(_Shared, Generic[T]):
     "A sparse autoencoder for inference; base of all architectures"
     cfg:T
 
