@@ -54,6 +54,8 @@ _PUBLIC = {
     'hub.formats': ['Format', 'register_format', 'find_saes'],
     'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
     'analysis.attach': ['attach', 'intervene'],
+    'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
+    'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)
