@@ -356,7 +356,7 @@ def _features(sae:SAE, cfg:EvalConfig, sparse:SparsityMetrics|None)->dict[str, l
     found = {}
     if cfg.compute_featurewise_density_statistics:
         found['feature_density'] = sparse.density.tolist()
-        if sparse.prompts.any(): found['consistent_activation_heuristic'] = sparse.per_prompt.tolist()
+        if sparse.prompts is not None: found['consistent_activation_heuristic'] = sparse.per_prompt.tolist()
     return found | (weight_metrics(sae) if getattr(cfg, _WEIGHTS) else {})
 
 # %% ../../nbs/analysis/evals.ipynb #0bb787a6

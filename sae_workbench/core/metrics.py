@@ -56,7 +56,7 @@ class SparsityMetrics:
     "Counts of active latents"
     def __init__(self, d_sae:int):
         self.n, self.l1, self.fired = 0, 0., torch.zeros(d_sae, dtype=torch.float64)
-        self.prompts = torch.zeros_like(self.fired)
+        self.prompts = None   # (d_sae,) prompts in which each latent is active, once there are any
 
     @torch.no_grad()
     def update(self,
@@ -67,11 +67,14 @@ class SparsityMetrics:
         active = feature_acts != 0
         self.n += len(feature_acts); self.l1 += feature_acts.abs().sum(dtype=torch.float64).item()
         self.fired += active.sum(0).double().cpu()
-        if prompt is not None and len(prompt):
-            counts = torch.zeros(int(prompt.max()) + 1, active.shape[1], device=active.device)
-            counts.index_add_(0, prompt.to(active.device), active.float())
-            self.prompts += (counts > 0).sum(0).double().cpu()
+        if prompt is not None: self._count_prompts(prompt.to(active.device), active)
         return self
+
+    def _count_prompts(self, prompt:Tensor, active:Tensor):
+        n = int(prompt.max()) + 1 if len(prompt) else 0
+        counts = torch.zeros(n, active.shape[1], device=active.device).index_add_(0, prompt, active.float())
+        if self.prompts is None: self.prompts = torch.zeros_like(self.fired)
+        self.prompts += (counts > 0).sum(0).double().cpu()
 
     @property
     def density(self)->Tensor:

@@ -24,7 +24,8 @@ CASES = {
     'heads': dict(arch='Standard', options=dict(reshape_activations='hook_z'), hook=Z),
     'one head': dict(arch='Standard', hook=Z, head=1, d_in=D_MODEL//HEADS),
     'scaled': dict(arch='Standard', scale=1.7),
-    'seqpos_slice': dict(arch='Standard', seqpos=[2, -1])}
+    'seqpos_slice': dict(arch='Standard', seqpos=[2, -1]),
+    'silent': dict(arch='Standard', silent=True)}
 
 def normal(seed, *shape): return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
@@ -52,7 +53,7 @@ def tokens():
     t[::3, 5] = 1
     return t
 
-def sae(lib, arch, options={}, weights=('b_enc',), hook=RESID, head=None, d_in=D_MODEL, seqpos=None, **_):
+def sae(lib, arch, options={}, weights=('b_enc',), hook=RESID, head=None, d_in=D_MODEL, seqpos=None, silent=False, **_):
     facts = dict(hook_name=hook, hook_head_index=head, seqpos_slice=seqpos, context_size=CONTEXT, prepend_bos=True)
     metadata = getattr(import_module(f'{lib}.saes.{"base" if lib == "sae_workbench" else "sae"}'), 'SAEMetadata')(**facts)
     root = import_module(lib)
@@ -60,23 +61,35 @@ def sae(lib, arch, options={}, weights=('b_enc',), hook=RESID, head=None, d_in=D
     W_dec = normal(100, 48, d_in)
     state = dict(W_dec=W_dec/W_dec.norm(dim=1, keepdim=True), W_enc=.4*normal(101, d_in, 48), b_dec=.2*normal(102, d_in))
     made.load_state_dict(state | {n: .1*normal(103 + i, 48).abs() for i, n in enumerate(weights)})
+    if silent:
+        for p in made.parameters(): p.data.zero_()
     return made
 
-def evaluate(lib, lm, case):
-    "Both of the dictionaries that `run_evals` returns"
+LOSSES = 'compute_kl', 'compute_ce_loss'
+ROWS = ('compute_l2_norms', 'compute_sparsity_metrics', 'compute_variance_metrics', 'compute_featurewise_density_statistics',
+        'compute_featurewise_weight_based_metrics')
+
+def evaluate(lib, lm, case, *flags):
+    "What `run_evals` returns, on a new store, for some of the metrics"
     from datasets import Dataset
     evals, root = import_module(f'{lib}.evals'), import_module(lib)
     scaler = import_module(f'{lib}.{"activations.scale" if lib == "sae_workbench" else "training.activation_scaler"}').ActivationScaler
     made = sae(lib, **case)
     store = root.ActivationsStore(lm, Dataset.from_dict({'tokens': tokens().tolist()}), False, made.cfg.metadata.hook_name, case.get('head'),
                                   CONTEXT, made.cfg.d_in, 16, 1000, 8, 32, True, 'none', 'cpu', 'float32')
-    cfg = evals.get_eval_everything_config(case.get('batch', 8), case.get('batches', 1), case.get('batches', 1))
-    return evals.run_evals(made, store, lm, scaler(case.get('scale')), cfg, exclude_special_tokens=case.get('exclude', True))
+    n = case.get('batches', 1)
+    cfg = evals.EvalConfig(batch_size_prompts=case.get('batch', 8), n_eval_reconstruction_batches=n, n_eval_sparsity_variance_batches=n,
+                           **{f: True for f in flags})
+    metrics, features = evals.run_evals(made, store, lm, scaler(case.get('scale')), cfg, exclude_special_tokens=case.get('exclude', True))
+    return {k: v for g in metrics.values() for k, v in g.items()} | features
 
 def main():
     import sae_lens
     lm, found = model(), {}
-    for name, case in CASES.items(): found[name] = dict(zip(('metrics', 'features'), evaluate('sae_lens', lm, case)))
+    for name, case in CASES.items():
+        found[name] = dict(losses=evaluate('sae_lens', lm, case, *LOSSES), rows=evaluate('sae_lens', lm, case, *ROWS))
+    found['topk']['all'] = evaluate('sae_lens', lm, CASES['topk'], *LOSSES, *ROWS)
+    found['topk']['norms'] = evaluate('sae_lens', lm, CASES['topk'], 'compute_l2_norms')
     path = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent/'fixtures'/'peer'/'evals.json')
     path.write_text(json.dumps(dict(sae_lens=sae_lens.__version__, cases=found), separators=(',', ':')) + '\n')
     print(f'{len(found)} cases, {path.stat().st_size} bytes: {path}')
