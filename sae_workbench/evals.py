@@ -7,7 +7,8 @@ __all__ = []
 
 # %% ../nbs/evals.ipynb #6747acbe
 import sys
-from .analysis.evals import EvalConfig, get_eval_everything_config, get_git_hash, get_library_version, run_evals
+from .analysis.evals import EvalConfig, get_eval_everything_config, run_evals
+from .analysis.evals import get_git_hash, get_library_version
 from .faces.cli import evals, run_command
 
 # %% ../nbs/evals.ipynb #89ab3f70

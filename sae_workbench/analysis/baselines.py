@@ -85,7 +85,8 @@ def fit_decoder(
     steps:int=100, # At most
 )->tuple[Tensor, Tensor]: # W_dec (d_sae, d), b_dec (d,)
     "The decoder that reconstructs best, by least squares on four fifths of the rows"
-    n, mean, start = max(1, len(x) - len(x)//5), x.mean(0), x.new_zeros(f.d_sae, x.shape[1]) if start is None else start
+    if start is None: start = x.new_zeros(f.d_sae, x.shape[1])
+    n, mean = max(1, len(x) - len(x)//5), x.mean(0)
     x = x - mean - sparse_decode(vals, f, start)
     cut = int(f.offsets[n])
     A = _Latents(Pattern(f.cols[:cut], f.offsets[:n + 1], f.d_sae), vals[:cut])

@@ -11,11 +11,23 @@ from torch import Tensor
 from .errors import DataError
 
 # %% ../../nbs/core/metrics.ipynb #65fda580
-class ReconstructionMetrics:
+class _RowSums:
+    "Sums over rows, and over how many rows"
+    def __init__(self): self.sums, self.counts = {}, {}
+    def _add(self, exists:Tensor, **rows:Tensor):
+        n = int(exists.sum())
+        for k, v in rows.items():
+            self.sums[k] = self.sums.get(k, 0.) + v[exists].sum().item()
+            self.counts[k] = self.counts.get(k, 0) + n
+
+# %% ../../nbs/core/metrics.ipynb #145f171f
+class ReconstructionMetrics(_RowSums):
     "Sums over rows for the metrics of a reconstruction"
     def __init__(self,
         mean:Tensor|None=None, # (d,) the mean of all rows where it is known; adds explained_variance_legacy
-    ): self.mean, self.n, self.sums, self.counts, self.sum_x = mean, 0, {}, {}, None
+    ):
+        super().__init__()
+        self.mean, self.n, self.sum_x = mean, 0, None
 
     @torch.no_grad()
     def update(self,
@@ -34,12 +46,6 @@ class ReconstructionMetrics:
         self.n, self.sum_x = self.n + len(x), s if self.sum_x is None else self.sum_x + s
         return self
 
-    def _add(self, exists:Tensor, **rows:Tensor):
-        n = int(exists.sum())
-        for k, v in rows.items():
-            self.sums[k] = self.sums.get(k, 0.) + v[exists].sum().item()
-            self.counts[k] = self.counts.get(k, 0) + n
-
     def compute(self)->dict[str, float]:
         "The metrics over all rows so far"
         if not self.n: raise DataError("no rows: a metric of nothing is not defined")
@@ -52,8 +58,8 @@ class ReconstructionMetrics:
         return mean | dict(explained_variance=explained, relative_reconstruction_bias=bias)
 
 # %% ../../nbs/core/metrics.ipynb #b5cfe751
-class SparsityMetrics:
-    "Counts of active latents"
+class _ActiveCounts:
+    "How often each latent is active"
     def __init__(self, d_sae:int):
         self.n, self.l1, self.fired = 0, 0., torch.zeros(d_sae, dtype=torch.float64)
         self.prompts = None   # (d_sae,) prompts in which each latent is active, once there are any
@@ -76,6 +82,9 @@ class SparsityMetrics:
         if self.prompts is None: self.prompts = torch.zeros_like(self.fired)
         self.prompts += (counts > 0).sum(0).double().cpu()
 
+# %% ../../nbs/core/metrics.ipynb #1e68b5fe
+class SparsityMetrics(_ActiveCounts):
+    "Counts of active latents"
     @property
     def density(self)->Tensor:
         "(d_sae,) the share of rows on which each latent is active"

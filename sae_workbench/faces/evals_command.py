@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['which_saes', 'write_results', 'evaluations', 'parser', 'main']
 
-# %% ../../nbs/faces/evals_command.ipynb #310bb348
-import json, math, re, sys
+# %% ../../nbs/faces/evals_command.ipynb #c86233c0
+import json, math, re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ..activations.models import load_model, tokenizer_of
 from ..activations.offline import MODEL, load_smollm2, offline_text
 from ..activations.store import shuffled
 from ..activations.tokens import TokenContexts, open_dataset
-from ..analysis.evals import EvalConfig, get_eval_everything_config, run_evals
+from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.plain import plain
 from ..hub.formats import find_saes
@@ -64,7 +64,9 @@ def _load_model(kind:str, name:str, a:Namespace, kwargs:dict)->nn.Module:
     if name in ('smollm2', MODEL): return load_smollm2(a.device)
     return load_model(kind, name, a.device, kwargs)
 
-def _text(name:str): return offline_text('test') if name == 'offline' else open_dataset(name, streaming=not Path(name).exists())
+def _text(name:str):
+    "A dataset: held-out text of the Python library, or one of the hub, or a folder or file"
+    return offline_text('test') if name == 'offline' else open_dataset(name, streaming=not Path(name).exists())
 
 # %% ../../nbs/faces/evals_command.ipynb #962a1a5f
 def _record(release:str, sae_id:str, sae:SAE, where:dict, cfg:EvalConfig, metrics, features)->dict[str, Any]:
@@ -86,7 +88,8 @@ def write_results(
     from pandas import json_normalize
     folder.mkdir(parents=True, exist_ok=True)
     def name(r):
-        return re.sub(r'[^\w.-]+', '_', f"{r['unique_id']}_{r['eval_cfg']['context_size']}_{r['eval_cfg']['dataset']}") + '.json'
+        what = r['unique_id'], r['eval_cfg']['context_size'], r['eval_cfg']['dataset']
+        return re.sub(r'[^\w.-]+', '_', '_'.join(map(str, what))) + '.json'
     texts = {name(r): r for r in records} | {'all_eval_results.json': records}
     for file, data in texts.items(): (folder/file).write_text(json.dumps(_without_nan(plain(data)), indent=2))
     flat = [{k: v for k, v in r.items() if k != 'feature_metrics'} for r in records]
@@ -96,10 +99,10 @@ def write_results(
 # %% ../../nbs/faces/evals_command.ipynb #4f3e1071
 def _config(a:Namespace)->EvalConfig:
     cfg = get_eval_everything_config(
-        a.batch_size_prompts, a.n_eval_reconstruction_batches, a.n_eval_sparsity_variance_batches, baselines=a.baselines)
-    chosen = [f for f in EvalConfig.__dataclass_fields__ if f.startswith('compute_') and getattr(a, f)]
-    everything = [f for f in EvalConfig.__dataclass_fields__ if f.startswith('compute_')]
-    return replace(cfg, **{f: f in chosen for f in everything}) if chosen else cfg
+        a.batch_size_prompts, a.n_eval_reconstruction_batches, a.n_eval_sparsity_variance_batches,
+        baselines=a.baselines)
+    chosen = {f: getattr(a, f) for f in COMPUTE}
+    return replace(cfg, **chosen) if any(chosen.values()) else cfg
 
 def evaluations(
     a:Namespace, # The options
@@ -120,22 +123,23 @@ def evaluations(
                 yield _record(release, sae_id, sae, where, cfg, metrics, features), metrics
 
 # %% ../../nbs/faces/evals_command.ipynb #80d46a02
-def _option(p:ArgumentParser, name:str, help:str, **kwargs): p.add_argument(f'--{name}', f"--{name.replace('_', '-')}", dest=name, help=help, **kwargs)
+def _option(p:ArgumentParser, name:str, help:str, **kwargs):
+    "An option that may be written with dashes as well"
+    p.add_argument(f'--{name}', f"--{name.replace('_', '-')}", dest=name, help=help, **kwargs)
 
 def parser(prog:str='sae-workbench evals')->ArgumentParser:
     "The command's options"
     p = ArgumentParser(prog, description='Measure SAEs, with a random dictionary and a frozen encoder beside them.')
     p.add_argument('source', metavar='FOLDER_OR_RELEASE', help='a folder with SAEs, or a pattern for names of releases')
-    p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or for paths in the folder; '.*' is all")
+    p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or paths in the folder; '.*' is all")
     _option(p, 'model', "name or folder of the model; the SAE's own by default; smollm2 needs no hub")
     _option(p, 'model_class', 'TransformerBridge, HookedTransformer or AutoModelForCausalLM')
-    _option(p, 'datasets', 'names, folders or files; offline is text of the Python library', nargs='+', default=['offline'])
+    _option(p, 'datasets', 'names, folders or files; offline: Python documentation', nargs='+', default=['offline'])
     _option(p, 'ctx_lens', 'tokens in a context', nargs='+', type=int, default=[128])
     _option(p, 'batch_size_prompts', 'contexts in a batch', type=int, default=16)
     _option(p, 'n_eval_reconstruction_batches', 'batches for the losses of the model', type=int, default=10)
     _option(p, 'n_eval_sparsity_variance_batches', 'batches for everything else', type=int, default=1)
-    for f in EvalConfig.__dataclass_fields__:
-        if f.startswith('compute_'): _option(p, f, 'measure only this, and others named like it', action='store_true')
+    for f in COMPUTE: _option(p, f, 'measure only what is so named', action='store_true')
     _option(p, 'output_dir', "write v6's JSON and CSV files there")
     _option(p, 'device', 'where SAE and model go', default='cpu')
     _option(p, 'json', 'print JSON instead of tables', action='store_true')
@@ -144,6 +148,7 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     _option(p, 'dataset_trust_remote_code', 'kept for v6 scripts; without effect', action='store_true')
     return p
 
+# %% ../../nbs/faces/evals_command.ipynb #c34f36b9
 def main(
     args:Sequence[str], # What stands behind `sae-workbench evals`
     prog:str='sae-workbench evals', # How the program was called, for the help
@@ -156,5 +161,6 @@ def main(
         w = record['eval_cfg']
         print(f"\n{record['unique_id']} on {w['dataset']}, contexts of {w['context_size']} tokens\n")
         print(metrics.table().to_string(float_format=lambda v: f'{v:.4g}', na_rep=''), flush=True)
-    if a.output_dir: print(*write_results(records, Path(a.output_dir)), sep='\n', file=sys.stderr if a.json else sys.stdout)
+    files = write_results(records, Path(a.output_dir)) if a.output_dir else ()
+    if files and not a.json: print(*files, sep='\n')
     if a.json: print(json.dumps(_without_nan(plain(records)), indent=2))
