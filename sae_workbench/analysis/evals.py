@@ -11,7 +11,7 @@ import math, subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any
 import torch
@@ -145,26 +145,27 @@ class _OnContexts:
 # %% ../../nbs/analysis/evals.ipynb #ff2ec0d8
 def _epoch(source): return getattr(source, 'epoch', getattr(getattr(source, 'inputs', None), 'epoch', 0))
 
-def _portions(source, n:int|float=math.inf)->Iterator[Tensor]: # (rows, d_in)
+def _portions(source, n:int|None=None)->Iterator[Tensor]: # (rows, d_in)
     "What a source gives next, once through its data at most; afterwards it is where it was"
     at, epoch = source.state_dict(), None
     try:
-        for i, x in zip(count(), source):
+        for x in islice(source, n):
             epoch = _epoch(source) if epoch is None else epoch
-            if i >= n or _epoch(source) != epoch: break
+            if _epoch(source) != epoch: break
             yield x
     finally: source.load_state_dict(at)
 
+# %% ../../nbs/analysis/evals.ipynb #53ee9d37
 class _OnRows:
     "A source of rows"
-    def __init__(self, sae:SAE, source, n:int|float, fit_rows:int):
+    def __init__(self, sae:SAE, source, n:int|None, fit_rows:int):
         self.source, self.n, self.d_in, self.every, self.after = source, n, sae.cfg.d_in, 1, []
         if fit_rows: self._look(fit_rows)
 
     def _look(self, rows:int):
         "Take the rows that follow for fitting, or else hold every fifth back"
         for i, x in enumerate(_portions(self.source)):
-            if i >= self.n: self.after.append(self._checked(x, i))
+            if self.n is not None and i >= self.n: self.after.append(self._checked(x, i))
             if sum(map(len, self.after)) >= rows: break
         self.every = 1 if self.after else 5
 
@@ -174,7 +175,7 @@ class _OnRows:
         check_rows(x, f'batch {i} of the source')
         return x
 
-    def batches(self, n:int|None=None)->Iterator[tuple[Tensor, None]]: # (rows, d_in), no prompts
+    def batches(self, _)->Iterator[tuple[Tensor, None]]: # (rows, d_in), no prompts
         for i, x in enumerate(_portions(self.source, self.n)):
             x = self._checked(x, i)
             if self.every > 1: x = x[torch.arange(len(x)) % self.every != self.every - 1]
@@ -185,7 +186,7 @@ class _OnRows:
         held = [self._checked(x, i)[self.every - 1::self.every] for i, x in enumerate(_portions(self.source, self.n))]
         return torch.cat(held)[:n] if held else torch.empty(0, self.d_in)
 
-# %% ../../nbs/analysis/evals.ipynb #ff05a48d
+# %% ../../nbs/analysis/evals.ipynb #86eccdf9
 def _ahead(contexts, n:int)->Tensor: # (n, context) at most
     "The contexts that come next in the data, or its first ones at the end; the iterator stays where it is"
     copy = contexts.again()
@@ -202,7 +203,7 @@ def _split(found:Tensor, n:int, fit:bool)->tuple[Tensor, Tensor]: # Contexts to 
     h = max(1, len(found)//5)
     return found[:-h], found[-h:]
 
-# %% ../../nbs/analysis/evals.ipynb #86a9c54d
+# %% ../../nbs/analysis/evals.ipynb #d61647f5
 def _parts(source, model)->tuple[Any, nn.Module|None]:
     "A source that has contexts and a model, or else its rows"
     if isinstance(source, ContextSource): return source, source.activations.model if model is None else model
@@ -223,7 +224,7 @@ def _hook(sae:SAE, model:nn.Module, source)->str:
     if isinstance(source, ContextSource): return source.activations.name
     raise ConfigError("the SAE does not say where it sits: set sae.cfg.metadata.hook_name")
 
-# %% ../../nbs/analysis/evals.ipynb #56edba89
+# %% ../../nbs/analysis/evals.ipynb #9f971e67
 def _open_contexts(sae, source, model, cfg, excluded, kwargs)->_OnContexts:
     size = cfg.batch_size_prompts or getattr(source, 'store_batch_size_prompts', getattr(source, 'batch_size', 8))
     n = size*max(cfg.n_eval_reconstruction_batches*bool(_wants(cfg, _LOSSES)),
@@ -236,17 +237,17 @@ def _open_contexts(sae, source, model, cfg, excluded, kwargs)->_OnContexts:
     else: fit = found
     return _OnContexts(sae, model, _hook(sae, model, source), found, fit, size, excluded, kwargs)
 
-# %% ../../nbs/analysis/evals.ipynb #4d4646d2
+# %% ../../nbs/analysis/evals.ipynb #b1ad5745
 def _open_rows(sae, source, cfg)->_OnRows:
     fit = cfg.baseline_rows*cfg.baselines
-    if isinstance(source, Tensor): return _OnRows(sae, TensorSource(source, epochs=1), math.inf, fit)
+    if isinstance(source, Tensor): return _OnRows(sae, TensorSource(source, epochs=1), None, fit)
     if isinstance(source, (str, Path)): source = ShardSource(source, epochs=1)
     if hasattr(source, '__next__') and hasattr(source, 'state_dict'):
         return _OnRows(sae, source, cfg.n_eval_sparsity_variance_batches, fit)
     raise DataError(f"nothing can be measured on a {type(source).__name__}; give an ActivationsStore, token ids "
                     "(n, context), rows (n, d_in), a folder of cached activations, or a source such as ModuleSource")
 
-# %% ../../nbs/analysis/evals.ipynb #f03c6203
+# %% ../../nbs/analysis/evals.ipynb #fb83772f
 def _through(sae:SAE, scaler:ActivationScaler|None, x:Tensor)->tuple[Tensor, Tensor]: # (rows, d_sae), (rows, d_in)
     _, f, out = reconstruct(sae, x[None], scaler)
     return f, out[0]
@@ -261,9 +262,10 @@ def _on_rows(
     saes:dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]], # Functions from rows to latents and reconstructions
     batches:Callable[[], Iterable[tuple[Tensor, Tensor|None]]], # Starts the batches anew
     d_sae:int, # Latents in each
+    with_mean:bool, # Go through the rows twice, first for their mean
 )->dict[str, tuple[ReconstructionMetrics, SparsityMetrics]]:
     "Reconstruction and sparsity of several SAEs on the same rows"
-    mean = _mean(batches())
+    mean = _mean(batches()) if with_mean else None
     found = {name: (ReconstructionMetrics(mean), SparsityMetrics(d_sae)) for name in saes}
     for i, (x, prompt) in enumerate(batches()):
         for name, through in saes.items():
@@ -273,7 +275,7 @@ def _on_rows(
             found[name][1].update(f, prompt)
     return found
 
-# %% ../../nbs/analysis/evals.ipynb #fc044c8b
+# %% ../../nbs/analysis/evals.ipynb #315cd311
 @torch.no_grad()
 def weight_metrics(
     sae:SAE, # Any with W_enc
@@ -285,7 +287,7 @@ def weight_metrics(
     if getattr(sae, 'b_enc', None) is not None: found['encoder_bias'] = sae.b_enc
     return {k: v.tolist() for k, v in found.items()}
 
-# %% ../../nbs/analysis/evals.ipynb #716845b2
+# %% ../../nbs/analysis/evals.ipynb #4324a018
 class EvalMetrics(dict):
     "An SAE's metrics in v6's groups, with those of its baselines beside them"
     def __init__(self,
@@ -308,7 +310,7 @@ class EvalMetrics(dict):
 
     def _repr_html_(self)->str: return self.table().to_html(float_format=lambda v: f'{v:.4g}', na_rep='')
 
-# %% ../../nbs/analysis/evals.ipynb #c1f55fc2
+# %% ../../nbs/analysis/evals.ipynb #d12d6268
 def _check_kind(sae:SAE):
     "An error for those that decode more than their latents, or write elsewhere"
     if hasattr(sae.cfg, 'd_out'):
@@ -328,7 +330,7 @@ def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, seed:int)->
     made = {fn.__name__: fn(x, sae.cfg.d_sae, k, seed) for fn in (random_dictionary, frozen_encoder)}
     return made, dict(k=k, rows_fitted=len(x))
 
-# %% ../../nbs/analysis/evals.ipynb #5678cee1
+# %% ../../nbs/analysis/evals.ipynb #5bcbf5e9
 def _losses(saes:dict[str, SAE], scalers:dict, data:_OnContexts, cfg:EvalConfig, verbose:bool)->LossMetrics:
     "What the model loses with each SAE in it"
     found, head = LossMetrics(cfg.compute_kl), data.head
@@ -341,7 +343,7 @@ def _losses(saes:dict[str, SAE], scalers:dict, data:_OnContexts, cfg:EvalConfig,
 
 def _in_place(sae, scaler, head, a:Tensor)->Tensor: return reconstruct(sae, a, scaler, head)[2]
 
-# %% ../../nbs/analysis/evals.ipynb #aed46f66
+# %% ../../nbs/analysis/evals.ipynb #936f7b4f
 def _read(tokens:tuple[Tensor, ...])->int: return sum(t.numel() for t in tokens)
 
 def _token_stats(data, cfg:EvalConfig, rows, losses)->dict[str, int]:
@@ -362,7 +364,7 @@ def _features(sae:SAE, cfg:EvalConfig, sparse:SparsityMetrics|None)->dict[str, l
         if sparse.prompts is not None: found['consistent_activation_heuristic'] = sparse.per_prompt.tolist()
     return found | (weight_metrics(sae) if getattr(cfg, _WEIGHTS) else {})
 
-# %% ../../nbs/analysis/evals.ipynb #5f1a4f9f
+# %% ../../nbs/analysis/evals.ipynb #975ca328
 def _finite(name:str, found:dict[str, float])->dict[str, float]:
     bad = [k for k, v in found.items() if not math.isfinite(v)]
     if bad: raise NonFiniteError(f"{name}: {', '.join(bad)} came out as NaN or infinity; look for it in the weights")
@@ -377,7 +379,8 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     if _wants(cfg, _ROWS):
         def batches():
             return tqdm(data.batches(cfg.n_eval_sparsity_variance_batches), 'rows', leave=False, disable=not verbose)
-        rows = _on_rows({n: partial(_through, s, scalers.get(n)) for n, s in saes.items()}, batches, sae.cfg.d_sae)
+        fns = {n: partial(_through, s, scalers.get(n)) for n, s in saes.items()}
+        rows = _on_rows(fns, batches, sae.cfg.d_sae, cfg.compute_variance_metrics)
     if _wants(cfg, _LOSSES): losses = _losses(saes, scalers, data, cfg, verbose)
     def groups(name):
         found = rows[name][0].compute() | rows[name][1].compute() if rows else {}
@@ -386,7 +389,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     stats = dict(token_stats=_token_stats(data, cfg, rows, losses))
     return EvalMetrics(groups('sae') | stats, baselines), _features(sae, cfg, rows['sae'][1] if rows else None)
 
-# %% ../../nbs/analysis/evals.ipynb #7ba46f9b
+# %% ../../nbs/analysis/evals.ipynb #2f698f1f
 @torch.no_grad()
 def run_evals(
     sae:SAE, # In training or for inference
