@@ -11,6 +11,7 @@ import math, subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ from ..training.evaluate import LossMetrics, positions_that_count, reconstruct
 # %% ../../nbs/analysis/evals.ipynb #0ddc3a3e
 def get_library_version()->str:
     "The version of this library"
-    from sae_workbench import __version__
-    return __version__
+    try: return version('sae_workbench')
+    except PackageNotFoundError: return 'unknown'
 
 @cache
 def get_git_hash()->str:
