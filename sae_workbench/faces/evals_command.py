@@ -71,7 +71,7 @@ def _text(name:str):
 # %% ../../nbs/faces/evals_command.ipynb #962a1a5f
 def _record(release:str, sae_id:str, sae:SAE, where:dict, cfg:EvalConfig, metrics, features)->dict[str, Any]:
     return dict(
-        unique_id=f'{release}-{sae_id}', sae_set=release, sae_id=sae_id, eval_cfg=where | cfg.to_dict(),
+        unique_id=f'{release}-{sae_id}'.rstrip('-'), sae_set=release, sae_id=sae_id, eval_cfg=where | cfg.to_dict(),
         metrics=dict(metrics), baselines=metrics.baselines, feature_metrics=features, sae_cfg=sae.cfg.to_dict())
 
 def _without_nan(x):

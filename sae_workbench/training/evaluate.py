@@ -61,7 +61,7 @@ def token_kl(
 )->Tensor: # (batch, context) nats
     "How far each prediction has moved: the KL divergence of the changed from the clean one"
     p, q = clean.float().log_softmax(-1), changed.float().log_softmax(-1)
-    return (p.exp()*(p - q)).sum(-1)
+    return torch.where(p == -torch.inf, 0., p.exp()*(p - q)).sum(-1)   # what is impossible counts nothing
 
 # %% ../../nbs/training/evaluate.ipynb #1f92c171
 def _only_kept(through:Callable, keep:Tensor, a:Tensor)->Tensor:
@@ -92,8 +92,9 @@ class _LossSums:
         name:str, # Which SAE
     )->dict[str, float]: # Under v6's names
         "The losses and divergences of one SAE per token, and the share that it recovers"
-        mean = {k: v/n for k, v in self.sums.items() if (n := self.n[k])}
-        if not mean: raise DataError("no token counts: all are special, excluded or outside of seqpos_slice")
+        if not self.n.get('ce_clean'):
+            raise DataError("no prediction counts: all tokens are special, excluded or outside of seqpos_slice")
+        mean = {k: v/self.n[k] for k, v in self.sums.items()}
         clean, ablated, with_sae = (mean[f'ce_{k}'] for k in ('clean', '', name))
         found = dict(ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated,
                      ce_loss_score=ce_loss_score(clean, with_sae, ablated))
