@@ -60,6 +60,8 @@ _PUBLIC = {
     'hub.share': ['upload_saes_to_huggingface'],
     'analysis.attach': ['attach', 'intervene'],
     'analysis.bridge': ['SAETransformerBridge'],
+    'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
+    'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -11,9 +11,23 @@ from torch import Tensor
 from .errors import DataError
 
 # %% ../../nbs/core/metrics.ipynb #65fda580
-class ReconstructionMetrics:
+class _RowSums:
+    "Sums over rows, and over how many rows"
+    def __init__(self): self.sums, self.counts = {}, {}
+    def _add(self, exists:Tensor, **rows:Tensor):
+        n = int(exists.sum())
+        for k, v in rows.items():
+            self.sums[k] = self.sums.get(k, 0.) + v[exists].sum().item()
+            self.counts[k] = self.counts.get(k, 0) + n
+
+# %% ../../nbs/core/metrics.ipynb #145f171f
+class ReconstructionMetrics(_RowSums):
     "Sums over rows for the metrics of a reconstruction"
-    def __init__(self): self.n, self.sums, self.sum_x = 0, {}, None
+    def __init__(self,
+        mean:Tensor|None=None, # (d,) the mean of all rows where it is known; adds explained_variance_legacy
+    ):
+        super().__init__()
+        self.mean, self.n, self.sum_x = mean, 0, None
 
     @torch.no_grad()
     def update(self,
@@ -22,10 +36,12 @@ class ReconstructionMetrics:
     )->'ReconstructionMetrics':
         "Add a batch"
         x, x_hat = x.double(), x_hat.double()   # where the mean is large, the variance is a small difference
-        nx, ny, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x*x_hat).sum(-1)
-        rows = dict(l2_norm_in=nx, l2_norm_out=ny, l2_ratio=ny/nx.clamp_min(1e-8), power=nx**2, power_out=ny**2,
-                    mse=(x - x_hat).pow(2).sum(-1), cossim=dot/(nx*ny).clamp_min(1e-8), dot=dot)
-        for k, v in rows.items(): self.sums[k] = self.sums.get(k, 0.) + v.sum().item()
+        nx, ny, dot, mse = x.norm(dim=-1), x_hat.norm(dim=-1), (x*x_hat).sum(-1), (x - x_hat).pow(2).sum(-1)
+        self._add(nx >= 0, l2_norm_in=nx, l2_norm_out=ny, power=nx**2, power_out=ny**2, mse=mse, dot=dot)
+        self._add(nx > 0, l2_ratio=ny/nx, cossim=dot/(nx*ny).clamp_min(1e-30))
+        if self.mean is not None:
+            spread = (x - self.mean.to(x)).pow(2).sum(-1)
+            self._add(spread > 0, explained_variance_legacy=1 - mse/spread)
         s = x.sum(0)
         self.n, self.sum_x = self.n + len(x), s if self.sum_x is None else self.sum_x + s
         return self
@@ -33,7 +49,7 @@ class ReconstructionMetrics:
     def compute(self)->dict[str, float]:
         "The metrics over all rows so far"
         if not self.n: raise DataError("no rows: a metric of nothing is not defined")
-        mean = {k: v/self.n for k, v in self.sums.items()}
+        mean = {k: v/max(self.counts[k], 1) for k, v in self.sums.items()}
         variance = mean['power'] - (self.sum_x/self.n).pow(2).sum().item()
         bias = mean.pop('power_out')/dot if (dot := mean.pop('dot')) else 0.
         nothing = 1e-12*max(mean.pop('power'), 1e-30)
@@ -42,23 +58,42 @@ class ReconstructionMetrics:
         return mean | dict(explained_variance=explained, relative_reconstruction_bias=bias)
 
 # %% ../../nbs/core/metrics.ipynb #b5cfe751
-class SparsityMetrics:
-    "Counts of active latents"
-    def __init__(self, d_sae:int): self.n, self.l1, self.fired = 0, 0., torch.zeros(d_sae, dtype=torch.float64)
+class _ActiveCounts:
+    "How often each latent is active"
+    def __init__(self, d_sae:int):
+        self.n, self.l1, self.fired = 0, 0., torch.zeros(d_sae, dtype=torch.float64)
+        self.prompts = None   # (d_sae,) prompts in which each latent is active, once there are any
 
     @torch.no_grad()
     def update(self,
         feature_acts:Tensor, # (rows, d_sae) latents
+        prompt:Tensor|None=None, # (rows,) which prompt of this batch each row belongs to
     )->'SparsityMetrics':
         "Add a batch"
+        active = feature_acts != 0
         self.n += len(feature_acts); self.l1 += feature_acts.abs().sum(dtype=torch.float64).item()
-        self.fired += (feature_acts != 0).sum(0).double().cpu()
+        self.fired += active.sum(0).double().cpu()
+        if prompt is not None: self._count_prompts(prompt.to(active.device), active)
         return self
 
+    def _count_prompts(self, prompt:Tensor, active:Tensor):
+        n = int(prompt.max()) + 1 if len(prompt) else 0
+        counts = torch.zeros(n, active.shape[1], device=active.device).index_add_(0, prompt, active.float())
+        if self.prompts is None: self.prompts = torch.zeros_like(self.fired)
+        self.prompts += (counts > 0).sum(0).double().cpu()
+
+# %% ../../nbs/core/metrics.ipynb #1e68b5fe
+class SparsityMetrics(_ActiveCounts):
+    "Counts of active latents"
     @property
     def density(self)->Tensor:
         "(d_sae,) the share of rows on which each latent is active"
         return self.fired/max(self.n, 1)
+
+    @property
+    def per_prompt(self)->Tensor:
+        "(d_sae,) active rows per prompt in which a latent is active; NaN for latents that never are"
+        return self.fired/self.prompts
 
     def compute(self)->dict[str, float]:
         "The metrics over all rows so far"
