@@ -53,6 +53,11 @@ _PUBLIC = {
     'hub.weights': ['convert_to_safetensors'],
     'hub.formats': ['Format', 'register_format', 'find_saes'],
     'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
+    'analysis.examples': ['TextLatents', 'latent_examples'],
+    'analysis.latents': ['RowLatents', 'LatentStats', 'latent_stats', 'latent_table', 'nearest_latents'],
+    'analysis.logits': ['logit_effects'],
+    'analysis.page': ['LatentPage', 'latent_page', 'latent_pages'],
+    'analysis.dashboard': ['dashboard'],
     'analysis.attach': ['attach', 'intervene'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
