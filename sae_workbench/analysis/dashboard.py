@@ -16,7 +16,7 @@ from ..core.files import atomic
 from ..core.metrics import log_sparsity
 from ..activations.models import load_model, tokenizer_of
 from ..activations.tokens import TokenContexts
-from .examples import TextLatents, check_latents, visible
+from .examples import TextLatents, check_latents, number, visible
 from .latents import LatentStats, latent_stats, pick
 from .page import STYLE, LatentPage, latent_pages, page_html, svg_histogram
 from ..saes.base import SAE
@@ -26,9 +26,9 @@ COLUMNS = (('latent', 'its number'), ('peak', 'where it is strongest'), ('densit
            ('max', 'its highest value'), ('cos', 'cosine with the nearest other latent'))
 
 def _row(p:LatentPage)->str:
-    peak = html.escape(visible(p.examples[0].token)) if p.examples else ''
+    peak = html.escape(visible(p.examples[0].token).strip()) if p.examples else ''
     cos = p.nearest[0][1] if p.nearest else 0
-    numbers = f'<td data-v="{p.density!r}">{p.density:.2%}</td><td data-v="{p.max_act!r}">{p.max_act:.3g}</td>' \
+    numbers = f'<td data-v="{p.density!r}">{p.density:.2%}</td><td data-v="{p.max_act!r}">{number(p.max_act)}</td>' \
               f'<td data-v="{cos!r}">{cos:.2f}</td>'
     return (f'<tr id="row-{p.latent}"><td data-v="{p.latent}"><a href="#latent-{p.latent}">{p.latent}</a></td>'
             f'<td><code dir="auto">{peak}</code></td>{numbers}</tr>')
@@ -252,7 +252,7 @@ def write_dashboard(
     source = TextLatents(sae, model, contexts, hook_name, window=(24, 10))
     which = f'{len(latents)} latents' if latents is not None else f'the {top} of {sae.cfg.d_sae:,} latents most worth a look'
     _say(f'Reading {contexts.numel():,} tokens at {source.hook_name}, for pages of {which}')
-    _say(f'This takes about {max(1, 1.3*_estimate(source)):.0f} s')
+    _say(f'This takes about {2 + 1.3*_estimate(source):.0f} s')
     stats = latent_stats(source, progress=sys.stderr.isatty())
     path = dashboard(stats, output, latents, top)
     _say(f'{path}: {path.stat().st_size/1e6:.1f} MB. Open it in a browser: {path.resolve().as_uri()}')

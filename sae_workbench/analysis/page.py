@@ -15,8 +15,8 @@ from torch import nn
 from ..core.errors import HookError
 from ..activations.models import tokenizer_of
 from sae_workbench.analysis.examples import (
-    Example, LatentExamples, TextLatents, check_latents, html_example, read_examples, show_examples, terminal_text,
-    token_texts, visible)
+    Example, LatentExamples, TextLatents, check_latents, html_example, number, read_examples, terminal_text, token_texts,
+    visible)
 from .latents import LatentStats, latent_stats, nearest_latents
 from .logits import logit_effects
 
@@ -34,7 +34,7 @@ class LatentPage:
     counts:list[int] # How many values are in each bin
     examples:list[Example] # Where it is strongest
     sample:list[Example] # Places drawn evenly from those where it fires
-    nearest:list[tuple[int, float]] # Latents that point nearly the same way, and cosines
+    nearest:list[tuple[int, float, str]] # Latents that point nearly the same way: cosine, and where each is strongest
     raised:list[tuple[str, float]] = field(default_factory=list) # Next tokens that it makes more likely, and how much
     lowered:list[tuple[str, float]] = field(default_factory=list) # Next tokens that it makes less likely
     no_logits:str = '' # Why there are no next tokens
@@ -46,7 +46,7 @@ class LatentPage:
         return self.fired/self.n
 
 # %% ../../nbs/analysis/page.ipynb #17706eae
-def _words(pairs:Sequence[tuple[str, float]])->str: return ' '.join(f"'{visible(t)}' {v:+.2g}" for t, v in pairs)
+def _words(pairs:Sequence[tuple[str, float]])->str: return ' '.join(f"'{visible(t)}' {v:+.2f}" for t, v in pairs)
 
 def page_text(
     page:LatentPage, # A page
@@ -54,7 +54,7 @@ def page_text(
     "A page for a terminal"
     lines = [terminal_text(LatentExamples(page.latent, page.density, page.max_act, page.examples))]
     if page.raised: lines += [f'raises  {_words(page.raised[:6])}', f'lowers  {_words(page.lowered[:6])}']
-    if page.nearest: lines += ['near    ' + ' '.join(f'{i} ({c:.2f})' for i, c in page.nearest[:6])]
+    if page.nearest: lines += ['near    ' + ' '.join(f'{i} ({c:.2f})' for i, c, _ in page.nearest[:6])]
     return '\n'.join(lines + ([page.url] if page.url else []))
 
 # %% ../../nbs/analysis/page.ipynb #a31da04f
@@ -90,40 +90,42 @@ STYLE = """
 .sae-page h2{font-size:1.5em;margin:.2em 0}.sae-page h3{font-size:1em;margin:1.2em 0 .4em;font-weight:600}
 .sae-page .dim{opacity:.72}.sae-page p{margin:.3em 0}
 .sae-page .facts{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}.sae-page .facts b{font-size:1.25em}
-.sae-page .parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15em),1fr));gap:0 2em}
-.sae-page .parts>.wide{grid-column:span 1;min-width:0}
+.sae-page .parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14em),1fr));gap:0 2em}
 .sae-page svg{width:100%;max-width:420px;height:auto;display:block}
 .sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
 .sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22);font-variant-numeric:tabular-nums}
-.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:4.5em}
-.sae-page .pairs td:first-child{text-align:start}
+.sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:4.5em}
 .sae-page code{white-space:pre-wrap;background:rgba(128,128,128,.18);color:inherit;padding:.1em .25em;border-radius:3px}
 .sae-page .texts td:first-child{width:3.5em;opacity:.75}.sae-page .texts td{font-size:13px;line-height:1.6}
 .sae-page .texts span{border-radius:2px}
 .sae-page img{height:64px;width:auto;image-rendering:pixelated;vertical-align:middle;background:#fff}
 """.replace('\n', '')
 
-# %% ../../nbs/analysis/page.ipynb #8cdd0744
-def _pairs(title:str, rows:Iterable[tuple[str, str]], hint:str='')->str:
-    "A small table of two columns, both HTML"
-    body = ''.join(f'<tr><td>{a}</td><td>{b}</td></tr>' for a, b in rows)
-    return f'<div><h3 title="{html.escape(hint)}">{title}</h3><table class="pairs">{body}</table></div>' if body else ''
+# %% ../../nbs/analysis/page.ipynb #29cab4a9
+def _table(title:str, rows:Iterable[Sequence[str]], hint:str)->str:
+    "A small table of cells in HTML"
+    body = ''.join(f'<tr>{"".join(f"<td>{c}</td>" for c in cells)}</tr>' for cells in rows)
+    return f'<h3 title="{hint}">{title}</h3><table class="pairs">{body}</table>' if body else ''
 
-def _tokens(pairs): return ((f'<code>{html.escape(visible(t))}</code>', f'{v:+.3g}') for t, v in pairs)
+def _chip(token:str)->str: return f'<code dir="auto">{html.escape(visible(token))}</code>' if token else ''
 
-def _latents(pairs, links:Collection[int]):
-    for i, c in pairs: yield (f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}'), f'{c:.3f}'
+def _tokens(title:str, pairs:Sequence[tuple[str, float]])->str:
+    rows = ((_chip(t), f'{v:+.2f}') for t, v in pairs)
+    return _table(title, rows, 'direct effect of one unit on the logits of the next token')
+
+def _neighbours(page:LatentPage, links:Collection[int])->str:
+    rows = ((f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}', _chip(t.strip(' ')), f'{c:.2f}')
+            for i, c, t in page.nearest)
+    return _table('Nearest latents', rows, 'cosine of the decoder rows, and the token on which each is strongest')
 
 def _beside(page:LatentPage, links:Collection[int])->str:
-    "Histogram, next tokens and neighbours, side by side"
-    units = f'{page.unit}s'
-    parts = [f'<div><h3>Values where it fires</h3>{svg_histogram(page.edges, page.counts, units)}</div>' if page.counts else '',
-             _pairs('Makes more likely', _tokens(page.raised), 'direct effect of one unit on the next token'),
-             _pairs('Makes less likely', _tokens(page.lowered), 'direct effect of one unit on the next token'),
-             _pairs('Nearest latents', _latents(page.nearest, links), 'cosine of the decoder rows')]
-    return f'<div class="parts">{"".join(parts)}</div>'
+    "Histogram and neighbours, and the next tokens beside them"
+    drawn = svg_histogram(page.edges, page.counts, f'{page.unit}s')
+    first = (f'<h3>Values where it fires</h3>{drawn}' if drawn else '') + _neighbours(page, links)
+    parts = first, _tokens('Makes more likely', page.raised), _tokens('Makes less likely', page.lowered)
+    return f'<div class="parts">{"".join(f"<div>{p}</div>" for p in parts if p)}</div>'
 
 # %% ../../nbs/analysis/page.ipynb #eba83b89
 def _texts(title:str, examples:Sequence[Example], scale:float)->str:
@@ -134,7 +136,7 @@ def _facts(page:LatentPage)->str:
     units = f'{page.n:,} {html.escape(page.unit)}s'
     if not page.fired: return f'<p>It does not fire on any of these {units}.</p>'
     return (f'<div class="facts"><span>fires on <b>{page.density:.3%}</b> of {units} ({page.fired:,})</span>'
-            f'<span>up to <b>{page.max_act:.4g}</b></span></div>')
+            f'<span>up to <b>{number(page.max_act)}</b></span></div>')
 
 def page_html(
     page:LatentPage, # A page
@@ -158,6 +160,11 @@ def _place(sae)->str:
     parts = [m.hook_name, m.model_name and f'of {m.model_name}']
     return f"{' '.join(filter(None, parts)) or 'an SAE'} · {sae.cfg.architecture()}, {sae.cfg.d_sae:,} latents"
 
+def _neighbour(stats:LatentStats, latent:int, cosine:float)->tuple[int, float, str]:
+    "A latent nearby, and where it is strongest, if it was watched"
+    spots = stats.top.places(stats.columns[latent])[:1] if latent in stats.columns else []
+    return latent, cosine, ''.join(stats.source.texts(spots))
+
 def _vocabulary(tokenizer, n:int)->int:
     "How many of the logits stand for tokens; some models have more for alignment"
     try: return min(n, len(tokenizer))
@@ -179,7 +186,7 @@ def latent_pages(
     stats:LatentStats, # What a pass found
     latents:Sequence[int], # Which latents
     n_logits:int=10, # Next tokens in each list
-    n_nearest:int=10, # Neighbours
+    n_nearest:int=8, # Neighbours
 )->list[LatentPage]: # In the order asked for
     "The pages of some latents"
     check_latents(stats.sae, latents)
@@ -187,14 +194,15 @@ def latent_pages(
     columns, source, meta = [stats.column(i) for i in latents], stats.source, stats.sae.cfg.metadata
     spots = [top.places(j) for top in (stats.top, stats.sample) for j in columns]
     found = read_examples(source, [*latents]*2, spots)
-    number, cosine = nearest_latents(stats.sae, latents, n_nearest)
+    others, cosine = nearest_latents(stats.sae, latents, n_nearest)
     site = meta.neuronpedia_id and f'https://www.neuronpedia.org/{quote(meta.neuronpedia_id)}'
     pages = []
     for k, (i, j, words) in enumerate(zip(latents, columns, _next_tokens(stats, latents, n_logits))):
         pages.append(LatentPage(
             i, _place(stats.sae), source.unit, stats.n, int(stats.top.fired[j]),
-            max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k], found[k + len(latents)],
-            list(zip(number[k].tolist(), cosine[k].tolist())), url=site and f'{site}/{i}', **words))
+            max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k],
+            sorted(found[k + len(latents)], key=lambda e: -e.value),
+            [_neighbour(stats, *near) for near in zip(others[k].tolist(), cosine[k].tolist())], url=site and f'{site}/{i}', **words))
     return pages
 
 def latent_page(
