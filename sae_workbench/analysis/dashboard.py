@@ -35,7 +35,7 @@ def _row(p:LatentPage)->str:
 
 def _index(pages:Sequence[LatentPage])->str:
     heads = ''.join(f'<th><button title="{t}; click to sort">{n}</button></th>' for n, t in COLUMNS)
-    return (f'<input id="search" type="search" placeholder="Search numbers, tokens and texts" aria-label="Search">'
+    return (f'<input id="search" type="search" placeholder="Search examples, or a number" aria-label="Search">'
             f'<p class="dim" id="hits"></p><div class="scroll"><table id="index"><thead><tr>{heads}</tr></thead>'
             f'<tbody>{"".join(map(_row, pages))}</tbody></table></div>')
 
@@ -94,7 +94,7 @@ function show() {
   for (const row of rows) row.classList.toggle('on', key(row) === id);
 }
 function text(id) {
-  if (!texts.has(id)) texts.set(id, pages.get(id).textContent.toLowerCase());
+  if (!texts.has(id)) texts.set(id, [...pages.get(id).querySelectorAll('.texts')].map(t => t.textContent).join(' ').toLowerCase());
   return texts.get(id);
 }
 function filter() {
@@ -147,8 +147,13 @@ def dashboard_html(
             f'<body><header><h1>{html.escape(title)}</h1>{_summary(stats)}</header>\n'
             f'<div><nav>{_index(pages)}</nav>\n<main>{sections}</main></div>\n<script>{SCRIPT}</script></body></html>\n')
 
-# %% ../../nbs/analysis/dashboard.ipynb #8072066a
+# %% ../../nbs/analysis/dashboard.ipynb #189ad3c6
 MOST_PAGES = 2000
+
+def _check_file(path:Path, n_pages:int):
+    if path.suffix.lower() not in ('.html', '.htm'): raise ConfigError(f"{path}: the file's name must end in .html")
+    if path.is_dir(): raise ConfigError(f"{path}: this is a folder")
+    if n_pages > MOST_PAGES: raise ConfigError(f"{n_pages:,} pages are too many for one file: at most {MOST_PAGES:,}")
 
 def dashboard(
     stats:LatentStats, # What a pass found
@@ -159,10 +164,9 @@ def dashboard(
 )->Path: # The file
     "Write the pages of some latents to a file that opens without a network"
     path = Path(path)
-    if path.suffix.lower() not in ('.html', '.htm'): raise ConfigError(f"{path}: the file's name must end in .html")
+    _check_file(path, n if latents is None else len(latents))
     chosen = list(dict.fromkeys(pick(stats, n) if latents is None else latents))
     if not chosen: raise DataError(f"no latent to show: none fires on these {stats.n:,} {stats.source.unit}s")
-    if len(chosen) > MOST_PAGES: raise ConfigError(f"{len(chosen)} pages are too many for one file: at most {MOST_PAGES}")
     pages = latent_pages(stats, chosen)
     with atomic(path) as tmp: tmp.write_text(dashboard_html(stats, pages, title or pages[0].where), encoding='utf-8')
     return path
@@ -265,8 +269,8 @@ def main(
     "`sae-workbench dashboard`"
     a = _parser().parse_args(list(args))
     if a.top < 1 or a.tokens < 1: raise ConfigError(f"--top {a.top} and --tokens {a.tokens} must be at least 1")
-    if Path(a.output).suffix.lower() not in ('.html', '.htm'): raise ConfigError(f"--output {a.output}: must end in .html")
     latents = None if a.latents is None else _numbers(a.latents)
+    _check_file(Path(a.output), a.top if latents is None else len(latents))
     dataset = _read_text(a.text)
     sae = SAE.from_pretrained(a.sae, a.sae_id)
     check_latents(sae, latents or [])

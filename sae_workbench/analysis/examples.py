@@ -285,7 +285,7 @@ class TextLatents(_Contexts):
         for rows in torch.arange(len(self.contexts))[slice(None) if wanted is None else wanted].split(self.batch_size):
             f = self.sae.encode(self._activations(rows.tolist()).to(self.sae.device))
             check_rows(f, f"latents of contexts {int(rows[0])} to {int(rows[-1])}")
-            yield rows.tolist(), f[..., columns], self.counts(self.contexts[rows])
+            yield rows.tolist(), f[..., columns], self.counts(self.contexts[rows]).to(f.device)
 
 # %% ../../nbs/analysis/examples.ipynb #485d6ee3
 def read_examples(

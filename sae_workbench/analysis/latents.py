@@ -114,7 +114,7 @@ class RowLatents:
         for rows in torch.arange(len(self.acts))[slice(None) if wanted is None else wanted].split(self.batch_size):
             f = self.sae.encode(self.acts[rows].to(self.sae.device))[:, None, columns]
             check_rows(f, f"latents of rows {int(rows[0])} to {int(rows[-1])}")
-            yield rows.tolist(), f, torch.ones(len(rows), 1, dtype=torch.bool)
+            yield rows.tolist(), f, torch.ones(len(rows), 1, dtype=torch.bool, device=f.device)
 
     def example(self, context:int, position:int, f:Tensor)->Example:
         "A row"
@@ -148,10 +148,10 @@ class LatentStats:
 
     def update(self, f:Tensor, counts:Tensor):
         "Add a batch: (contexts, positions, n) latents, and which tokens count"
-        f = f.masked_fill(~counts[..., None].to(f.device), 0)
+        f = f.masked_fill(~counts[..., None], 0)
         draw = torch.from_numpy(1 - self.rng.random(counts.shape)).float().to(f.device)
-        self.top.update(f, counts.to(f.device)); self.histograms.update(f)
-        self.sample.update(torch.where(f > 0, draw[..., None], 0), counts.to(f.device))
+        self.top.update(f, counts); self.histograms.update(f)
+        self.sample.update(torch.where(f > 0, draw[..., None], 0), counts)
 
     @property
     def n(self)->int:
