@@ -104,7 +104,7 @@ function filter() {
     row.hidden = words !== '' && !(/^\\d+$/.test(words) ? key(row).endsWith('-' + words) : text(key(row)).includes(words));
     n += !row.hidden;
   }
-  hits.textContent = words ? n + ' of ' + rows.length + ' pages' : rows.length + ' pages';
+  hits.textContent = (words ? n + ' of ' : '') + rows.length + (rows.length === 1 ? ' page' : ' pages');
 }
 all('#index th').forEach((th, k) => th.addEventListener('click', () => {
   const up = th.getAttribute('aria-sort') ? th.getAttribute('aria-sort') !== 'ascending' : k < 2;

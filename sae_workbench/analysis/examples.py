@@ -84,7 +84,7 @@ class Example:
     tokens:list[str] # The text around the peak, token by token
     acts:list[float] # The latent's value on each of them
     peak:int # Which of `tokens` is the peak
-    picture:str|None=None # What is shown instead of tokens: a data URI
+    picture:str|None=None # For what is a picture, not a text: a data URI
 
     @property
     def token(self)->str:
@@ -160,10 +160,8 @@ def html_example(
     scale:float, # The value that gets the strongest shade
 )->str: # A row of a table
     "An example with its value before it"
-    text = html_tokens(e, scale)
-    if e.picture: text = f'<img src="{html.escape(e.picture)}" alt="{html.escape(e.token)}"> {text}'
     return (f'<tr><td style="text-align:right;vertical-align:top">{number(e.value)}</td><td dir="auto" '
-            f'style="text-align:start;white-space:pre-wrap;font-family:monospace">{text}</td></tr>')
+            f'style="text-align:start;white-space:pre-wrap;font-family:monospace">{html_tokens(e, scale)}</td></tr>')
 
 def _html(x:LatentExamples)->str:
     head = f'<b>latent {x.latent}</b>: fires on {x.density:.2%} of tokens, up to {number(x.max_act)}'

@@ -90,17 +90,19 @@ STYLE = """
 .sae-page h2{font-size:1.5em;margin:.2em 0}.sae-page h3{font-size:1em;margin:1.2em 0 .4em;font-weight:600}
 .sae-page .dim{opacity:.72}.sae-page p{margin:.3em 0}
 .sae-page .facts{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}.sae-page .facts b{font-size:1.25em}
-.sae-page .parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14em),1fr));gap:0 2em}
+.sae-page .parts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14em),1fr));gap:0 2em}
 .sae-page svg{width:100%;max-width:420px;height:auto;display:block}
 .sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
 .sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22);font-variant-numeric:tabular-nums}
-.sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:4.5em}
+.sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:3.5em}
+.sae-page .pairs td:nth-last-child(3){white-space:nowrap;width:3em}
 .sae-page code{white-space:pre-wrap;background:rgba(128,128,128,.18);color:inherit;padding:.1em .25em;border-radius:3px}
 .sae-page .texts td:first-child{width:3.5em;opacity:.75}.sae-page .texts td{font-size:13px;line-height:1.6}
 .sae-page .texts span{border-radius:2px}
-.sae-page img{height:64px;width:auto;image-rendering:pixelated;vertical-align:middle;background:#fff}
+.sae-page .gallery{display:flex;flex-wrap:wrap;gap:.8em}.sae-page figure{margin:0;font-size:12px;text-align:center}
+.sae-page img{height:72px;width:auto;max-width:100%;margin:0;image-rendering:pixelated;background:#fff}
 """.replace('\n', '')
 
 # %% ../../nbs/analysis/page.ipynb #29cab4a9
@@ -109,14 +111,14 @@ def _table(title:str, rows:Iterable[Sequence[str]], hint:str)->str:
     body = ''.join(f'<tr>{"".join(f"<td>{c}</td>" for c in cells)}</tr>' for cells in rows)
     return f'<h3 title="{hint}">{title}</h3><table class="pairs">{body}</table>' if body else ''
 
-def _chip(token:str)->str: return f'<code dir="auto">{html.escape(visible(token))}</code>' if token else ''
+def _chip(token:str)->str: return f'<code dir="auto">{html.escape(visible(token))}</code>'
 
 def _tokens(title:str, pairs:Sequence[tuple[str, float]])->str:
     rows = ((_chip(t), f'{v:+.2f}') for t, v in pairs)
     return _table(title, rows, 'direct effect of one unit on the logits of the next token')
 
 def _neighbours(page:LatentPage, links:Collection[int])->str:
-    rows = ((f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}', _chip(t.strip(' ')), f'{c:.2f}')
+    rows = ((f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}', _chip(t.strip(' ') or t) if t else '', f'{c:.2f}')
             for i, c, t in page.nearest)
     return _table('Nearest latents', rows, 'cosine of the decoder rows, and the token on which each is strongest')
 
@@ -127,10 +129,17 @@ def _beside(page:LatentPage, links:Collection[int])->str:
     parts = first, _tokens('Makes more likely', page.raised), _tokens('Makes less likely', page.lowered)
     return f'<div class="parts">{"".join(f"<div>{p}</div>" for p in parts if p)}</div>'
 
-# %% ../../nbs/analysis/page.ipynb #eba83b89
+# %% ../../nbs/analysis/page.ipynb #86919915
+def _figure(e:Example)->str:
+    return (f'<figure><img src="{html.escape(e.picture)}" alt=""><figcaption>{html.escape(e.token)}<br>{number(e.value)}'
+            '</figcaption></figure>')
+
 def _texts(title:str, examples:Sequence[Example], scale:float)->str:
-    rows = ''.join(html_example(e, scale) for e in examples)
-    return f'<h3>{title}</h3><table class="texts">{rows}</table>' if rows else ''
+    "Examples under a title, as a table, or as a gallery if they are pictures"
+    if not examples: return ''
+    if all(e.picture for e in examples): shown = f'<div class="texts gallery">{"".join(map(_figure, examples))}</div>'
+    else: shown = f'<table class="texts">{"".join(html_example(e, scale) for e in examples)}</table>'
+    return f'<h3>{title}</h3>{shown}'
 
 def _facts(page:LatentPage)->str:
     units = f'{page.n:,} {html.escape(page.unit)}s'
