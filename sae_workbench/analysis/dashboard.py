@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import atomic
-from ..core.metrics import log_sparsity
 from ..activations.models import load_model, tokenizer_of
 from ..activations.tokens import TokenContexts
 from .examples import TextLatents, check_latents, number, visible
@@ -48,9 +47,9 @@ def _summary(stats:LatentStats)->str:
             f'{silent:,} ({silent/n:.1%}) never did.</p>')
     if not len(alive): return text
     edges = torch.arange(int(alive.min().floor())*4, int(alive.max().ceil())*4 + 1)/4
-    counts = torch.histc(alive, len(edges) - 1, edges[0].item(), edges[-1].item()).int().tolist() if len(edges) > 1 else []
-    shares = [10.**e for e in edges.tolist()]
-    return text + f'<details><summary>Densities of all latents</summary>{svg_histogram(shares, counts, "latents")}</details>'
+    counts = torch.histc(alive, max(1, len(edges) - 1), edges[0].item(), edges[-1].item()).int().tolist()
+    drawn = svg_histogram([10.**e for e in edges.tolist()], counts, 'latents') if len(edges) > 1 else ''
+    return f'{text}<details><summary>Densities of all latents</summary>{drawn}</details>'
 
 # %% ../../nbs/analysis/dashboard.ipynb #a11b299e
 FILE_STYLE = """
@@ -58,13 +57,15 @@ FILE_STYLE = """
 @media (prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e4e7eb;--link:#7db7ff;--side:#1b1f25}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:14px/1.45 system-ui,sans-serif}
 a{color:var(--link)}.dim{opacity:.72}
-header{padding:.8em 1.2em;border-bottom:1px solid var(--line)}header h1{font-size:1.15em;margin:0;overflow-wrap:anywhere}
-header p{margin:.2em 0}header svg{width:100%;max-width:420px}header svg text{font-size:11px;fill:currentColor}
+header{padding:.8em 1.2em;border-bottom:1px solid var(--line)}
+header h1{font-size:1.15em;margin:0;overflow-wrap:anywhere}header p{margin:.2em 0}
+header svg{width:100%;max-width:420px}header svg text{font-size:11px;fill:currentColor}
 header svg .bars{fill:#e8820c}header svg line{stroke:currentColor}summary{cursor:pointer}
 body>div{display:grid;grid-template-columns:minmax(320px,27em) minmax(0,1fr);align-items:start}
 nav{position:sticky;top:0;height:100vh;display:flex;flex-direction:column;padding:.8em;background:var(--side);
 border-right:1px solid var(--line)}
-nav input{width:100%;padding:.5em .7em;font:inherit;color:inherit;background:var(--bg);border:1px solid #8888;border-radius:6px}
+nav input{width:100%;padding:.5em .7em;font:inherit;color:inherit;background:var(--bg)}
+nav input{border:1px solid #8888;border-radius:6px}
 nav p{margin:.4em 0}.scroll{overflow:auto;flex:1}
 #index{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 #index th{position:sticky;top:0;background:var(--side);padding:0;text-align:right}
@@ -77,60 +78,67 @@ nav p{margin:.4em 0}.scroll{overflow:auto;flex:1}
 #index tbody tr{cursor:pointer}#index tr.on{background:var(--on)}
 #index code{white-space:pre}
 main{padding:.6em 1.6em 3em;min-width:0}main section{margin-bottom:3em}
-@media (max-width:800px){body>div{display:block}nav{position:static;height:auto;border-right:0;border-bottom:1px solid var(--line)}
+@media (max-width:800px){body>div{display:block}
+nav{position:static;height:auto;border-right:0;border-bottom:1px solid var(--line)}
 .scroll{max-height:38vh}main{padding:.6em 1em 2em}}
 """.replace('\n', '')
 
-# %% ../../nbs/analysis/dashboard.ipynb #44d54652
-SCRIPT = """(() => {
+# %% ../../nbs/analysis/dashboard.ipynb #fca99d73
+_SHOWING = """
 const all = s => [...document.querySelectorAll(s)], body = document.querySelector('#index tbody');
 const rows = all('#index tbody tr'), pages = new Map(all('main section').map(s => [s.id, s]));
-const search = document.getElementById('search'), hits = document.getElementById('hits'), texts = new Map();
 const key = row => row.querySelector('a').hash.slice(1);
-const cell = (row, k) => row.cells[k].dataset.v === undefined ? row.cells[k].textContent : +row.cells[k].dataset.v;
 function show() {
-  const id = pages.has(location.hash.slice(1)) ? location.hash.slice(1) : key(body.rows[0]);
+  const asked = location.hash.slice(1), id = pages.has(asked) ? asked : key(body.rows[0]);
   for (const [k, page] of pages) page.hidden = k !== id;
   for (const row of rows) row.classList.toggle('on', key(row) === id);
 }
-function text(id) {
-  if (!texts.has(id)) texts.set(id, [...pages.get(id).querySelectorAll('.texts')].map(t => t.textContent).join(' ').toLowerCase());
-  return texts.get(id);
-}
-function filter() {
-  const words = search.value.toLowerCase().trim();
-  let n = 0;
-  for (const row of rows) {
-    row.hidden = words !== '' && !(/^\\d+$/.test(words) ? key(row).endsWith('-' + words) : text(key(row)).includes(words));
-    n += !row.hidden;
-  }
-  hits.textContent = (words ? n + ' of ' : '') + rows.length + (rows.length === 1 ? ' page' : ' pages');
-}
-all('#index th').forEach((th, k) => th.addEventListener('click', () => {
-  const up = th.getAttribute('aria-sort') ? th.getAttribute('aria-sort') !== 'ascending' : k < 2;
-  all('#index th').forEach(t => t.removeAttribute('aria-sort'));
-  th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-  rows.sort((a, b) => { const x = cell(a, k), y = cell(b, k); return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1); });
-  body.append(...rows);
-}));
 body.addEventListener('click', e => { const row = e.target.closest('tr'); if (row) location.hash = key(row); });
-addEventListener('hashchange', () => { show(); if (innerWidth <= 800) document.querySelector('main').scrollIntoView(); else scrollTo(0, 0); });
+addEventListener('hashchange', () => {
+  show();
+  if (innerWidth <= 800) document.querySelector('main').scrollIntoView(); else scrollTo(0, 0);
+});
 addEventListener('keydown', e => {
   const step = {ArrowLeft: -1, ArrowRight: 1}[e.key];
   if (!step || e.target === search) return;
-  const seen = [...body.rows].filter(r => !r.hidden), at = seen.findIndex(r => r.classList.contains('on'));
-  const next = seen[at + step];
+  const seen = [...body.rows].filter(r => !r.hidden), next = seen[seen.findIndex(r => r.className === 'on') + step];
   if (next) { location.hash = key(next); next.scrollIntoView({block: 'nearest'}); }
 });
-search.addEventListener('input', filter);
-show(); filter();
-})();"""
+"""
 
-# %% ../../nbs/analysis/dashboard.ipynb #9f2b85ba
+# %% ../../nbs/analysis/dashboard.ipynb #d2261326
+_CHOOSING = """
+const search = document.getElementById('search'), hits = document.getElementById('hits'), texts = new Map();
+function text(id) {
+  const parts = () => [...pages.get(id).querySelectorAll('.texts')].map(t => t.textContent);
+  if (!texts.has(id)) texts.set(id, parts().join(' ').toLowerCase());
+  return texts.get(id);
+}
+function filter() {
+  const words = search.value.toLowerCase().trim(), isNumber = /^[0-9]+$/.test(words);
+  for (const row of rows) row.hidden = isNumber ? key(row) !== 'latent-' + words : !text(key(row)).includes(words);
+  const n = rows.filter(r => !r.hidden).length;
+  hits.textContent = (words ? n + ' of ' : '') + rows.length + (rows.length === 1 ? ' page' : ' pages');
+}
+const value = cell => cell.dataset.v === undefined ? cell.textContent : +cell.dataset.v;
+all('#index th').forEach((th, k) => th.addEventListener('click', () => {
+  const before = th.getAttribute('aria-sort'), up = before ? before !== 'ascending' : k < 2;
+  all('#index th').forEach(t => t.removeAttribute('aria-sort'));
+  th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+  const order = (x, y) => (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+  body.append(...rows.sort((a, b) => order(value(a.cells[k]), value(b.cells[k]))));
+}));
+search.addEventListener('input', filter);
+"""
+
+SCRIPT = f'(() => {{{_SHOWING}{_CHOOSING}show(); filter();\n}})();'
+
+# %% ../../nbs/analysis/dashboard.ipynb #cab2009e
 def _policy()->str:
     "Nothing from outside, and no script but ours"
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+            "base-uri 'none'; form-action 'none'")
 
 def dashboard_html(
     stats:LatentStats, # What a pass found
@@ -142,12 +150,14 @@ def dashboard_html(
     sections = ''.join(f'<section id="latent-{p.latent}">{page_html(p, links)}</section>\n' for p in pages)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
-            f'<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<meta name="referrer" content="no-referrer">'
             f'<title>{html.escape(title)}</title><style>{FILE_STYLE}{STYLE}</style></head>\n'
             f'<body><header><h1>{html.escape(title)}</h1>{_summary(stats)}</header>\n'
-            f'<div><nav>{_index(pages)}</nav>\n<main>{sections}</main></div>\n<script>{SCRIPT}</script></body></html>\n')
+            f'<div><nav>{_index(pages)}</nav>\n<main>{sections}</main></div>\n'
+            f'<script>{SCRIPT}</script></body></html>\n')
 
-# %% ../../nbs/analysis/dashboard.ipynb #189ad3c6
+# %% ../../nbs/analysis/dashboard.ipynb #884487b3
 MOST_PAGES = 2000
 
 def _check_file(path:Path, n_pages:int):
@@ -171,10 +181,11 @@ def dashboard(
     with atomic(path) as tmp: tmp.write_text(dashboard_html(stats, pages, title or pages[0].where), encoding='utf-8')
     return path
 
-# %% ../../nbs/analysis/dashboard.ipynb #f917ca58
+# %% ../../nbs/analysis/dashboard.ipynb #b4d17b46
 def _parser():
     from argparse import ArgumentParser
-    p = ArgumentParser('sae-workbench dashboard', description='Write the pages of latents to an HTML file that opens offline.')
+    about = 'Write the pages of latents to an HTML file that opens offline.'
+    p = ArgumentParser('sae-workbench dashboard', description=about)
     p.add_argument('sae', metavar='SAE', help='a folder with an SAE, or the name of a published release')
     p.add_argument('--sae-id', help='which SAE of a release, or of a folder with several')
     p.add_argument('--output', default='dashboard.html', help='the file; replaced if it is there (dashboard.html)')
@@ -197,7 +208,7 @@ def _numbers(text:str)->list[int]:
         found += range(int(a), int(b) + 1) if dash else [int(a)]
     return found
 
-# %% ../../nbs/analysis/dashboard.ipynb #fcea819b
+# %% ../../nbs/analysis/dashboard.ipynb #b8133772
 def _model_for(sae:SAE, name:str|None):
     "The model that an SAE names, or another"
     from sae_workbench.activations.offline import MODEL, load_smollm2
@@ -218,6 +229,7 @@ def _read_text(file:str|None):
     if not text.strip(): raise DataError(f"{file}: there is no text in this file")
     return [dict(text=text)]
 
+# %% ../../nbs/analysis/dashboard.ipynb #90b78104
 def text_contexts(
     sae:SAE, # Its metadata say how texts were packed
     tokenizer, # The model's
@@ -232,7 +244,7 @@ def text_contexts(
     contexts = TokenContexts(dataset, tokenizer, size, epochs=1, **options)
     return contexts.take(max(1, n_tokens//size), wrap=False)
 
-# %% ../../nbs/analysis/dashboard.ipynb #9d763060
+# %% ../../nbs/analysis/dashboard.ipynb #2030e8e8
 def _say(text:str): print(text, flush=True)
 
 def _estimate(source:TextLatents)->float:
@@ -254,7 +266,8 @@ def write_dashboard(
     "Read texts and write the dashboard, and say meanwhile what happens"
     contexts = text_contexts(sae, tokenizer_of(model), dataset, n_tokens)
     source = TextLatents(sae, model, contexts, hook_name, window=(24, 10))
-    which = f'{len(latents)} latents' if latents is not None else f'the {top} of {sae.cfg.d_sae:,} latents most worth a look'
+    which = f'{len(latents)} latents'
+    if latents is None: which = f'the {top} of {sae.cfg.d_sae:,} latents most worth a look'
     _say(f'Reading {contexts.numel():,} tokens at {source.hook_name}, for pages of {which}')
     _say(f'This takes about {2 + 1.3*_estimate(source):.0f} s')
     stats = latent_stats(source, progress=sys.stderr.isatty())
@@ -262,7 +275,7 @@ def write_dashboard(
     _say(f'{path}: {path.stat().st_size/1e6:.1f} MB. Open it in a browser: {path.resolve().as_uri()}')
     return path
 
-# %% ../../nbs/analysis/dashboard.ipynb #c5bd0446
+# %% ../../nbs/analysis/dashboard.ipynb #f4e0cd22
 def main(
     args:Sequence[str], # What follows "dashboard" on the command line
 ):

@@ -19,8 +19,8 @@ from ..activations.sources import HookedActivations, check_rows
 from ..training.evaluate import positions_that_count
 
 # %% ../../nbs/analysis/examples.ipynb #1f084ab6
-class TopContexts:
-    "For every latent: how often it fires, and the n contexts where its peak is highest"
+class _TopContexts:
+    "What is counted"
     def __init__(self,
         n_latents:int, # Latents that are watched
         n:int=5, # Contexts kept for each
@@ -45,15 +45,20 @@ class TopContexts:
         self.position = torch.cat([self.position, position]).gather(0, keep)
         self.n_contexts += len(f)
 
-    def places(self, column:int)->list[tuple[int, int]]:
-        "The contexts and positions of one latent's peaks, the highest first"
-        n = int(self.value[:, column].isfinite().sum())
-        return list(zip(self.context[:n, column].tolist(), self.position[:n, column].tolist()))
-
     @property
     def density(self)->Tensor:
         "(n_latents,) the share of tokens on which each latent fires"
         return self.fired/max(self.n_tokens, 1)
+
+# %% ../../nbs/analysis/examples.ipynb #8355a204
+class TopContexts(_TopContexts):
+    "For every latent: how often it fires, and the n contexts where its peak is highest"
+    def places(self,
+        column:int, # Which latent
+    )->list[tuple[int, int]]: # Contexts and positions
+        "Where one latent is highest, the highest first"
+        n = int(self.value[:, column].isfinite().sum())
+        return list(zip(self.context[:n, column].tolist(), self.position[:n, column].tolist()))
 
 # %% ../../nbs/analysis/examples.ipynb #5af3a3bb
 def interesting_latents(
@@ -100,10 +105,12 @@ class LatentExamples:
     examples:list[Example] # The strongest first
 
 # %% ../../nbs/analysis/examples.ipynb #f21bfa11
-_NAMED = {'\n': '⏎', '\r': '␍', '\t': '⇥', '\u200c': '\u200c', '\u200d': '\u200d'}   # the last two shape letters and emoji
+_SIGNS = {'\n': '⏎', '\r': '␍', '\t': '⇥'}
+_JOINERS = '\u200c\u200d'   # these shape letters and emoji
+
 def _seen(c:str)->str:
-    if c in _NAMED: return _NAMED[c]
-    return f'⟨{ord(c):04X}⟩' if unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') else c
+    unseen = unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in _JOINERS
+    return _SIGNS.get(c) or (f'⟨{ord(c):04X}⟩' if unseen else c)
 
 def visible(
     token:str, # A token's text
@@ -111,6 +118,8 @@ def visible(
     "A token with its line breaks, tabs and invisible characters as signs; one that is nothing but spaces as dots"
     if not token: return '∅'
     return ''.join(map(_seen, token)) if token.strip(' ') else '·'*len(token)
+
+# %% ../../nbs/analysis/examples.ipynb #9bb9f7b8
 _ORANGES = 230, 229, 222, 215, 208   # from pale to strong, in a terminal's palette of 256
 
 def _marked(text:str)->str:
@@ -205,8 +214,8 @@ def _check(sae, model, contexts:Tensor, hook_name:str|None):
         raise DataError(f"token id {int(contexts.max())}, but the model's vocabulary has {n}; "
                         "were the contexts tokenised for another model?")
     if (width := model_d_in(model, hook_name, sae.cfg.metadata.hook_head_index)) != sae.cfg.d_in:
-        raise ConfigError(f"this SAE reads activations of width d_in={sae.cfg.d_in}, those at {hook_name!r} are {width} "
-                          "wide: it was trained on another model, or at another place")
+        raise ConfigError(f"this SAE reads activations of width d_in={sae.cfg.d_in}, those at {hook_name!r} are "
+                          f"{width} wide: it was trained on another model, or at another place")
 
 def check_latents(
     sae, # An SAE
@@ -216,9 +225,23 @@ def check_latents(
     if (bad := [i for i in latents if not 0 <= i < sae.cfg.d_sae]):
         raise ConfigError(f"latents {bad} do not exist: d_sae={sae.cfg.d_sae}, so they are 0 to {sae.cfg.d_sae - 1}")
 
-# %% ../../nbs/analysis/examples.ipynb #002e1583
-MOST_NUMBERS = 2**26   # latents at a time, 256 MB in float32
+# %% ../../nbs/analysis/examples.ipynb #a68ddf92
+MOST_NUMBERS = 2**26   # latents at a time, and activations that are kept: 256 MB in float32
 
+class _Remembered:
+    "Activations of contexts by number, the first of them kept"
+    def __init__(self, acts:HookedActivations, contexts:Tensor):
+        self.acts, self.contexts, self.seen = acts, contexts, {}
+
+    def __call__(self, rows:list[int])->Tensor: # (contexts, positions, d_in)
+        "From memory, or by a run of the model"
+        if all(c in self.seen for c in rows): return torch.stack([self.seen[c] for c in rows])
+        x = self.acts(self.contexts[rows])
+        room = max(0, MOST_NUMBERS//x[0].numel() - len(self.seen))
+        self.seen |= {c: a.cpu() for c, a in zip(rows[:room], x)}
+        return x
+
+# %% ../../nbs/analysis/examples.ipynb #002e1583
 class _Contexts:
     "The contexts of a text, and how a place in them is shown"
     unit = 'token'
@@ -262,17 +285,8 @@ class TextLatents(_Contexts):
         _check(sae, model, contexts, self.hook_name)
         if ignore_tokens is None: ignore_tokens = getattr(self.tokenizer, 'all_special_ids', None) or []
         self.counts = positions_that_count(sae, model, contexts, list(ignore_tokens))
-        self.acts = HookedActivations(model, self.hook_name, sae.cfg.metadata.hook_head_index)
+        self.acts = _Remembered(HookedActivations(model, self.hook_name, sae.cfg.metadata.hook_head_index), contexts)
         self.batch_size = max(1, min(batch_size, MOST_NUMBERS//(contexts.shape[1]*sae.cfg.d_sae)))
-        self.seen:dict[int, Tensor] = {}
-
-    def _activations(self, rows:list[int])->Tensor: # (contexts, positions, d_in)
-        "From memory, or by a run of the model"
-        if all(c in self.seen for c in rows): return torch.stack([self.seen[c] for c in rows])
-        x = self.acts(self.contexts[rows])
-        room = MOST_NUMBERS//x[0].numel() - len(self.seen)
-        self.seen |= {c: a.cpu() for c, a in zip(rows[:max(0, room)], x)}
-        return x
 
     @torch.no_grad()
     def batches(self,
@@ -281,7 +295,7 @@ class TextLatents(_Contexts):
     )->Iterator[tuple[list[int], Tensor, Tensor]]: # Contexts, (contexts, positions, n) latents, which tokens count
         "The latents, batch by batch"
         for rows in torch.arange(len(self.contexts))[slice(None) if wanted is None else wanted].split(self.batch_size):
-            f = self.sae.encode(self._activations(rows.tolist()).to(self.sae.device))
+            f = self.sae.encode(self.acts(rows.tolist()).to(self.sae.device))
             check_rows(f, f"latents of contexts {int(rows[0])} to {int(rows[-1])}")
             yield rows.tolist(), f[..., columns], self.counts(self.contexts[rows]).to(f.device)
 
@@ -325,8 +339,8 @@ def latent_examples(
     if latents is not None: check_latents(sae, latents)
     source = TextLatents(sae, model, contexts, hook_name, tokenizer, window, batch_size, ignore_tokens)
     top = _highest(source, latents, n_examples)
-    columns = list(range(len(latents))) if latents is not None else interesting_latents(top, n_latents, label=source.label)
-    chosen = columns if latents is None else list(latents)
+    if latents is None: chosen = columns = interesting_latents(top, n_latents, label=source.label)
+    else: chosen, columns = list(latents), range(len(latents))
     found = read_examples(source, chosen, [top.places(j) for j in columns])
     return ExampleList(LatentExamples(i, top.density[j].item(), max(0., top.value[0, j].item()), e)
                        for i, j, e in zip(chosen, columns, found))

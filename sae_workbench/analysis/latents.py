@@ -32,6 +32,7 @@ def _joined(
     bins = torch.arange(-BINS, BINS) >> shift[:, None].clamp(max=62)
     return torch.zeros_like(counts).scatter_add_(1, bins + BINS, counts)
 
+# %% ../../nbs/analysis/latents.ipynb #882c73e1
 class Histograms:
     "For every latent a histogram of the values that are not zero"
     def __init__(self,
@@ -64,11 +65,12 @@ class Histograms:
         width = 2.**int(self.exponent[column])/BINS
         return [(i - BINS)*width for i in range(a, b + 1)], self.counts[column, a:b].tolist()
 
-# %% ../../nbs/analysis/latents.ipynb #3f80d194
+# %% ../../nbs/analysis/latents.ipynb #94a9b41f
 LARGEST_PICTURE = 96   # pixels
 
 def _png(pixels:np.ndarray)->bytes: # From (height, width) or (height, width, 3) in uint8
-    def chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    def number(n): return struct.pack('>I', n)
+    def chunk(name, data): return number(len(data)) + name + data + number(zlib.crc32(name + data))
     kind = 0 if pixels.ndim==2 else 2   # gray or RGB
     rows = b''.join(b'\0' + np.ascontiguousarray(r).tobytes() for r in pixels)
     head = struct.pack('>IIBBBBB', pixels.shape[1], pixels.shape[0], 8, kind, 0, 0, 0)
@@ -86,15 +88,16 @@ def picture_uri(
     if p.dtype != np.uint8: p = (np.nan_to_num(p.astype(np.float64)).clip(0, 1)*255).round().astype(np.uint8)
     return 'data:image/png;base64,' + b64encode(_png(p)).decode()
 
-# %% ../../nbs/analysis/latents.ipynb #07ce1fca
+# %% ../../nbs/analysis/latents.ipynb #545176b9
 def _same_length(acts:Tensor, **more):
     for name, values in more.items():
         if values is not None and len(values) != len(acts):
             raise DataError(f"{name}: {len(values)} for {len(acts)} rows of activations")
 
+# %% ../../nbs/analysis/latents.ipynb #e3d96ef6
 class RowLatents:
     "The latents of an SAE on rows of activations, with what each row stands for"
-    unit, model, hook_name = 'row', None, None
+    unit, model = 'row', None
     def __init__(self,
         sae, # An SAE for inference
         acts:Tensor, # (n, d_in) activations
@@ -118,19 +121,19 @@ class RowLatents:
 
     def example(self, context:int, position:int, f:Tensor)->Example:
         "A row"
+        value, texts = f[position].item(), self.texts([(context, position)])
         picture = None if self.pictures is None else picture_uri(self.pictures[context])
-        value = f[position].item()
-        return Example(value, context, position, self.texts([(context, position)]), [value], 0, picture)
+        return Example(value, context, position, texts, [value], 0, picture)
 
     def texts(self, places:Sequence[tuple[int, int]])->list[str]:
         "Labels or numbers of rows"
         return [f'row {c}' if self.labels is None else str(self.labels[c]) for c, _ in places]
 
-    def label(self, context:int, position:int)->str: return str(context)
+    def label(self, context, position)->str: return str(context)   # no two rows are the same
 
-# %% ../../nbs/analysis/latents.ipynb #96a53b1f
-class LatentStats:
-    "What is known of every latent after a pass over the data"
+# %% ../../nbs/analysis/latents.ipynb #79938cf1
+class _Pass:
+    "What is gathered of every latent"
     def __init__(self,
         source:TextLatents|RowLatents, # Where the latents come from
         latents:Sequence[int]|None=None, # Which latents; all if None
@@ -153,6 +156,9 @@ class LatentStats:
         self.top.update(f, counts); self.histograms.update(f)
         self.sample.update(torch.where(f > 0, draw[..., None], 0), counts)
 
+# %% ../../nbs/analysis/latents.ipynb #0a2f03ac
+class LatentStats(_Pass):
+    "What is known of every latent after a pass over the data"
     @property
     def n(self)->int:
         "How many tokens or rows were counted"
@@ -161,10 +167,10 @@ class LatentStats:
     def column(self, latent:int)->int:
         "Where a latent stands in the tensors"
         check_latents(self.sae, [latent])
-        if latent not in self.columns: raise ConfigError(f"latent {latent} is not among the {len(self.latents)} watched")
-        return self.columns[latent]
+        if latent in self.columns: return self.columns[latent]
+        raise ConfigError(f"latent {latent} is not among the {len(self.latents)} watched")
 
-# %% ../../nbs/analysis/latents.ipynb #a0013385
+# %% ../../nbs/analysis/latents.ipynb #60f9eb74
 def latent_stats(
     source:TextLatents|RowLatents, # Where the latents come from
     latents:Sequence[int]|None=None, # Which latents; all if None
@@ -182,7 +188,7 @@ def latent_stats(
     if not stats.n: raise DataError("nothing counts in these data: every token is special or left out")
     return stats
 
-# %% ../../nbs/analysis/latents.ipynb #f07b6479
+# %% ../../nbs/analysis/latents.ipynb #02ddb5cd
 @torch.no_grad()
 def nearest_latents(
     sae, # An SAE
@@ -199,7 +205,7 @@ def nearest_latents(
         found.append(c.topk(n))
     return torch.cat([t.indices for t in found]), torch.cat([t.values for t in found])
 
-# %% ../../nbs/analysis/latents.ipynb #da7abc16
+# %% ../../nbs/analysis/latents.ipynb #425aec71
 def latent_table(
     stats:LatentStats, # What a pass found
     nearest:bool=True, # With each latent's nearest other; the cost grows with the square of d_sae
@@ -216,7 +222,7 @@ def latent_table(
         table = table.assign(nearest=number[:, 0].numpy(), cosine=cosine[:, 0].numpy())
     return table
 
-# %% ../../nbs/analysis/latents.ipynb #43aa0308
+# %% ../../nbs/analysis/latents.ipynb #5d93bf14
 def pick(
     stats:LatentStats, # What a pass found
     n:int, # How many
@@ -227,5 +233,5 @@ def pick(
     first = interesting_latents(top, n, max_density, stats.source.label)
     steady = top.value.masked_fill(~top.value.isfinite(), 0).sum(0)   # strong in all of its examples
     steady = steady.where(top.density <= max_density, -1/(1 + steady)).masked_fill(~top.value[0].isfinite(), -torch.inf)
-    rest = [j for j in steady.argsort(descending=True, stable=True).tolist() if steady[j] > -torch.inf and j not in first]
-    return [stats.latents[j] for j in (first + rest)[:n]]
+    rest = steady.argsort(descending=True, stable=True)[:int(steady.isfinite().sum())].tolist()
+    return [stats.latents[j] for j in list(dict.fromkeys(first + rest))[:n]]

@@ -57,7 +57,8 @@ def logit_effects(
     "What directions in the residual stream add to the logits, as far as tokens differ"
     unembed, norm, width = _end_of(model)
     if directions.shape[-1] != width:
-        raise HookError(f"directions are {directions.shape[-1]} wide and the residual stream {width}: they do not write to it")
+        raise HookError(f"directions are {directions.shape[-1]} wide and the residual stream {width}: "
+                        "they do not write to it")
     like = next(unembed.parameters(), next(model.parameters()))
     weight, centred = (torch.ones(width), False) if norm is None else _weight_of(norm, width, like)
     found = []

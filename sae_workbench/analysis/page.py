@@ -11,13 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 import torch
-from torch import nn
 from ..core.errors import HookError
 from ..activations.models import tokenizer_of
-from sae_workbench.analysis.examples import (
-    Example, LatentExamples, TextLatents, check_latents, html_example, number, read_examples, terminal_text, token_texts,
-    visible)
-from .latents import LatentStats, latent_stats, nearest_latents
+from .examples import (
+    Example, LatentExamples, check_latents, html_example, number, read_examples, terminal_text, token_texts, visible)
+from .latents import LatentStats, nearest_latents
 from .logits import logit_effects
 
 # %% ../../nbs/analysis/page.ipynb #7e0152df
@@ -77,8 +75,9 @@ def svg_histogram(
 )->str: # An SVG, or nothing without counts
     "A histogram with a logarithmic scale of counts"
     if not counts: return ''
-    ticks = [(0, 'start'), (len(counts)//2, 'middle'), (len(counts), 'end')]
-    texts = ''.join(f'<text x="{k*W/len(counts):.0f}" y="{H + 16}" text-anchor="{a}">{edges[k]:.3g}</text>' for k, a in ticks)
+    n = len(counts)
+    texts = ''.join(f'<text x="{k*W/n:.0f}" y="{H + 16}" text-anchor="{anchor}">{edges[k]:.3g}</text>'
+                    for k, anchor in ((0, 'start'), (n//2, 'middle'), (n, 'end')))
     return (f'<svg viewBox="0 -14 {W} {H + 36}" role="img" aria-label="histogram of {html.escape(label)}">'
             f'<text x="0" y="-4">up to {max(counts):,} {html.escape(label)} a bin, logarithmic</text>'
             f'<g class="bars">{_bars(edges, counts, html.escape(label))}</g>'
@@ -95,7 +94,8 @@ STYLE = """
 .sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
-.sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22);font-variant-numeric:tabular-nums}
+.sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
+.sae-page td{font-variant-numeric:tabular-nums}
 .sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:3.5em}
 .sae-page .pairs td:nth-last-child(3){white-space:nowrap;width:3em}
 .sae-page code{white-space:pre-wrap;background:rgba(128,128,128,.18);color:inherit;padding:.1em .25em;border-radius:3px}
@@ -118,8 +118,8 @@ def _tokens(title:str, pairs:Sequence[tuple[str, float]])->str:
     return _table(title, rows, 'direct effect of one unit on the logits of the next token')
 
 def _neighbours(page:LatentPage, links:Collection[int])->str:
-    rows = ((f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}', _chip(t.strip(' ') or t) if t else '', f'{c:.2f}')
-            for i, c, t in page.nearest)
+    def link(i): return f'<a href="#latent-{i}">{i}</a>' if i in links else f'{i}'
+    rows = ((link(i), _chip(t.strip(' ') or t) if t else '', f'{c:.2f}') for i, c, t in page.nearest)
     return _table('Nearest latents', rows, 'cosine of the decoder rows, and the token on which each is strongest')
 
 def _beside(page:LatentPage, links:Collection[int])->str:
@@ -131,8 +131,8 @@ def _beside(page:LatentPage, links:Collection[int])->str:
 
 # %% ../../nbs/analysis/page.ipynb #86919915
 def _figure(e:Example)->str:
-    return (f'<figure><img src="{html.escape(e.picture)}" alt=""><figcaption>{html.escape(e.token)}<br>{number(e.value)}'
-            '</figcaption></figure>')
+    caption = f'{html.escape(e.token)}<br>{number(e.value)}'
+    return f'<figure><img src="{html.escape(e.picture)}" alt=""><figcaption>{caption}</figcaption></figure>'
 
 def _texts(title:str, examples:Sequence[Example], scale:float)->str:
     "Examples under a title, as a table, or as a gallery if they are pictures"
@@ -205,14 +205,12 @@ def latent_pages(
     found = read_examples(source, [*latents]*2, spots)
     others, cosine = nearest_latents(stats.sae, latents, n_nearest)
     site = meta.neuronpedia_id and f'https://www.neuronpedia.org/{quote(meta.neuronpedia_id)}'
-    pages = []
-    for k, (i, j, words) in enumerate(zip(latents, columns, _next_tokens(stats, latents, n_logits))):
-        pages.append(LatentPage(
-            i, _place(stats.sae), source.unit, stats.n, int(stats.top.fired[j]),
-            max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k],
-            sorted(found[k + len(latents)], key=lambda e: -e.value),
-            [_neighbour(stats, *near) for near in zip(others[k].tolist(), cosine[k].tolist())], url=site and f'{site}/{i}', **words))
-    return pages
+    near = [[_neighbour(stats, i, c) for i, c in zip(*both)] for both in zip(others.tolist(), cosine.tolist())]
+    sample = [sorted(examples, key=lambda e: -e.value) for examples in found[len(latents):]]
+    words = _next_tokens(stats, latents, n_logits)
+    return [LatentPage(i, _place(stats.sae), source.unit, stats.n, int(stats.top.fired[j]),
+                       max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k], sample[k], near[k],
+                       url=site and f'{site}/{i}', **words[k]) for k, (i, j) in enumerate(zip(latents, columns))]
 
 def latent_page(
     stats:LatentStats, # What a pass found
