@@ -266,8 +266,8 @@ def write_dashboard(
     "Read texts and write the dashboard, and say meanwhile what happens"
     contexts = text_contexts(sae, tokenizer_of(model), dataset, n_tokens)
     source = TextLatents(sae, model, contexts, hook_name, window=(24, 10))
-    which = f'{len(latents)} latents'
     if latents is None: which = f'the {top} of {sae.cfg.d_sae:,} latents most worth a look'
+    else: which = f'{len(latents)} latents'
     _say(f'Reading {contexts.numel():,} tokens at {source.hook_name}, for pages of {which}')
     _say(f'This takes about {2 + 1.3*_estimate(source):.0f} s')
     stats = latent_stats(source, progress=sys.stderr.isatty())

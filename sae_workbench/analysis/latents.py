@@ -89,7 +89,10 @@ def picture_uri(
     return 'data:image/png;base64,' + b64encode(_png(p)).decode()
 
 # %% ../../nbs/analysis/latents.ipynb #545176b9
-def _same_length(acts:Tensor, **more):
+def _check_acts(sae, acts:Tensor, **more):
+    "An error unless there are activations for the SAE, and as many of everything else"
+    if acts.dim() != 2 or not len(acts) or acts.shape[1] != sae.cfg.d_in:
+        raise DataError(f"acts must be (n, d_in={sae.cfg.d_in}), got {tuple(acts.shape)}")
     for name, values in more.items():
         if values is not None and len(values) != len(acts):
             raise DataError(f"{name}: {len(values)} for {len(acts)} rows of activations")
@@ -105,9 +108,7 @@ class RowLatents:
         pictures:Sequence|None=None, # A picture for each row, as `picture_uri` takes them
         batch_size:int=4096, # Rows at a time, or fewer if their latents are too many
     ):
-        if acts.dim() != 2 or not len(acts) or acts.shape[1] != sae.cfg.d_in:
-            raise DataError(f"acts must be (n, d_in={sae.cfg.d_in}), got {tuple(acts.shape)}")
-        _same_length(acts, labels=labels, pictures=pictures)
+        _check_acts(sae, acts, labels=labels, pictures=pictures)
         self.sae, self.acts, self.labels, self.pictures = sae, acts, labels, pictures
         self.batch_size = max(1, min(batch_size, MOST_NUMBERS//sae.cfg.d_sae))
 
