@@ -238,7 +238,7 @@ class _Remembered:
         if all(c in self.seen for c in rows): return torch.stack([self.seen[c] for c in rows])
         x = self.acts(self.contexts[rows])
         room = max(0, MOST_NUMBERS//x[0].numel() - len(self.seen))
-        self.seen |= {c: a.cpu() for c, a in zip(rows[:room], x)}
+        self.seen |= {c: a.to('cpu', copy=True) for c, a in zip(rows[:room], x)}
         return x
 
 # %% ../../nbs/analysis/examples.ipynb #002e1583
