@@ -86,8 +86,9 @@ def svg_histogram(
 # %% ../../nbs/analysis/page.ipynb #19191ef5
 STYLE = """
 .sae-page{font:14px/1.45 system-ui,sans-serif;max-width:1100px;overflow-wrap:anywhere}
-.sae-page h2{font-size:1.5em;margin:.2em 0}.sae-page h3{font-size:1em;margin:1.2em 0 .4em;font-weight:600}
-.sae-page .dim{opacity:.72}.sae-page p{margin:.3em 0}
+.sae-page .title{font-size:1.5em;margin:.2em 0;font-weight:600}
+.sae-page .part{font-size:1em;margin:1.2em 0 .4em;font-weight:600}
+.sae-page .dim{opacity:.72}.sae-page .dim{margin:.3em 0}
 .sae-page .facts{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}.sae-page .facts b{font-size:1.25em}
 .sae-page .parts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14em),1fr));gap:0 2em}
 .sae-page svg{width:100%;max-width:420px;height:auto;display:block}
@@ -95,21 +96,25 @@ STYLE = """
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
 .sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
-.sae-page td{font-variant-numeric:tabular-nums}
+.sae-page .pairs td,.sae-page .texts td{min-width:0;font-variant-numeric:tabular-nums}
 .sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:3.5em}
 .sae-page .pairs td:nth-last-child(3){white-space:nowrap;width:3em}
 .sae-page code{white-space:pre-wrap;background:rgba(128,128,128,.18);color:inherit;padding:.1em .25em;border-radius:3px}
-.sae-page .texts td:first-child{width:3.5em;opacity:.75}.sae-page .texts td{font-size:13px;line-height:1.6}
+.sae-page .texts td:first-child{width:3.5em;opacity:.75;white-space:nowrap}.sae-page .texts td{font-size:13px;line-height:1.6}
 .sae-page .texts span{border-radius:2px}
 .sae-page .gallery{display:flex;flex-wrap:wrap;gap:.8em}.sae-page figure{margin:0;font-size:12px;text-align:center}
 .sae-page img{height:72px;width:auto;max-width:100%;margin:0;image-rendering:pixelated;background:#fff}
 """.replace('\n', '')
 
 # %% ../../nbs/analysis/page.ipynb #29cab4a9
+def _heading(text:str, hint:str='')->str:
+    "A heading that the table of contents of a notebook or a site leaves alone"
+    return f'<p class="part" role="heading" aria-level="3" title="{hint}">{text}</p>'
+
 def _table(title:str, rows:Iterable[Sequence[str]], hint:str)->str:
     "A small table of cells in HTML"
     body = ''.join(f'<tr>{"".join(f"<td>{c}</td>" for c in cells)}</tr>' for cells in rows)
-    return f'<h3 title="{hint}">{title}</h3><table class="pairs">{body}</table>' if body else ''
+    return f'{_heading(title, hint)}<table class="pairs">{body}</table>' if body else ''
 
 def _chip(token:str)->str: return f'<code dir="auto">{html.escape(visible(token))}</code>'
 
@@ -125,7 +130,7 @@ def _neighbours(page:LatentPage, links:Collection[int])->str:
 def _beside(page:LatentPage, links:Collection[int])->str:
     "Histogram and neighbours, and the next tokens beside them"
     drawn = svg_histogram(page.edges, page.counts, f'{page.unit}s')
-    first = (f'<h3>Values where it fires</h3>{drawn}' if drawn else '') + _neighbours(page, links)
+    first = (_heading('Values where it fires') + drawn if drawn else '') + _neighbours(page, links)
     parts = first, _tokens('Makes more likely', page.raised), _tokens('Makes less likely', page.lowered)
     return f'<div class="parts">{"".join(f"<div>{p}</div>" for p in parts if p)}</div>'
 
@@ -139,7 +144,7 @@ def _texts(title:str, examples:Sequence[Example], scale:float)->str:
     if not examples: return ''
     if all(e.picture for e in examples): shown = f'<div class="texts gallery">{"".join(map(_figure, examples))}</div>'
     else: shown = f'<table class="texts">{"".join(html_example(e, scale) for e in examples)}</table>'
-    return f'<h3>{title}</h3>{shown}'
+    return _heading(title) + shown
 
 def _facts(page:LatentPage)->str:
     units = f'{page.n:,} {html.escape(page.unit)}s'
@@ -155,7 +160,8 @@ def page_html(
     safe = (page.url or '').startswith('https://')
     url = f' · <a href="{html.escape(page.url)}" rel="noreferrer">Neuronpedia</a>' if safe else ''
     no_logits = f'<p class="dim">No next tokens: {html.escape(page.no_logits)}.</p>' if page.no_logits else ''
-    return (f'<article class="sae-page"><h2>Latent {page.latent}</h2><p class="dim">{html.escape(page.where)}{url}</p>'
+    return (f'<article class="sae-page"><p class="title" role="heading" aria-level="2">Latent {page.latent}</p>'
+            f'<p class="dim">{html.escape(page.where)}{url}</p>'
             f'{_facts(page)}{_beside(page, links)}{no_logits}'
             f'{_texts("Where it is strongest", page.examples, page.max_act)}'
             f'{_texts("Drawn evenly from where it fires", page.sample, page.max_act)}</article>')
