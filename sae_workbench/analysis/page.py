@@ -100,7 +100,8 @@ STYLE = """
 .sae-page .pairs td{text-align:start}.sae-page .pairs td:last-child{text-align:right;white-space:nowrap;width:3.5em}
 .sae-page .pairs td:nth-last-child(3){white-space:nowrap;width:3em}
 .sae-page code{white-space:pre-wrap;background:rgba(128,128,128,.18);color:inherit;padding:.1em .25em;border-radius:3px}
-.sae-page .texts td:first-child{width:3.5em;opacity:.75;white-space:nowrap}.sae-page .texts td{font-size:13px;line-height:1.6}
+.sae-page .texts td:first-child{width:3.5em;opacity:.75;white-space:nowrap}
+.sae-page .texts td{font-size:13px;line-height:1.6}
 .sae-page .texts span{border-radius:2px}
 .sae-page .gallery{display:flex;flex-wrap:wrap;gap:.8em}.sae-page figure{margin:0;font-size:12px;text-align:center}
 .sae-page img{height:72px;width:auto;max-width:100%;margin:0;image-rendering:pixelated;background:#fff}
