@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'run_class', 'v6_options', 'parse_config', 'command_line', 'train', 'demo', 'migrate', 'evals',
-           'convert', 'search', 'run_command', 'main']
+           'dashboard', 'convert', 'search', 'run_command', 'main']
 
 # %% ../../nbs/faces/cli.ipynb #0abdec09
 import json, sys
@@ -210,6 +210,11 @@ def evals(args:Sequence[str], prog:str='sae-workbench evals'):
     from sae_workbench.faces.evals_command import main as run_evals
     run_evals(args, prog)
 
+def dashboard(args:Sequence[str]):
+    "The pages of latents"
+    from sae_workbench.analysis.dashboard import main as run_dashboard
+    run_dashboard(args)
+
 # %% ../../nbs/faces/cli.ipynb #5b7a91c3
 def convert(args:Sequence[str]):
     "A weights file, or a published SAE, as safetensors"
@@ -260,7 +265,8 @@ COMMANDS = {
     'migrate': (migrate, 'convert a config of SAELens v1 to v5'),
     'convert': (convert, 'rewrite a published SAE, or a weights file, as safetensors'),
     'search': (search, 'find published SAEs by words'),
-    'evals': (evals, 'measure SAEs, with baselines beside them')}
+    'evals': (evals, 'measure SAEs, with baselines beside them'),
+    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline')}
 
 # %% ../../nbs/faces/cli.ipynb #927d5a8c
 def run_command(
@@ -279,7 +285,7 @@ def main(args:Sequence[str]|None=None):
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ('-h', '--help'):
         print('usage: sae-workbench COMMAND [options]\n')
-        for name, (_, what) in COMMANDS.items(): print(f'  {name:7} {what}')
+        for name, (_, what) in COMMANDS.items(): print(f'  {name:9} {what}')
         return print('\nsae-workbench COMMAND --help explains its options.')
     if args[0] not in COMMANDS:
         print(f"sae-workbench: {unknown('command', args[0], COMMANDS)}", file=sys.stderr)

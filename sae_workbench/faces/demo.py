@@ -147,6 +147,7 @@ def demo(
     result = train_and_show(o, model, train, test, step)
     step(f"Done. The SAE, its log and its model card are in {o.output}. In Python:")
     print(f'\n    from sae_workbench import SAE\n    sae = SAE.load_from_disk("{o.output}")')
+    print(f'\nPages of its latents, as an HTML file:\n\n    sae-workbench dashboard {o.output}')
     return result
 
 # %% ../../nbs/faces/demo.ipynb #155e1df2
