@@ -27,6 +27,7 @@ _PUBLIC = {
     'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
     'saes.abstopk': ['AbsTopKSAE', 'AbsTopKSAEConfig', 'AbsTopKTrainingSAE', 'AbsTopKTrainingSAEConfig'],
     'saes.batchtopk': ['BatchTopKTrainingSAE', 'BatchTopKTrainingSAEConfig'],
+    'saes.matryoshka': ['MatryoshkaBatchTopKTrainingSAE', 'MatryoshkaBatchTopKTrainingSAEConfig'],
     'saes.transcoder': ['Transcoder', 'TranscoderConfig', 'SkipTranscoder', 'SkipTranscoderConfig',
                         'JumpReLUTranscoder', 'JumpReLUTranscoderConfig',
                         'JumpReLUSkipTranscoder', 'JumpReLUSkipTranscoderConfig',
