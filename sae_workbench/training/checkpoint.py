@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'MAY_DIFFER', 'FIXED', 'KEEPS_DATA',
            'RUN_NOTE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint', 'latest', 'Checkpoints',
-           'cannot_go_back', 'Checkpointing']
+           'cannot_go_back', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import re, warnings
@@ -270,7 +270,7 @@ class Checkpointing(_Held):
     def for_config(cls, cfg)->list: # One or none
         "What the config of a trainer asks for"
         if cfg.checkpoint_path is None: return []
-        return [cls(cfg.checkpoint_path, cfg.n_checkpoints, cfg.save_final_checkpoint)]
+        return [cls(cfg.checkpoint_path, cfg.n_checkpoints, cfg.save_final_checkpoint, cfg.keep_last_checkpoints)]
 
     def save(self, trainer, must:bool=False)->Path|None:
         "Write a checkpoint of this moment"
@@ -299,3 +299,28 @@ class Checkpointing(_Held):
         if self.final: self.save(trainer, must=True)
 
     def on_close(self, trainer): self.release(trainer)
+
+# %% ../../nbs/training/checkpoint.ipynb #08ae8184
+def _of_run(note:Path, run_config:dict, overrides:Sequence[str])->tuple[list[str], bool]|None:
+    "How the run of a folder differs from a config, and whether it has ended; None if its note is damaged"
+    try: said = read_json(note)
+    except LoadError as e: return warnings.warn(f"{e}: this run is passed over")
+    configs = [(c, c.get('sae', {})) for c in (said['config'], run_config)]
+    return [b for saved, now in zip(*configs) for b in other_run(saved, now, overrides)], said['finished']
+
+def find_run(
+    folder:str|Path, # With folders of runs in it
+    run_config:dict, # A run's config as plain data
+    overrides:Sequence[str]=(), # Options that may differ from the saved ones
+)->Path|None: # The folder of that run; None if it has to begin
+    "The run that a config describes, the one that got furthest if there are several"
+    mine, unfinished, overrides = [], [], [n.removeprefix('sae.') for n in overrides]
+    for note in sorted(Path(folder).glob(f'*/{RUN_NOTE}')):
+        if (found := _of_run(note, run_config, overrides)) is None: continue
+        bad, finished = found
+        if not bad: mine.append(note.parent)
+        elif not finished and not is_held(note.parent): unfinished.append((note.parent, bad))
+    if mine: return max(mine, key=lambda f: [_saved_position(p) for p in Checkpoints(f).all()[:1]])
+    for path, bad in unfinished:
+        raise ConfigError(f"{path} is an unfinished run with other options:\n" + '\n'.join(f'- {b}' for b in bad) +
+                          "\nresume_overrides=[…] names what may differ; a new run needs another checkpoint_path")

@@ -29,6 +29,7 @@ from .optim import load_optimizer_state, make_adam, optimizer_state
 class Callback:
     "Is told what happens during training; every method may be left out"
     def on_begin(self, trainer): "A run begins, or goes on; no data was read yet"
+    def on_restart(self, trainer): "A run that died before its first checkpoint begins again in the same folder"
     def on_start(self, trainer): "The first step is next, the norm of the activations is known"
     def on_step(self, trainer, output:TrainStepOutput): "A step was made, number `trainer.n_training_steps` from 0"
     def after_step(self, trainer): "A step is complete and the counters stand behind it: the moment for a checkpoint"
