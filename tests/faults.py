@@ -211,6 +211,7 @@ def fork(case: dict, folder: Path, **disturb) -> int:
         return pid
     code = 99
     try:
+        torch.manual_seed(0)
         random.seed(0)   # Python gives each fork another seed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

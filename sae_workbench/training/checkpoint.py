@@ -216,7 +216,8 @@ def cannot_go_back(
     "Why no run can go on exactly on a source"
     if (why := getattr(data, 'cannot_resume', None)): return why
     if not hasattr(data, 'state_dict'): return f"a {type(data).__name__} keeps no position (it has no state_dict)"
-    inner = [vars(data).get(n) for n in ('buffer', 'source', '_source', 'shared', 'inputs')] if hasattr(data, '__dict__') else []
+    inner = [vars(data).get(n) for n in ('buffer', 'source', '_source', 'shared')] if hasattr(data, '__dict__') else []
+    if hasattr(i := getattr(data, 'inputs', None), 'state_dict'): inner.append(i)   # else data goes through them by number
     return next(filter(None, map(cannot_go_back, (i for i in inner if i is not None))), None)
 
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
