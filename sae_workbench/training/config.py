@@ -301,7 +301,7 @@ class _RunOptions(_TrainOptions):
     output_path:Name|None = 'output' # Folder for the trained SAE; None writes nothing
     resume_from_checkpoint:Folder|None = None # Go on from this checkpoint
     resume:Literal['auto']|None = None # auto: go on from the latest good checkpoint in checkpoint_path, or begin
-    resume_overrides:list[str] = field(default_factory=list) # Options that may differ from those of the checkpoint
+    resume_overrides:list[str]|None = None # Options that may differ from those of the checkpoint
     keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
     verbose:bool = True # Print a summary at the start and the end
     model_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's forward pass

@@ -200,7 +200,7 @@ class _Preparing(_Parts):
         "Settle where this run's checkpoints are"
         cfg, self.checkpoint_folder = self.cfg, None
         if cfg.checkpoint_path is None: return False
-        if auto: self.checkpoint_folder = find_run(cfg.checkpoint_path, cfg.to_dict(), cfg.resume_overrides)
+        if auto: self.checkpoint_folder = find_run(cfg.checkpoint_path, cfg.to_dict(), cfg.resume_overrides or ())
         if self.checkpoint_folder is not None: return True
         own = cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f')
         self.checkpoint_folder = Path(cfg.checkpoint_path)/own
@@ -226,7 +226,8 @@ class _Resuming(_Preparing):
     def _go_to(self, path:Path, trainer:SAETrainer):
         before = random_state()
         try:
-            load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(), self.cfg.resume_overrides)
+            load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(),
+                            self.cfg.resume_overrides or ())
             self.random = random_state()
         finally: set_random_state(before)
         if self.cfg.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
