@@ -248,6 +248,19 @@ def test_in_a_thread(tmp_path):
     assert len(errors) == 1 and latest(tmp_path).name == str(t.n_training_samples)
 
 
+def test_a_signal_while_the_model_is_loaded():
+    "Nothing is there to be saved, and that is said"
+    from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+    class Loading(LanguageModelSAETrainingRunner):
+        def _load_model(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+    before, begin = signal.getsignal(signal.SIGTERM), time.time()
+    with pytest.raises(Interrupted, match='stopped by SIGTERM before the first step: there is nothing to save') as e:
+        Loading(LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None))
+    assert e.value.exit_code == 143 and time.time() - begin < 30 and signal.getsignal(signal.SIGTERM) == before
+
+
 def test_handlers_are_put_back_after_an_exception():
     before, t = signal.getsignal(signal.SIGTERM), small(None)
     class Fails:

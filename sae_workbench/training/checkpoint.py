@@ -98,7 +98,9 @@ def _compare(path:Path, trainer, run_config:dict, overrides:Sequence[str])->tupl
     if bad: raise ConfigError(f"{path} is a checkpoint of another run:\n" + '\n'.join(f'- {b}' for b in bad) +
                               "\nA new run needs a folder of its own; resume_overrides=[…] names what may differ")
     changed = [[k.partition('.')[0] for k, *_ in _differing(saved, now)] for saved, now in pairs]
-    return bool(changed[0]), [k for k in changed[1] if k not in KEEPS_DATA]
+    new_data = [k for k in changed[1] if k not in KEEPS_DATA]
+    if 'dataset_path' in overrides and not new_data: new_data = ['dataset_path']   # a data set in memory has no name
+    return bool(changed[0]), new_data
 
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
 def load_checkpoint(
