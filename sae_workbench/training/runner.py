@@ -153,7 +153,8 @@ class _Parts(_Describing):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.stopping, self.trainer, self.random = Stop(), None, None   # random: the run's own state of the generators
         try:
-            with self.stopping.signals(), self.stopping.at_once(): self._make(override_dataset, override_model, override_sae)
+            with self.stopping.signals(), self.stopping.at_once():
+                self._make(override_dataset, override_model, override_sae)
         except Interrupted as e:
             raise Interrupted(f"{e} before the first step: there is nothing to save", e.signum) from None
 
@@ -186,7 +187,7 @@ class _Preparing(_Parts):
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
         callbacks = [ProgressBar(disable=not cfg.verbose)]
-        if (log_folder := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
+        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
                                                cfg.keep_last_checkpoints, cfg.to_dict())
@@ -217,8 +218,8 @@ class _Resuming(_Preparing):
                              callbacks=self._callbacks())
         trainer.stop = self.stopping
         found = Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
-        if must and not found: raise LoadError(f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; "
-                                               "make a new runner, and run it")
+        if must and not found: raise LoadError(
+            f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; make a new runner, and run it")
         if found: self._go_to(Path(found), trainer)
         elif began: trainer.tell('on_restart')
         return trainer

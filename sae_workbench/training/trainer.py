@@ -178,6 +178,9 @@ class _Given(_TrainStep):
         "Call a method of all callbacks"
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
 
+# %% ../../nbs/training/trainer.ipynb #5e17b048
+class _Fed(_Given):
+    "Where batches come from"
     def next_batch(self)->Tensor:
         "The next batch, or an error that says how far the run was"
         try: return next(self.data_provider)
@@ -192,8 +195,8 @@ class _Given(_TrainStep):
             raise
 
 # %% ../../nbs/training/trainer.ipynb #d020b2a8
-class _Steps(_Given):
-    "What a run is made of"
+class _Start(_Fed):
+    "Before the first step"
     def _prepare(self)->Iterator[None]:
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
         scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
@@ -204,6 +207,9 @@ class _Steps(_Given):
             yield
         scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
 
+# %% ../../nbs/training/trainer.ipynb #c1e304ce
+class _OneStep(_Start):
+    "A step, and what is due after it"
     def _train(self)->TrainStepOutput:
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
         self.mid_step = True
@@ -228,6 +234,9 @@ class _Steps(_Given):
         self.n_training_steps += 1
         self.tell('after_step')
 
+# %% ../../nbs/training/trainer.ipynb #011eb465
+class _Steps(_OneStep):
+    "What a run is made of"
     @torch.no_grad()
     def _fold(self):
         if self.folded: return
@@ -326,8 +335,8 @@ def _number(v)->float:
     return v.item() if isinstance(v, Tensor) else v
 
 # %% ../../nbs/training/trainer.ipynb #e769675f
-class SAETrainer(_Logged):
-    "Trains an SAE on batches of activations"
+class _State(_Logged):
+    "All that decides how training goes on, but for the data"
     def _kept_callbacks(self)->dict[str, Any]:
         "Callbacks with a state, by a name that is the same in the next process"
         kept, seen = {}, Counter()
@@ -348,6 +357,9 @@ class SAETrainer(_Logged):
             evaluation_due=self.evaluation_due, folded=self.folded, random=random_state(),
             callbacks={k: cb.state_dict() for k, cb in self._kept_callbacks().items()})
 
+# %% ../../nbs/training/trainer.ipynb #885c4756
+class SAETrainer(_State):
+    "Trains an SAE on batches of activations"
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
         self.n_training_steps = int(state['n_training_steps'])
