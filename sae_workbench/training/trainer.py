@@ -268,6 +268,7 @@ class _Loop(_Steps):
 
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
+        if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
         self.ended = False
         try:
             self.tell('on_begin')
@@ -289,7 +290,6 @@ class _Loop(_Steps):
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
         "Train until `total_training_samples` rows were seen; after `Interrupted` the same call goes on"
-        if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
         with self.stop.signals(), self.turn(), contextlib.closing(self.steps()) as run:
             for _ in run: pass
         return self.sae
