@@ -80,6 +80,9 @@ def get_entry(
     "An SAE by its names"
     r = get_release(release)
     if sae_id in r.saes_map: return _entry(r, sae_id)
+    if not sae_id:
+        raise ConfigError(f"release {release!r}: sae_id is needed, such as {next(iter(r.saes_map))!r} "
+                          f"({len(r.saes_map)} are known)")
     raise ConfigError(f"release {release!r}: " + unknown('sae_id', sae_id, r.saes_map, show=4))
 
 # %% ../../nbs/hub/registry.ipynb #6f825016
