@@ -34,6 +34,8 @@ def locate(
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
 )->Source: # Where it is
     "Find out what a name means"
+    if not isinstance(release, (str, Path)):
+        raise ConfigError(f"expected the name of a release or repository, or a folder, got {release!r}")
     name, path = str(release), safe_name(str(sae_id)) if sae_id else ''
     if name in (known := get_pretrained_saes_directory()):
         entry = get_entry(name, path)
