@@ -145,7 +145,7 @@ def test_one_mask(options, tmp_path):
     model.register_forward_hook(lambda m, i, out: replaced.append((m.seen == -1).all(-1)))
     found = evaluate_sae(sae, model, torch.tensor(contexts[:n]), batch_size_prompts=n)
     assert found['n_tokens'] == len(expected)
-    assert [tuple(x) for x in replaced[1].nonzero().tolist()] == expected   # of three passes the one with the SAE
+    assert [tuple(x) for x in replaced[2].nonzero().tolist()] == expected   # of three passes the last, with the SAE
 
     tokens = torch.tensor(contexts[:n])
     keep = kept_positions(tokens, excluded_ids(o['exclude_special_tokens'], tok), as_slice(o['seqpos_slice'], size))

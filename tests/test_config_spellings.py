@@ -16,6 +16,7 @@ import sae_workbench.saes  # noqa: F401  the architectures register themselves
 from sae_workbench.activations.cache_runner import CacheActivationsRunnerConfig
 from sae_workbench.activations.models import LOADERS
 from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig
+from sae_workbench.analysis.evals import EvalConfig
 from sae_workbench.core.config import DTYPES, Config, ConfigMeta, Device, Dtype, Name, PlainDict
 from sae_workbench.core.errors import ConfigError
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -28,7 +29,7 @@ from sae_workbench.training.optim import SCHEDULES
 ARCHITECTURES = list(SAE_TRAINING_CLASS_REGISTRY)
 CLASSES = list(dict.fromkeys([*(cfg for _, cfg in SAE_CLASS_REGISTRY.values()), *(cfg for _, cfg in SAE_TRAINING_CLASS_REGISTRY.values()),
                               LoggingConfig, SAETrainerConfig, LanguageModelSAERunnerConfig,
-                              CacheActivationsRunnerConfig, PretokenizeRunnerConfig]))
+                              CacheActivationsRunnerConfig, PretokenizeRunnerConfig, EvalConfig]))
 NOTED = {'training_architecture', 'training_architecture_details'}   # written by to_dict, for inference
 
 TEXT = st.one_of(st.text(), st.sampled_from(['on', 'no', 'None', '1e-5', '12:30', '2026-11-24', '007', '~', 'true', "it's", 'a: b', '- a']))
