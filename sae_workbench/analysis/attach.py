@@ -31,7 +31,8 @@ def _known(model:nn.Module, sae:SAE)->tuple[str, str]:
     m, first = sae.cfg.metadata, None
     pairs = [(r, w or r) for r, w in ((m.hook_name, m.hook_name_out), (m.hf_hook_name, m.hf_hook_name_out)) if r]
     if not pairs: raise ConfigError("name is needed: the SAE's metadata does not say where it belongs")
-    for pair in pairs:
+    base = getattr(model, 'base_model_prefix', '')   # sparsify names places in the base model, without its head
+    for pair in pairs + [(f'{base}.{r}', f'{base}.{w}') for r, w in pairs if base]:
         try:
             for n in pair: resolve(model, n)
             return pair
