@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
-from ..core.config import Config, Count, Device, Dtype, as_dtype, check_device, dtype_name, from_plain, plain
+from ..core.config import Config, Count, Device, Dtype
+from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
 from ..core.hooks import HookedModule, HookPoint, hooks_off
