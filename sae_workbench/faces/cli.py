@@ -7,7 +7,7 @@ __all__ = ['ABOUT', 'COMMANDS', 'run_class', 'v6_options', 'parse_config', 'comm
            'dashboard', 'convert', 'search', 'run_command', 'main']
 
 # %% ../../nbs/faces/cli.ipynb #0abdec09
-import json, sys
+import json, sys, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -266,7 +266,10 @@ def search(args:Sequence[str]):
     p.add_argument('--limit', type=int, default=20, help='at most so many rows')
     a = p.parse_args(list(args))
     from sae_workbench.hub.registry import search as find
-    found = find(' '.join(a.words), a.limit)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        found = find(' '.join(a.words), a.limit)
+    for w in said: print(w.message, file=sys.stderr)
     if not len(found): raise LoadError(f"no published SAE fits {' '.join(a.words)!r}")
     print(found.to_string(index=False))
 
