@@ -30,7 +30,7 @@ def shared_pass(
     part = out.loss * (rows/team.total(rows))
     own = torch.stack([out.loss.detach(), *(v.detach() for v in out.losses.values())]).double()
     whole = team.sum(own * rows) / team.total(rows)
-    out.loss = part + (whole[0].to(part.dtype) - part.detach())   # the value of the whole, the gradient of the part
+    out.loss = whole[0].to(part.dtype) + (part - part.detach())   # the value of the whole, the gradient of the part
     out.losses = dict(zip(out.losses, whole[1:].to(part.dtype)))
     return out
 
