@@ -170,7 +170,7 @@ class Team(_Gathering):
     def wait(self): self.objects(None)
 
 # %% ../../nbs/core/processes.ipynb #e478d192
-TIMEOUT = timedelta(minutes=30)   # for one message: the others wait so long for an evaluation or a checkpoint of the first
+TIMEOUT = timedelta(minutes=30)   # for one message: so long may the first evaluate or save while others wait
 
 def _join():
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['shared_pass', 'number', 'whole_output', 'check_parts', 'start_together', 'share_random', 'same_data', 'agree_to_stop']
 
-# %% ../../nbs/training/parallel.ipynb #abeaf30e
+# %% ../../nbs/training/parallel.ipynb #bf0fa9bf
 import copy
-from collections.abc import Callable
-from typing import Any
 import torch
 from torch import Tensor
 from ..core.errors import ConfigError, DataError
