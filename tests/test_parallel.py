@@ -68,12 +68,9 @@ def test_whole_runs(home, source, architecture, more):
     case = dict(function='train', source=source, architecture=architecture, **more)
     name = f'{source}-{architecture}'
     fine(run(home, *(case | dict(folder=f'{name}/{n}', processes=n) for n in (1, 2, 3))))
-    rounded = more.get('dtype') == 'bfloat16'   # Adam makes a step of a rounding error where a gradient is next to nothing
+    rounded = more.get('dtype') == 'bfloat16'   # the gradient of each part is rounded, so runs come apart: see the next test
     for n in (2, 3):
-        other = compare(home/name/'1', home/name/f'{n}', close=TRAINED, skip=('logged', 'statistics', 'weights') if rounded else ())
-        one = read_tensors(home/name/'1'/'result-0.safetensors')
-        a, b = (t['weights W_dec'].float() for t in (one, other))
-        assert (a - b).norm() < .02*a.norm()
+        compare(home/name/'1', home/name/f'{n}', close=TRAINED, skip=('logged', 'statistics', 'weights') if rounded else ())
         results = [read_tensors(home/name/f'{n}'/f'result-{r}.safetensors') for r in range(n)]
         for r in results[1:]:
             assert all(torch.equal(v, results[0][k]) for k, v in r.items())
@@ -82,6 +79,15 @@ def test_whole_runs(home, source, architecture, more):
         assert [line['step'] for line in lines[0]] == [line['step'] for line in lines[1]] and len(list(folder.rglob('log*.jsonl'))) == 1
         names = [sorted(p.parent.name for p in (home/name/f'{m}').rglob('manifest.json')) for m in (1, n)]
         assert names[0] == names[1] and len(names[0]) == 3 and not list(folder.rglob('.*.tmp'))
+
+
+def test_bfloat16_gradients_differ_by_their_rounding(home):
+    fine(run(home, *(dict(function='gradients', architecture='topk', dtype='bfloat16', folder=f'rounded-{n}', processes=n) for n in (1, 2, 3))))
+    one = read_tensors(home/'rounded-1'/'result-0.safetensors')
+    for n in (2, 3):
+        found = read_tensors(home/f'rounded-{n}'/'result-0.safetensors')
+        for k in ('W_enc', 'W_dec'):
+            assert (found[k].float() - one[k].float()).norm() < 2**-7*one[k].float().norm(), k
 
 
 @pytest.mark.parametrize('before, after', [(2, 1), (1, 2), (3, 2)])
