@@ -306,3 +306,6 @@ def main(args:Sequence[str]|None=None):
         print(f"sae-workbench: {unknown('command', args[0], COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     if (code := run_command(COMMANDS[args[0]][0], args[1:])): sys.exit(code)
+
+# %% ../../nbs/faces/cli.ipynb #82d54652
+if __name__ == '__main__' and '__file__' in globals(): main()

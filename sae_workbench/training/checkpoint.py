@@ -292,6 +292,7 @@ class _Saving(_Held):
 # %% ../../nbs/training/checkpoint.ipynb #f967f70c
 class Checkpointing(_Saving):
     "Writes checkpoints while a trainer runs"
+    first_only = True   # of several processes one writes
     def on_begin(self, trainer):
         if self.checkpoints.folder.is_dir(): self.hold(trainer)
 

@@ -16,11 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from ..core.errors import DataError, NonFiniteError, SAEWorkbenchError
 from ..core.metrics import log_sparsity
+from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .checkpoint import Checkpointing
 from .config import SAETrainerConfig
+from .parallel import agree_to_stop, check_parts, number, same_data, share_random, shared_pass
+from .parallel import start_together, whole_output
 from .preempt import Interrupted, Stop
 from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler
 from .optim import load_optimizer_state, make_adam, optimizer_state
@@ -141,14 +144,15 @@ class _TrainStep(_Checks):
         "One step of training; does not advance `n_training_steps`"
         self._check_batch(batch)
         self.sae.train()
-        x = self.activation_scaler(batch.to(self.sae.device))
+        x = self.activation_scaler(self.team.part(batch).to(self.sae.device))
         step_input = TrainStepInput(
             x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step())
-        with self._autocast(): out = self.sae.training_forward_pass(step_input)
+        with self._autocast(): out = shared_pass(self.sae, step_input, self.team)
         out.loss.backward()
+        self.team.sum_gradients(self.sae.parameters())
         clip_and_step(self.optimizer, check=self._check_norm)
         self.sae.after_optimizer_step()
-        self.statistics.update(out.firing_counts(), len(batch))
+        self.statistics.update(self.team.sum(out.firing_counts()), len(batch))
         self.n_training_samples += len(batch)
         self.lr_scheduler.step()
         for c in self.coefficient_schedulers.values(): c.step()
@@ -164,13 +168,17 @@ class _Given(_TrainStep):
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Are told what happens
+        team:Alone|None=None, # The processes that train together; those of torchrun if None
     ):
+        self.team = processes() if team is None else team
+        check_parts(cfg.train_batch_size_samples, cfg.device, self.team)
         super().__init__(cfg, sae)
         self.data_provider = iter(data_provider)
         self.evaluator, self.save_checkpoint_fn = evaluator, save_checkpoint_fn
         self.callbacks = list(callbacks)
         if not any(isinstance(cb, Checkpointing) for cb in self.callbacks):
             self.callbacks += Checkpointing.for_config(cfg)
+        self.callbacks = [cb for cb in self.callbacks if self.team.is_first or not getattr(cb, 'first_only', False)]
         for cb in self.callbacks:
             if isinstance(cb, Checkpointing): cb.look_at(self.data_provider)
         self.sae.cfg.metadata.sae_lens_training_version = self.sae.cfg.metadata.sae_lens_version
@@ -182,9 +190,10 @@ class _Given(_TrainStep):
 # %% ../../nbs/training/trainer.ipynb #5e17b048
 class _Fed(_Given):
     "Where batches come from"
+    compared = False   # whether all processes are known to read the same data
     def next_batch(self)->Tensor:
         "The next batch, or an error that says how far the run was"
-        try: return next(self.data_provider)
+        try: return self._compared(next(self.data_provider))
         except NonFiniteError as e:
             raise NonFiniteError(f"step {self.n_training_steps}: {e}; the weights are those of the step before") from None
         except StopIteration:
@@ -195,6 +204,11 @@ class _Fed(_Given):
             self.stop.check()   # Ctrl-C reaches the workers of a DataLoader, too, and then they are what failed
             raise
 
+    def _compared(self, batch:Tensor)->Tensor:
+        if not self.compared: same_data(batch, self.team)
+        self.compared = True
+        return batch
+
 # %% ../../nbs/training/trainer.ipynb #d020b2a8
 class _Start(_Fed):
     "Before the first step"
@@ -203,7 +217,8 @@ class _Start(_Fed):
         scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
         scaled = self.sae.cfg.normalize_activations=='expected_average_only_in'
         if not scaled or scaler.scaling_factor is not None: return
-        for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2):
+        for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2,
+                      disable=not self.team.is_first):
             self.norm.add(self.next_batch())
             yield
         scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
@@ -225,6 +240,7 @@ class _OneStep(_Start):
     def _train_and_log(self):
         n, logger, out = self.n_training_steps, self.cfg.logger, self._train()
         if not self._is_logging_step(): return
+        out = whole_output(out, self.team)
         self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
         self.evaluation_due = (n + 1) % (logger.wandb_log_frequency*logger.eval_every_n_wandb_logs) == 0
 
@@ -266,25 +282,33 @@ class _Loop(_Steps):
             self.random, self.in_turn = random_state(), False
             set_random_state(others)
 
+    def _start_together(self):
+        start_together(self.sae, [self.n_training_steps, self.n_training_samples, self.norm.batches], self.team)
+        self.compared = False
+
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
         if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
         self.ended = False
         try:
             self.tell('on_begin')
+            self._start_together()
             for _ in self._prepare():
                 yield
-                self.stop.check()
+                agree_to_stop(self.stop, self.team)
             self.tell('on_start')
             while self.evaluation_due or self.n_training_samples < self.cfg.total_training_samples:
                 self._one_step()
                 yield
-                self.stop.check()
+                agree_to_stop(self.stop, self.team)
             self._fold()
             self.tell('on_end')
+            self.team.wait()
             self.ended = True
         except (Interrupted, GeneratorExit):   # the second where another run of train_together was interrupted
-            if self.stop.asked: self.tell('on_stop')
+            if self.stop.asked:
+                self.tell('on_stop')
+                self.team.wait()
             raise
         finally: self.tell('on_close')
 
@@ -316,7 +340,7 @@ class _Logged(_Measured):
     def build_train_step_log_dict(self, output:TrainStepOutput, n_training_samples:int)->dict[str, float]:
         "The metrics of a step by name"
         x, error = output.sae_in.float(), (output.sae_out - output.sae_in).float()
-        losses = {f'losses/{k}': _number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
+        losses = {f'losses/{k}': number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
         metrics = {
             'metrics/explained_variance': 1 - (error.pow(2).sum()/(x - x.mean(0)).pow(2).sum()).item(),
             'metrics/l0': output.firing_counts().sum().item()/len(x),
@@ -325,7 +349,10 @@ class _Logged(_Measured):
             'details/current_learning_rate': self.optimizer.param_groups[0]['lr'],
             'details/n_training_samples': n_training_samples}
         coefficients = {f'details/{k}_coefficient': c for k, c in self.get_coefficients().items()}
-        return losses | metrics | coefficients | {f'metrics/{k}': _number(v) for k, v in output.metrics.items()}
+        return losses | metrics | coefficients | {f'metrics/{k}': number(v) for k, v in output.metrics.items()}
+
+    def _evaluated(self)->dict[str, Any]:
+        with self.stop.at_once(): return self.evaluator(self.sae, self.data_provider, self.activation_scaler)
 
     @torch.no_grad()
     def evaluate(self)->dict[str, Any]:
@@ -334,17 +361,14 @@ class _Logged(_Measured):
         self.sae.eval()
         before = random_state()
         try:
-            with self.stop.at_once(): metrics = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
+            metrics = self.team.first_does(self._evaluated)
+            share_random(self.team)
         except Interrupted:   # it will be made again, from the same state
             set_random_state(before)
             raise
         finally: self.sae.train()
         self.tell('on_log', metrics)
         return metrics
-
-def _number(v)->float:
-    v = v() if callable(v) else v
-    return v.item() if isinstance(v, Tensor) else v
 
 # %% ../../nbs/training/trainer.ipynb #e769675f
 class _State(_Logged):
