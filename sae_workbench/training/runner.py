@@ -26,6 +26,7 @@ from .checkpoint import RUN_FILE, SPARSITY_FILE
 from .checkpoint import Checkpointing, Checkpoints, find_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
+from .guards import Guards
 from .preempt import Interrupted, Stop
 from .trainer import Callback, SAETrainer
 
@@ -185,7 +186,7 @@ class _Preparing(_Parts):
     "The trainer of a run, where the run stands"
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
-        callbacks = [ProgressBar(disable=not cfg.verbose)]
+        callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
         if (log_folder := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
@@ -275,7 +276,7 @@ class _Run(_Resuming):
             with self.stopping.signals(), self._holding_output(), self._own_random(): return self.trainer.fit()
         except Interrupted as e: raise self._interrupted(e) from None
         except NonFiniteError as e:
-            where = self.save_checkpoint(self.trainer)
+            where = getattr(e, 'checkpoint', None)
             if where: print(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
                             f"the state before it: resume_from_checkpoint={str(where)!r}")
             raise
