@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'model_card', 'check_rows_of', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import threading, warnings
+import math, threading, warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -317,7 +317,7 @@ class LanguageModelSAETrainingRunner(_Stopped):
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
         path, tokens = Path(path), self.trainer.n_training_samples
-        metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = self._last_metrics()
         sae = self.sae.to_inference()
         sae.cfg.metadata.update({k: metrics[k] for k in ('explained_variance', 'ce_loss_score') if k in metrics})
         sae.save_model(path)
@@ -328,9 +328,17 @@ class LanguageModelSAETrainingRunner(_Stopped):
         if self.cfg.verbose: self._say(metrics, tokens, path)
         return path
 
+    def _last_metrics(self)->dict[str, float]:
+        found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = {k: v for k, v in found.items() if math.isfinite(v)}
+        if bad := found.keys() - metrics.keys():
+            warnings.warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
+                          "the model's activations or losses on its contexts are not finite", stacklevel=4)
+        return metrics
+
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
-        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        if not {'explained_variance', 'ce_loss_score'} <= m.keys(): return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")
