@@ -7,6 +7,7 @@ disturbed. Nothing in the library knows of this: a child sends itself a signal i
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -281,21 +282,24 @@ def cache(folder: Path) -> None:
 
 def run_case(case: dict, home: Path, number: int) -> dict:
     "Disturb a run as the case says, let it go on to its end, and compare"
-    whole, folder, codes = undisturbed(case, home), home/same_case(case)/f'{number}', []
+    whole, folder, codes, different = undisturbed(case, home), home/same_case(case)/f'{number}', [], []
     for disturb in case.get('disturb', []):
         codes.append(ended(fork(case, folder, **disturb)))
         loads(folder)
     for _ in range(case.get('kills', 0)):   # from outside, at any moment
         pid = fork(case, folder)
-        time.sleep(random.uniform(0, 1.2*float((whole/'seconds').read_text())))
+        time.sleep(random.uniform(0, float((whole/'seconds').read_text())))
         os.kill(pid, signal.SIGKILL)
         codes.append(ended(pid))
         loads(folder)
+        if codes[-1] == 0:   # it had ended before; the next kill meets a new run
+            different += unlike(folder, whole)
+            shutil.rmtree(folder)
     codes.append(ended(fork(case, folder)))
     error = (folder/'stderr.txt').read_text()[-2000:] if codes[-1] else ''
     checkpoints = sorted(p.name for p in folder.rglob('*') if (p/'manifest.json').exists())
     left = [str(p) for p in folder.rglob('.*.tmp')]
-    return dict(case=case, codes=codes, unlike=[] if codes[-1] else unlike(folder, whole), error=error, checkpoints=checkpoints, left=left)
+    return dict(case=case, codes=codes, unlike=different + ([] if codes[-1] else unlike(folder, whole)), error=error, checkpoints=checkpoints, left=left)
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ class NormEstimate:
         return self.total / self.rows
 
     def state_dict(self)->dict: return dict(total=self.total, rows=self.rows, batches=self.batches)
-    def load_state_dict(self, state:dict): self.total, self.rows, self.batches = map(state.get, ('total', 'rows', 'batches'))
+    def load_state_dict(self, state:dict): vars(self).update({k: state[k] for k in ('total', 'rows', 'batches')})
 
 # %% ../../nbs/activations/scale.ipynb #0a4feece
 def mean_norm(

@@ -95,7 +95,7 @@ def read_manifest(
     manifest = read_json(file)
     expected, found = manifest.get('sha256'), _own_hash(manifest)
     if expected != found:
-        raise LoadError(f"{file}: expected the SHA-256 {str(expected)[:12]}…, found {found[:12]}…; the file has changed")
+        raise LoadError(f"{file}: expected the SHA-256 {str(expected)[:12]}…, found {found[:12]}…; it has changed")
     return manifest
 
 # %% ../../nbs/core/folders.ipynb #cff9c07e
@@ -120,7 +120,8 @@ def only_one(
         raise ConfigError(f"{folder} is in use by {_holder(folder)}; two runs cannot write to one folder: "
                           "wait for it, stop it, or choose another folder") from None
     try:
-        try: write_json(folder/HOLDER, dict(pid=os.getpid(), host=socket.gethostname(), command=' '.join(sys.argv)[:200]))
+        me = dict(pid=os.getpid(), host=socket.gethostname(), command=' '.join(sys.argv)[:200])
+        try: write_json(folder/HOLDER, me)
         except OSError: pass   # a full disk: the lock holds without the note
         yield
     finally: lock.release()

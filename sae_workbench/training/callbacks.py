@@ -46,7 +46,8 @@ class _LogFile:
     def put_aside(self, why:str):
         "Keep a file of others under another name"
         if not self.path.exists() or not self.path.stat().st_size: return
-        n = next(n for n in itertools.count(1) if not (aside := self.path.with_suffix(f'.{n}{self.path.suffix}')).exists())
+        names = (self.path.with_suffix(f'.{n}{self.path.suffix}') for n in itertools.count(1))
+        aside = next(p for p in names if not p.exists())
         self.path.rename(aside)
         warnings.warn(f"{self.path}: {why}; it is kept as {aside.name}", stacklevel=6)
 

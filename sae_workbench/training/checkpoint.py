@@ -82,9 +82,10 @@ def other_run(
 
 # %% ../../nbs/training/checkpoint.ipynb #c978fedb
 FIXED = ('architecture', 'd_in', 'd_sae', 'dtype')
-KEEPS_DATA = {'lr', 'lr_end', 'lr_scheduler_name', 'lr_warm_up_steps', 'lr_decay_steps', 'n_restart_cycles', 'adam_beta1',
-              'adam_beta2', 'training_tokens', 'total_training_samples', 'dead_feature_window', 'feature_sampling_window',
-              'autocast', 'autocast_lm', 'n_batches_for_norm_estimate', 'model_from_pretrained_kwargs'}
+KEEPS_DATA = {
+    'lr', 'lr_end', 'lr_scheduler_name', 'lr_warm_up_steps', 'lr_decay_steps', 'n_restart_cycles', 'adam_beta1',
+    'adam_beta2', 'training_tokens', 'total_training_samples', 'dead_feature_window', 'feature_sampling_window',
+    'autocast', 'n_batches_for_norm_estimate'}
 
 def _check_overrides(overrides:Sequence[str], known:set[str]):
     for name in overrides:
@@ -93,7 +94,7 @@ def _check_overrides(overrides:Sequence[str], known:set[str]):
         if name not in known: raise ConfigError(f"resume_overrides: {unknown('option', name, known)}")
 
 def _compare(path:Path, trainer, run_config:dict, overrides:Sequence[str])->tuple[bool, list[str]]:
-    "Whether options of the SAE are overridden, and which overridden options decide the data; an error for other changes"
+    "Whether the SAE's options are overridden, and which overridden ones decide the data; other changes are errors"
     pairs = [(read_json(path/CFG_FILE), trainer.sae.cfg.to_dict()), (read_json(path/RUN_FILE), run_config)]
     _check_overrides(overrides, {k for _, now in pairs for k in now})
     if read_manifest(path)['position'][2]: pairs[0][0]['normalize_activations'] = pairs[0][1]['normalize_activations']
@@ -219,17 +220,18 @@ def cannot_go_back(
     data, # A source of batches
 )->str|None: # The reason; None if nothing speaks against it
     "Why no run can go on exactly on a source"
+    kind = type(data).__name__
     if (why := getattr(data, 'cannot_resume', None)): return why
-    if not hasattr(data, 'state_dict'): return f"a {type(data).__name__} keeps no position (it has no state_dict)"
-    inner = [vars(data).get(n) for n in ('buffer', 'source', '_source', 'shared')] if hasattr(data, '__dict__') else []
-    if hasattr(i := getattr(data, 'inputs', None), 'state_dict'): inner.append(i)   # else data goes through them by number
+    if not hasattr(data, 'state_dict'): return f"a {kind} keeps no position (it has no state_dict)"
+    inner = [getattr(data, '__dict__', {}).get(n) for n in ('buffer', 'source', '_source', 'shared')]
+    if hasattr(i := getattr(data, 'inputs', None), 'state_dict'): inner.append(i)   # else they are read by number
     return next(filter(None, map(cannot_go_back, (i for i in inner if i is not None))), None)
 
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
 
-class _Held:
-    "A folder of checkpoints that is this run's while it lasts"
+class _Wanted:
+    "What checkpoints a run is to write"
     def __init__(self,
         folder:str|Path, # Where; made when the first checkpoint is written
         n_checkpoints:int=0, # During the run, evenly spaced
@@ -237,8 +239,9 @@ class _Held:
         keep_last:int|None=None, # Checkpoints that stay when a new one was written; all of them if None
         run_config:dict|None=None, # The run's config as plain data; the trainer's if None
     ):
-        self.checkpoints, self.n, self.final, self.run_config = Checkpoints(folder, keep_last), n_checkpoints, final, run_config
-        self.held, self.marks, self.last = None, [], None   # last: the checkpoint that was written last
+        self.checkpoints, self.n, self.final = Checkpoints(folder, keep_last), n_checkpoints, final
+        self.run_config, self.held, self.marks = run_config, None, []
+        self.last = None   # the checkpoint that was written last
 
     def look_at(self, data):
         "A warning if there is no way back to a position in the data"
@@ -250,6 +253,9 @@ class _Held:
         try: write_json(self.checkpoints.folder/RUN_NOTE, dict(config=config) | state)
         except OSError as e: warnings.warn(f"{self.checkpoints.folder/RUN_NOTE} could not be written ({e})")
 
+# %% ../../nbs/training/checkpoint.ipynb #3a7e6b6e
+class _Held(_Wanted):
+    "A folder of checkpoints that is this run's while it lasts"
     def hold(self, trainer):
         "Take the folder for this run"
         if self.held is not None: return
@@ -258,8 +264,9 @@ class _Held:
         remove_temporaries(self.checkpoints.folder)
         now = position_of(trainer)
         later = [p for p in self.checkpoints.all() if _saved_position(p) > now and self.checkpoints._is_good(p)]
-        if later: raise ConfigError(f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
-                                    "(resume='auto', or Checkpoints(…).load), or choose another folder")
+        if later: raise ConfigError(
+            f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
+            "(resume='auto', or Checkpoints(…).load), or choose another folder")
         self.note(trainer, finished=False)
 
     def release(self, trainer):
@@ -270,8 +277,8 @@ class _Held:
         self.held = None
 
 # %% ../../nbs/training/checkpoint.ipynb #fd4a86d0
-class Checkpointing(_Held):
-    "Writes checkpoints while a trainer runs"
+class _Saving(_Held):
+    "Writes one checkpoint"
     @classmethod
     def for_config(cls, cfg)->list: # One or none
         "What the config of a trainer asks for"
@@ -285,6 +292,9 @@ class Checkpointing(_Held):
         if self.last and trainer.save_checkpoint_fn: trainer.save_checkpoint_fn(checkpoint_path=self.last)
         return self.last
 
+# %% ../../nbs/training/checkpoint.ipynb #f967f70c
+class Checkpointing(_Saving):
+    "Writes checkpoints while a trainer runs"
     def on_begin(self, trainer):
         if self.checkpoints.folder.is_dir(): self.hold(trainer)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
 from ..core.folders import only_one, remove_temporaries
-from ..core.seeds import random_state, seeded, set_random_state
+from ..core.seeds import seeded
 from ..activations.models import load_model
 from ..activations.store import ActivationsStore, open_cache
 from ..saes.base import SAE
@@ -152,9 +152,10 @@ class _Parts(_Describing):
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        self.stopping, self.trainer, self.random = Stop(), None, None   # random: the run's own state of the generators
+        self.stopping, self.trainer = Stop(), None
         try:
-            with self.stopping.signals(), self.stopping.at_once(): self._make(override_dataset, override_model, override_sae)
+            with self.stopping.signals(), self.stopping.at_once():
+                self._make(override_dataset, override_model, override_sae)
         except Interrupted as e:
             raise Interrupted(f"{e} before the first step: there is nothing to save", e.signum) from None
 
@@ -187,7 +188,7 @@ class _Preparing(_Parts):
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
         callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
-        if (log_folder := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
+        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
                                                cfg.keep_last_checkpoints, cfg.to_dict())
@@ -218,30 +219,15 @@ class _Resuming(_Preparing):
                              callbacks=self._callbacks())
         trainer.stop = self.stopping
         found = Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
-        if must and not found: raise LoadError(f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; "
-                                               "make a new runner, and run it")
+        if must and not found: raise LoadError(
+            f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; make a new runner, and run it")
         if found: self._go_to(Path(found), trainer)
         elif began: trainer.tell('on_restart')
         return trainer
 
     def _go_to(self, path:Path, trainer:SAETrainer):
-        before = random_state()
-        try:
-            load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(),
-                            self.cfg.resume_overrides or ())
-            self.random = random_state()
-        finally: set_random_state(before)
+        load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(), self.cfg.resume_overrides or ())
         if self.cfg.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
-
-    @contextmanager
-    def _own_random(self)->Iterator[None]:
-        "Inside the block the global generators are where this run left them; afterwards the caller's are as they were"
-        before = random_state()
-        if self.random is not None: set_random_state(self.random)
-        try: yield
-        finally:
-            self.random = random_state()
-            set_random_state(before)
 
 # %% ../../nbs/training/runner.ipynb #8f34a154
 class _Run(_Resuming):
@@ -260,7 +246,7 @@ class _Run(_Resuming):
         self.stopping('runner.stop()')
 
     def _run(self, auto:bool, must:bool=False)->TrainingSAE:
-        cfg, self.trainer, self.random = self.cfg, None, None
+        cfg, self.trainer = self.cfg, None
         if cfg.logger.run_name is None:
             kind, tokens = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}", f"{cfg.training_tokens:3.3e}"
             cfg.logger.run_name = f"{kind}-LR-{cfg.lr}-Tokens-{tokens}"
@@ -273,7 +259,7 @@ class _Run(_Resuming):
         if self.cfg.verbose and threading.current_thread() is not threading.main_thread():
             print("Signals do not reach a run outside the main thread; runner.stop() stops it")
         try:
-            with self.stopping.signals(), self._holding_output(), self._own_random(): return self.trainer.fit()
+            with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
         except Interrupted as e: raise self._interrupted(e) from None
         except NonFiniteError as e:
             where = getattr(e, 'checkpoint', None)

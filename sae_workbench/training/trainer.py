@@ -92,6 +92,7 @@ class _Running:
         self.n_training_steps = self.n_training_samples = 0
         self.data_provider = None
         self.norm, self.stop, self.skips = NormEstimate(), Stop(), Skips()
+        self.random, self.in_turn = None, False   # random: of the global generators, between its turns
         self.mid_step = self.evaluation_due = self.folded = self.ended = False
         self.statistics = LatentStatistics(sae.cfg.d_sae, cfg.dead_feature_window, cfg.device)
         self.optimizer = make_adam(sae.parameters(), cfg.lr, (cfg.adam_beta1, cfg.adam_beta2))
@@ -119,8 +120,12 @@ class _Running:
 # %% ../../nbs/training/trainer.ipynb #2b0879ae
 class _Checks(_Running):
     "Looks for NaN and infinity before anything is changed"
+    def _scaling_is_due(self)->bool:
+        wanted = self.sae.cfg.normalize_activations=='expected_average_only_in'
+        return wanted and self.activation_scaler.scaling_factor is None
+
     def _at(self, rows:int)->str:
-        if self.norm.batches and self.activation_scaler.scaling_factor is None and not self.n_training_samples:
+        if self._scaling_is_due() and not self.n_training_samples:
             return f"the estimate of the norm, batch {self.norm.batches}"
         a = self.n_training_samples
         return f"step {self.n_training_steps} (rows {a:,} to {a + rows - 1:,} of the run)"
@@ -193,9 +198,12 @@ class _Given(_TrainStep):
         "Call a method of all callbacks"
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
 
+# %% ../../nbs/training/trainer.ipynb #5e17b048
+class _Fed(_Given):
+    "Where batches come from"
     def _skip(self, e:NonFiniteError):
         "Count something that is left out; an error if that is not wanted, or happens again and again"
-        if self.cfg.on_nonfinite=='stop' or not_finite(self.sae.state_dict()): raise e
+        if self.cfg.on_nonfinite=='stop' or not_finite(self.sae.state_dict()): raise e from None
         self.skips.add(e, self.n_training_steps)
         self.sae.cfg.metadata.n_skipped_steps = self.skips.total
         self.tell('on_log', {'details/skipped_steps': self.skips.total})
@@ -215,13 +223,12 @@ class _Given(_TrainStep):
             raise
 
 # %% ../../nbs/training/trainer.ipynb #d020b2a8
-class _Steps(_Given):
-    "What a run is made of"
+class _Start(_Fed):
+    "Before the first step"
     def _prepare(self)->Iterator[None]:
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
         scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
-        scaled = self.sae.cfg.normalize_activations=='expected_average_only_in'
-        if not scaled or scaler.scaling_factor is not None: return
+        if not self._scaling_is_due(): return
         for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2):
             self.norm.add(self._finite_batch())
             yield
@@ -236,6 +243,9 @@ class _Steps(_Given):
                 self.skips.in_a_row = 0
                 return batch
 
+# %% ../../nbs/training/trainer.ipynb #c1e304ce
+class _OneStep(_Start):
+    "A step, and what is due after it"
     def _train(self)->TrainStepOutput|None: # None if the step was skipped
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
         self.mid_step = True
@@ -270,6 +280,9 @@ class _Steps(_Given):
         self.n_training_steps += 1
         self.tell('after_step')
 
+# %% ../../nbs/training/trainer.ipynb #011eb465
+class _Steps(_OneStep):
+    "What a run is made of"
     @torch.no_grad()
     def _fold(self):
         if self.folded: return
@@ -287,8 +300,20 @@ TORN = ("step {self.n_training_steps} was cut off in the middle, so the weights 
 
 class _Loop(_Steps):
     "Steps, until the samples are used up"
+    @contextlib.contextmanager
+    def turn(self)->Iterator[None]:
+        "Inside the block the global random generators are this run's; afterwards they are the caller's again"
+        others = random_state()
+        if self.random is not None: set_random_state(self.random)
+        self.in_turn = True
+        try: yield
+        finally:
+            self.random, self.in_turn = random_state(), False
+            set_random_state(others)
+
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
+        if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
         self.ended = False
         try:
             self.tell('on_begin')
@@ -313,8 +338,7 @@ class _Loop(_Steps):
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
         "Train until `total_training_samples` rows were seen; after `Interrupted` the same call goes on"
-        if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
-        with self.stop.signals(), contextlib.closing(self.steps()) as run:
+        with self.stop.signals(), self.turn(), contextlib.closing(self.steps()) as run:
             for _ in run: pass
         return self.sae
 
@@ -372,8 +396,8 @@ def _number(v)->float:
     return v.item() if isinstance(v, Tensor) else v
 
 # %% ../../nbs/training/trainer.ipynb #e769675f
-class SAETrainer(_Logged):
-    "Trains an SAE on batches of activations"
+class _State(_Logged):
+    "All that decides how training goes on, but for the data"
     def _kept_callbacks(self)->dict[str, Any]:
         "Callbacks with a state, by a name that is the same in the next process"
         kept, seen = {}, Counter()
@@ -390,10 +414,15 @@ class SAETrainer(_Logged):
             sae=dict(self.sae.state_dict()), optimizer=optimizer_state(self.optimizer),
             lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
             coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()},
-            scaling_factor=self.activation_scaler.scaling_factor, norm=self.norm.state_dict(), skips=self.skips.state_dict(),
-            evaluation_due=self.evaluation_due, folded=self.folded, random=random_state(),
+            scaling_factor=self.activation_scaler.scaling_factor, norm=self.norm.state_dict(),
+            skips=self.skips.state_dict(),
+            evaluation_due=self.evaluation_due, folded=self.folded,
+            random=random_state() if self.in_turn or self.random is None else self.random,
             callbacks={k: cb.state_dict() for k, cb in self._kept_callbacks().items()})
 
+# %% ../../nbs/training/trainer.ipynb #885c4756
+class SAETrainer(_State):
+    "Trains an SAE on batches of activations"
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
         self.n_training_steps = int(state['n_training_steps'])
@@ -411,9 +440,22 @@ class SAETrainer(_Logged):
         if self.folded: self.sae.cfg.normalize_activations = 'none'
         for k, cb in self._kept_callbacks().items():
             if k in state['callbacks']: cb.load_state_dict(state['callbacks'][k])
-        set_random_state(state['random'])
+        self.random = state['random']
 
 # %% ../../nbs/training/trainer.ipynb #c2d5a903
+def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
+    "The steps of a run, each with its own state of the random generators; the stack ends the run"
+    steps = trainer.steps()
+    def end():
+        with trainer.turn(): steps.close()
+    def turns():
+        while True:
+            with trainer.turn(): done = next(steps, stack) is stack
+            if done: return
+            yield
+    stack.callback(end)
+    return turns()
+
 def train_together(
     trainers:Sequence[SAETrainer], # Each with its own SAE, data and options
 )->list[TrainingSAE]: # Their SAEs, trained in place
@@ -421,6 +463,6 @@ def train_together(
     stop = Stop()
     with stop.signals(), contextlib.ExitStack() as stack:
         for t in trainers: t.stop = stop
-        runs = [stack.enter_context(contextlib.closing(t.steps())) for t in trainers]
+        runs = [_turns(t, stack) for t in trainers]
         for _ in zip_longest(*runs): pass
     return [t.sae for t in trainers]
