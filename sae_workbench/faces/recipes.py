@@ -35,9 +35,9 @@ def recipes_folder(
     "Where the recipes are; they are part of the repository and not of an installed package"
     places = [Path(folder)] if folder else [Path('recipes'), Path(sae_workbench.__file__).parents[1]/'recipes']
     found = next((p for p in places if (p/RECORDED).is_file()), None)
-    if found is None: raise LoadError(f"no {RECORDED} in {', '.join(map(str, places))}: take the recipes from the repository, "
-                                      "or name their folder with --folder")
-    return found
+    if found: return found
+    raise LoadError(f"no {RECORDED} in {', '.join(map(str, places))}: take the recipes from the repository, "
+                    "or name their folder with --folder")
 
 def read_recipe(
     name:str, # Such as synthetic_topk
@@ -78,8 +78,8 @@ def train_smollm2(
     model = load_smollm2()
     runner = LanguageModelSAETrainingRunner(cfg, override_dataset=offline_text('train'), override_model=model)
     sae = runner.run().to_inference()
-    held_out = TokenContexts(offline_text('test'), model.tokenizer, cfg.context_size, epochs=1).take(eval_contexts, wrap=False)
-    found = evaluate_sae(sae, model, held_out, cfg.hook_name)
+    held_out = TokenContexts(offline_text('test'), model.tokenizer, cfg.context_size, epochs=1)
+    found = evaluate_sae(sae, model, held_out.take(eval_contexts, wrap=False), cfg.hook_name)
     return {k: found[k] for k in METRICS}
 
 # %% ../../nbs/faces/recipes.ipynb #2f45e678
@@ -117,7 +117,8 @@ class RecipeError(SAEWorkbenchError):
 
 def _table(rows)->str:
     head = f"{'':20}{'recorded':>10}{'tolerance':>11}{'found':>10}"
-    return '\n'.join([head] + [f"{k:20}{v:10.4f}{t:11.4f}{f:10.4f}  {'ok' if ok else 'DIFFERENT'}" for k, v, t, f, ok in rows])
+    def line(k, v, t, f, ok): return f"{k:20}{v:10.4f}{t:11.4f}{f:10.4f}  {'ok' if ok else 'DIFFERENT'}"
+    return '\n'.join([head] + [line(*row) for row in rows])
 
 def show_recipes(folder:Path)->str: # A table
     "The recipes and what was recorded"
@@ -138,7 +139,8 @@ def run_recipe(
     if name not in recorded: raise ConfigError(f"{name}: nothing is recorded for it; --record does that")
     rows = compare(train(options), recorded[name]['metrics'])
     print(f"{name}, seed {options['seed']}, {time.time() - begin:.0f} s\n{_table(rows)}")
-    if bad := [k for k, *_, ok in rows if not ok]: raise RecipeError(f"{name}: {', '.join(bad)} not within the tolerance")
+    bad = [k for k, *_, ok in rows if not ok]
+    if bad: raise RecipeError(f"{name}: {', '.join(bad)} not within the tolerance")
 
 # %% ../../nbs/faces/recipes.ipynb #cb008853
 def record_recipe(
@@ -152,7 +154,8 @@ def record_recipe(
     for seed in (options['seed'], *(seeds or [options['seed'] + 1])):
         runs[seed] = train(options, seed)
         print(name, 'seed', seed, runs[seed], flush=True)
-    entry = dict(metrics=record(runs), seconds=round((time.time() - begin)/len(runs)), seeds=[*runs], torch=torch.__version__,
+    seconds = round((time.time() - begin)/len(runs))
+    entry = dict(metrics=record(runs), seconds=seconds, seeds=[*runs], torch=torch.__version__,
                  runs=[{k: round(v, 4) for k, v in r.items()} for r in runs.values()])
     write_json(folder/RECORDED, dict(sorted((read_json(folder/RECORDED) | {name: entry}).items())))
 

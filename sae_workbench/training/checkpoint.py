@@ -48,7 +48,7 @@ def save_checkpoint(
     "Write a checkpoint"
     with whole_folder(path, format=FORMAT, version=VERSION, position=position_of(trainer)) as tmp:
         trainer.sae.save_model(tmp)
-        for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the state of the optimiser, tensor {i},')
+        for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the optimiser, in tensor {i},')
         write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
         write_state(tmp/TRAINER_FILE, _beside_weights(trainer, tmp))
         if store is not None: write_state(tmp/STORE_FILE, store.state_dict())

@@ -22,7 +22,7 @@ def _positions(data, depth:int=5)->list[str]:
     "What a source, and those it reads from, say of their positions"
     own = vars(data) if hasattr(data, '__dict__') else {}
     said = [f'{word} {own[n]:,}' for n, word in _POSITIONS.items() if type(own.get(n)) is int]
-    inner = next((i for n in ('buffer', 'source', '_source', 'shared', 'inputs') if (i := own.get(n)) is not None), None)
+    inner = next((own[n] for n in ('buffer', 'source', '_source', 'shared', 'inputs') if own.get(n) is not None), None)
     here = [f"{type(data).__name__}: {', '.join(said)}"] if said else []
     return here + (_positions(inner, depth - 1) if inner is not None and depth else [])
 
@@ -79,10 +79,12 @@ class Skips:
         "Count one; the first is told in a warning, and one too many in a row is an error"
         self.total, self.in_a_row, self.last = self.total + 1, self.in_a_row + 1, step
         if self.in_a_row > self.most: raise NonFiniteError(f"{e}; {self.most} before it were skipped") from None
-        if self.total==1: warnings.warn(f"skipped (on_nonfinite='skip'; later ones are counted only): {e}", stacklevel=4)
+        if self.total > 1: return
+        warnings.warn(f"skipped (on_nonfinite='skip'; later ones are counted only): {e}", stacklevel=4)
 
     def state_dict(self)->dict: return dict(total=self.total, in_a_row=self.in_a_row, last=self.last)
-    def load_state_dict(self, state:dict): self.total, self.in_a_row, self.last = map(state.get, ('total', 'in_a_row', 'last'))
+    def load_state_dict(self, state:dict):
+        self.total, self.in_a_row, self.last = state['total'], state['in_a_row'], state['last']
 
 # %% ../../nbs/training/guards.ipynb #3d9c1724
 class _Told:
@@ -109,8 +111,8 @@ class _LossGuard(_Told):
         "Compare the step's loss with those before it"
         loss, n = float(output.losses.get('mse_loss', output.loss)), trainer.n_training_steps
         if len(self.recent)==50 and loss > 3*max(self.recent): self.tell(trainer, 'spike',
-            f"the reconstruction loss jumped to {loss:.4g}, from at most {max(self.recent):.4g} in the 50 steps before. "
-            "If it comes back, nothing needs to be done; if not, lower lr, or look at the data here")
+            f"the reconstruction loss jumped to {loss:.4g}, from at most {max(self.recent):.4g} in the 50 steps "
+            "before. If it comes back, nothing needs to be done; if not, lower lr, or look at the data here")
         if self.first is None: self.first = loss
         self.recent.append(loss)
         if 20 <= n <= 200: self._check_lr(trainer)
@@ -118,8 +120,8 @@ class _LossGuard(_Told):
     def _check_lr(self, trainer):
         now = min([*self.recent][-10:])
         if now > 2*self.first: self.tell(trainer, 'lr',
-            f"the reconstruction loss has risen from {self.first:.4g} to {now:.4g}: lr={trainer.cfg.lr} is far too high. "
-            "Begin again with a tenth of it, or with lr_warm_up_steps")
+            f"the reconstruction loss has risen from {self.first:.4g} to {now:.4g}: lr={trainer.cfg.lr} is far too "
+            "high. Begin again with a tenth of it, or with lr_warm_up_steps")
 
 # %% ../../nbs/training/guards.ipynb #8d116ece
 class _LogGuard(_LossGuard):
@@ -141,17 +143,20 @@ class _LogGuard(_LossGuard):
         self.l0.append(l0)
         stays = len(self.l0)==10 and l0 > .9*self.l0[0]
         if late and stays and l0 > .4*d_sae and not hasattr(trainer.sae.cfg, 'k'): self._saturated(trainer, l0)
-        if late and self.below >= 10: self.tell(trainer, 'ev', "the explained variance stays below 0: the SAE is worse than "
-            "the mean of the activations. Lower lr, or set normalize_activations='expected_average_only_in'")
+        if late and self.below >= 10: self._below(trainer)
+
+    def _below(self, trainer):
+        self.tell(trainer, 'ev', "the explained variance stays below 0: the SAE is worse than the mean of the activations. "
+                  "Lower lr, or set normalize_activations='expected_average_only_in'")
 
     def _dead(self, trainer, n:int):
         self.tell(trainer, 'dead', f"{n:,} of {trainer.sae.cfg.d_sae:,} latents are dead (silent for "
-                  f"dead_feature_window={trainer.cfg.dead_feature_window} steps). A lower lr, a smaller d_sae, a larger k "
-                  "or a lower sparsity coefficient with a longer warm-up helps")
+                  f"dead_feature_window={trainer.cfg.dead_feature_window} steps). A lower lr, a smaller d_sae, a larger "
+                  "k or a lower sparsity coefficient with a longer warm-up helps")
 
     def _saturated(self, trainer, l0:float):
-        self.tell(trainer, 'saturated', f"L0 is {l0:,.0f} of {trainer.sae.cfg.d_sae:,} latents: this is not sparse. A higher "
-                  "sparsity coefficient helps, or a shorter warm-up of it, or a longer run")
+        self.tell(trainer, 'saturated', f"L0 is {l0:,.0f} of {trainer.sae.cfg.d_sae:,} latents: this is not sparse. A "
+                  "higher sparsity coefficient helps, or a shorter warm-up of it, or a longer run")
 
 # %% ../../nbs/training/guards.ipynb #6cad4a26
 class Guards(_LogGuard):

@@ -324,7 +324,8 @@ class LanguageModelSAETrainingRunner(_Stopped):
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
-        if not {'explained_variance', 'ce_loss_score'} <= m.keys(): return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        if not {'explained_variance', 'ce_loss_score'} <= m.keys():
+            return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")

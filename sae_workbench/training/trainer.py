@@ -143,8 +143,8 @@ class _Checks(_Running):
     def _check_weights(self):
         if not (bad := not_finite(self.sae.state_dict())): return
         self.mid_step = True   # there is no going on from here
-        raise NonFiniteError(f"step {self.n_training_steps}: {', '.join(bad)} of the SAE became NaN or infinite although "
-                             "the gradients were finite; go on from the last checkpoint")
+        raise NonFiniteError(f"step {self.n_training_steps}: {', '.join(bad)} of the SAE became NaN or infinite, "
+                             "although the gradients are finite; go on from the last checkpoint")
 
 # %% ../../nbs/training/trainer.ipynb #b1f224e1
 class _TrainStep(_Checks):
