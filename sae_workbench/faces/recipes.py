@@ -70,7 +70,7 @@ METRICS = ('l0', 'explained_variance', 'ce_loss_score')
 
 def train_smollm2(
     options:dict, # Of the runner; the seed among them
-    eval_contexts:int=16, # Held-out contexts
+    eval_contexts:int=8, # Held-out contexts
 )->dict[str, float]: # Metrics on held-out text
     "Train and measure a recipe on SmolLM2"
     cfg = LanguageModelSAERunnerConfig.from_dict(options)
