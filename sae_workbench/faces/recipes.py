@@ -125,7 +125,7 @@ def show_recipes(folder:Path)->str: # A table
     lines = []
     for name, r in read_json(folder/RECORDED).items():
         metrics = ', '.join(f"{k} {m['value']:.3f} ± {m['tolerance']:.3f}" for k, m in r['metrics'].items())
-        lines.append(f"{name:20} {r['seconds']:5.0f} s  {metrics}")
+        lines.append(f"{name:20} {metrics}")
     return '\n'.join(lines)
 
 def run_recipe(
@@ -150,12 +150,11 @@ def record_recipe(
     train:Callable=train_recipe, # Replaced in tests
 ):
     "Train a recipe with several seeds, and write down what was found"
-    options, runs, begin = read_recipe(name, folder), {}, time.time()
+    options, runs = read_recipe(name, folder), {}
     for seed in (options['seed'], *(seeds or [options['seed'] + 1])):
         runs[seed] = train(options, seed)
         print(name, 'seed', seed, runs[seed], flush=True)
-    seconds = round((time.time() - begin)/len(runs))
-    entry = dict(metrics=record(runs), seconds=seconds, seeds=[*runs], torch=torch.__version__,
+    entry = dict(metrics=record(runs), seeds=[*runs], torch=torch.__version__,
                  runs=[{k: round(v, 4) for k, v in r.items()} for r in runs.values()])
     write_json(folder/RECORDED, dict(sorted((read_json(folder/RECORDED) | {name: entry}).items())))
 
