@@ -146,13 +146,13 @@ class _LogGuard(_LossGuard):
         if late and self.below >= 10: self._below(trainer)
 
     def _below(self, trainer):
-        self.tell(trainer, 'ev', "the explained variance stays below 0: the SAE is worse than the mean of the activations. "
-                  "Lower lr, or set normalize_activations='expected_average_only_in'")
+        self.tell(trainer, 'ev', "the explained variance stays below 0: the SAE is worse than the mean of the "
+                  "activations. Lower lr, or set normalize_activations='expected_average_only_in'")
 
     def _dead(self, trainer, n:int):
         self.tell(trainer, 'dead', f"{n:,} of {trainer.sae.cfg.d_sae:,} latents are dead (silent for "
-                  f"dead_feature_window={trainer.cfg.dead_feature_window} steps). A lower lr, a smaller d_sae, a larger "
-                  "k or a lower sparsity coefficient with a longer warm-up helps")
+                  f"dead_feature_window={trainer.cfg.dead_feature_window} steps). A lower lr, a smaller d_sae, a "
+                  "larger k or a lower sparsity coefficient with a longer warm-up helps")
 
     def _saturated(self, trainer, l0:float):
         self.tell(trainer, 'saturated', f"L0 is {l0:,.0f} of {trainer.sae.cfg.d_sae:,} latents: this is not sparse. A "
