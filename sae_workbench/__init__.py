@@ -54,6 +54,7 @@ _PUBLIC = {
     'training.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
+    'training.guards': ['Guards'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],

@@ -6,7 +6,7 @@
 __all__ = ['GONE', 'TIMEOUT', 'Alone', 'Team', 'processes', 'check_device', 'sharing', 'sharing_with']
 
 # %% ../../nbs/core/processes.ipynb #2b5ec52b
-import os, pickle
+import atexit, os, pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -172,12 +172,16 @@ class Team(_Gathering):
 # %% ../../nbs/core/processes.ipynb #e478d192
 TIMEOUT = timedelta(minutes=30)   # for one message: so long may the first evaluate or save while others wait
 
+def _leave():
+    if dist.is_initialized(): dist.destroy_process_group()
+
 def _join():
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     try: dist.init_process_group(timeout=TIMEOUT)
     except (RuntimeError, ValueError) as e:
         raise ProcessError(f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are set, but the "
                            f"processes did not find each other: {e}. Start them with torchrun") from None
+    atexit.register(_leave)   # a process that ends with the connections open may be aborted
 
 def processes()->Alone:
     "The processes that run this program: `Alone`, or a `Team` under torchrun"

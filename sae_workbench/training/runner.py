@@ -6,7 +6,7 @@
 __all__ = ['ABOUT', 'check_rows_of', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import threading, warnings
+import math, threading, warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -28,6 +28,7 @@ from .checkpoint import RUN_FILE, SPARSITY_FILE
 from .checkpoint import Checkpointing, Checkpoints, find_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
+from .guards import Guards
 from .preempt import Interrupted, Stop
 from .trainer import Callback, SAETrainer
 
@@ -153,7 +154,7 @@ class _Preparing(_Parts):
     "The trainer of a run, where the run stands"
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
-        callbacks = [ProgressBar(disable=not cfg.verbose)]
+        callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
         if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
@@ -230,7 +231,7 @@ class _Run(_Resuming):
             with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
         except Interrupted as e: raise self._interrupted(e) from None
         except NonFiniteError as e:
-            where = self.save_checkpoint(self.trainer)
+            where = getattr(e, 'checkpoint', None)
             self.team.wait()   # one that ends before the writer would have torchrun end the writer
             if where: print(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
                             f"the state before it: resume_from_checkpoint={str(where)!r}")
@@ -276,10 +277,10 @@ class LanguageModelSAETrainingRunner(_Stopped):
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
         path, tokens = Path(path), self.trainer.n_training_samples
-        metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = self._last_metrics()
         if not self.team.is_first: return path
         sae = self.sae.to_inference()
-        sae.cfg.metadata.update(training_tokens=tokens, metrics={k: v for k, v in metrics.items() if isfinite(v)})
+        sae.cfg.metadata.update(training_tokens=tokens, metrics=metrics)
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
         write_json(path/RUN_FILE, self.cfg.to_dict())
@@ -288,9 +289,18 @@ class LanguageModelSAETrainingRunner(_Stopped):
         if self.verbose: self._say(metrics, tokens, path)
         return path
 
+    def _last_metrics(self)->dict[str, float]:
+        found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = {k: v for k, v in found.items() if isfinite(v)}
+        if bad := found.keys() - metrics.keys():
+            warnings.warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
+                          "the model's activations or losses on its contexts are not finite", stacklevel=4)
+        return metrics
+
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
-        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        if not {'explained_variance', 'ce_loss_score'} <= m.keys():
+            return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")
