@@ -136,16 +136,16 @@ def test_the_command_under_torchrun(tiny_model, tmp_path):   # noqa: F811
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'sae_workbench.faces.cli']
     many = ['--training-tokens', '20000']
     whole = command(tiny_model, tmp_path/'whole', *many, program=torchrun)
-    assert whole.wait(200) == 0, whole.communicate()[1][-3000:]
+    assert whole.wait(600) == 0, whole.communicate()[1][-3000:]
     one = command(tiny_model, tmp_path/'one', *many, program=torchrun)
     log = tmp_path/'one'/'sae'/'log.jsonl'
     wait_for(lambda: log.exists() and log.read_text().count('\n') > 3, one)
     one.send_signal(signal.SIGTERM)
-    said = one.communicate(timeout=60)[1]
+    said = one.communicate(timeout=300)[1]
     assert one.returncode != 0 and 'stopped by SIGTERM at step' in said, said[-3000:]
     assert len([p for p in (tmp_path/'one'/'ck').glob('*/*') if (p/'manifest.json').exists()]) == 1
     again = command(tiny_model, tmp_path/'one', *many)
-    assert again.wait(200) == 0, again.communicate()[1][-3000:]
+    assert again.wait(600) == 0, again.communicate()[1][-3000:]
     a, b = (SAE.load_from_disk(tmp_path/n/'sae').state_dict() for n in ('whole', 'one'))
     for k, v in a.items():
         torch.testing.assert_close(b[k], v, rtol=1e-2, atol=1e-3)
