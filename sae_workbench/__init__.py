@@ -58,7 +58,6 @@ _PUBLIC = {
     'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id',
                      'get_pretrained_saes_directory'],
     'hub.share': ['upload_saes_to_huggingface'],
-    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'get_pretrained_saes_directory'],
     'analysis.examples': ['TextLatents', 'latent_examples'],
     'analysis.latents': ['RowLatents', 'LatentStats', 'latent_stats', 'latent_table', 'nearest_latents'],
     'analysis.logits': ['logit_effects'],

@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC = ROOT/'_proc'
@@ -47,15 +49,26 @@ def draw_figures(notebook: dict, name: str, up: str) -> None:
         out['data'] = {'text/html': [script + html if i == 0 else html]}
 
 
+def fence_tabs(notebook: dict) -> None:
+    "Tabs are HTML in the notebooks, which GitHub and Jupyter show as plain headings; both renderers want fences"
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'markdown':
+            text = ''.join(cell['source'])
+            text = re.sub(r'^<div class="panel-tabset">$', '::: {.panel-tabset}', text, flags=re.M)
+            cell['source'] = re.sub(r'^</div>$', ':::', text, flags=re.M).splitlines(keepends=True)
+
+
 def finish_page(path: Path, doc_url: str) -> None:
-    "Figures as HTML, and links between our own pages that stay inside the site"
+    "Figures and tabs, and links between our own pages that stay inside the site"
     notebook = json.loads(path.read_text())
     front = notebook['cells'][0]['source']
     front[:] = [line for line in front if not line.startswith('output-file:')]   # a page is called as its notebook anyway
     up = '../'*(len(path.relative_to(PROC/'nbs').parts) - 1) or './'
     draw_figures(notebook, path.stem, up)
+    fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up))
+    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up)
+    path.write_text(re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text))   # private names have no entry to link to
 
 
 def stage() -> None:
@@ -106,14 +119,25 @@ def render(renderer: str) -> None:
         (SITE/'index.html').write_text(REDIRECT)
 
 
-def broken_links() -> list[str]:
-    "Links from one page of the site to a page or file that is not there"
-    broken = []
-    for page in SITE.rglob('*.html'):
-        for link in re.findall(r'<(?:a|img|script|link)\b[^>]*?\s(?:href|src)="([^"#?]+)', page.read_text()):
-            if not re.match(r'[a-z][a-z+.-]*:|//', link) and not (page.parent/link).exists():
-                broken.append(f'{page.relative_to(SITE)}: {link}')
-    return sorted(set(broken))
+def targets(page: str) -> set[str]:
+    "The anchors of a page"
+    return {unescape(t) for t in re.findall(r'\s(?:id|name)="([^"]+)"', page)}
+
+
+def broken_links(site: Path = SITE) -> list[str]:
+    "Links from one page of the site to a page, file or anchor that is not there"
+    pages = {page.resolve(): page.read_text() for page in site.rglob('*.html')}
+    anchors = {page: targets(text) for page, text in pages.items()}
+    broken = set()
+    for page, text in pages.items():
+        for link in map(unescape, re.findall(r'<(?:a|img|script|link)\b[^>]*?\s(?:href|src)="([^"]+)', text)):
+            if re.match(r'[a-z][a-z+.-]*:|//', link):
+                continue
+            path, _, anchor = link.partition('#')
+            there = (page.parent/unquote(path.split('?')[0])).resolve() if path else page
+            if not there.exists() or (anchor and there in anchors and unquote(anchor) not in anchors[there]):
+                broken.add(f'{page.relative_to(site.resolve())}: {link}')
+    return sorted(broken)
 
 
 def main() -> int:
