@@ -16,6 +16,9 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+import yaml
+from sidebar import sections
+
 ROOT = Path(__file__).resolve().parent.parent
 PROC = ROOT/'_proc'
 SITE = ROOT/'_docs'
@@ -115,8 +118,22 @@ def render(renderer: str) -> None:
     shutil.move(PROC/'_docs', SITE)
     if renderer == 'smalldocs':
         use_local_katex()
+    write_llms_txt()
     if not (SITE/'index.html').exists():
         (SITE/'index.html').write_text(REDIRECT)
+
+
+def write_llms_txt(site: Path = SITE) -> None:
+    "The index of the site for language models, in reading order and with what each page is about"
+    about = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+    lines = [f"# {about['title']}", '', f"> {about['description']}", '']
+    for section, names in sections():
+        lines += [f'## {section}', '']
+        for name in names:
+            title, _, what = ''.join(json.loads((ROOT/name).read_text())['cells'][0]['source']).partition('\n')
+            lines.append(f"- [{title.lstrip('# ')}]({about['site-url']}/{Path(name).with_suffix('.llms.md')}): {what.strip().lstrip('> ')}")
+        lines.append('')
+    (site/'llms.txt').write_text('\n'.join(lines))
 
 
 def targets(page: str) -> set[str]:
