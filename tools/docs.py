@@ -39,6 +39,7 @@ REDIRECT = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" con
 def figure_html(figure: dict, name: str) -> str:
     "A stored plotly figure as HTML that uses the page's plotly.js"
     kept = {k: figure[k] for k in ('data', 'layout', 'config') if k in figure}
+    kept.setdefault('layout', {}).setdefault('margin', dict(l=60, r=20, t=60, b=50))   # the usual 80 leave a phone little
     text = json.dumps(kept).replace('</', '<\\/')
     return FIGURE.format(id=name, height=figure.get('layout', {}).get('height', 450), figure=text)
 
@@ -111,6 +112,12 @@ def use_local_katex() -> None:
             page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'))
 
 
+def break_long_names(page: str) -> str:
+    "Let code in tables break after an underscore, a dot or an equals sign, and nowhere else"
+    def cell(found): return re.sub(r'(?<=[_.=])(?=\w)', '<wbr>', found[0])
+    return re.sub(r'<td\b.*?</td>', lambda td: re.sub(r'(?<=<code>)[^<]+(?=</code>)', cell, td[0]), page, flags=re.S)
+
+
 def render(renderer: str) -> None:
     "Render _proc/ and move the site to _docs/"
     command = ['quarto', 'render', '.', '--no-execute'] if renderer == 'quarto' else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
@@ -118,6 +125,8 @@ def render(renderer: str) -> None:
     shutil.move(PROC/'_docs', SITE)
     if renderer == 'smalldocs':
         use_local_katex()
+    for page in SITE.rglob('*.html'):
+        page.write_text(break_long_names(page.read_text()))
     write_llms_txt()
     if not (SITE/'index.html').exists():
         (SITE/'index.html').write_text(REDIRECT)
