@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROC = ROOT/'_proc'
 SITE = ROOT/'_docs'
 PLOTLY = 'application/vnd.plotly.v1+json'
+BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 KATEX_CDN = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
 
 FIGURE = '''<div id="{id}" class="plotly-graph-div" style="width:100%;height:{height}px"></div>
@@ -71,7 +72,7 @@ def finish_page(path: Path, doc_url: str) -> None:
     draw_figures(notebook, path.stem, up)
     fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up)
+    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
     path.write_text(re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text))   # private names have no entry to link to
 
 
@@ -127,6 +128,8 @@ def render(renderer: str) -> None:
         use_local_katex()
     for page in SITE.rglob('*.html'):
         page.write_text(break_long_names(page.read_text()))
+    for style in SITE.rglob('*.css'):   # the themes ask for fonts from elsewhere, and have others to fall back on
+        style.write_text(re.sub(r'@import\s*url\([^)]*fonts\.googleapis[^)]*\)\s*;?', '', style.read_text()))
     write_llms_txt()
     if not (SITE/'index.html').exists():
         (SITE/'index.html').write_text(REDIRECT)
