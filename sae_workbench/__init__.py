@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 # %% ../nbs/api.ipynb #821a708c
 _PUBLIC = {
-    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError',
+    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
                     'UploadError', 'NonFiniteError'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
@@ -27,6 +27,7 @@ _PUBLIC = {
     'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
     'saes.abstopk': ['AbsTopKSAE', 'AbsTopKSAEConfig', 'AbsTopKTrainingSAE', 'AbsTopKTrainingSAEConfig'],
     'saes.batchtopk': ['BatchTopKTrainingSAE', 'BatchTopKTrainingSAEConfig'],
+    'saes.matryoshka': ['MatryoshkaBatchTopKTrainingSAE', 'MatryoshkaBatchTopKTrainingSAEConfig'],
     'saes.transcoder': ['Transcoder', 'TranscoderConfig', 'SkipTranscoder', 'SkipTranscoderConfig',
                         'JumpReLUTranscoder', 'JumpReLUTranscoderConfig',
                         'JumpReLUSkipTranscoder', 'JumpReLUSkipTranscoderConfig',
@@ -49,6 +50,8 @@ _PUBLIC = {
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'training.migrate': ['migrate_config'],
+    'training.preempt': ['Interrupted'],
+    'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
-from .models import check_d_in, input_device, max_positions, tokenizer_of, vocab_size
+from .models import check_d_in, check_length, input_device, tokenizer_of, vocab_size
 from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.capture import capture, resolve
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
@@ -266,9 +266,7 @@ class ContextSource(SavedModelSource):
     ):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
-        limit = max_positions(activations.model)
-        if limit and contexts.context_size > limit:
-            raise ConfigError(f"context_size={contexts.context_size} is more than the {limit} positions of the model")
+        check_length(activations.model, contexts.context_size)
         contexts.require(batch_size_prompts, f"a batch for the model needs batch_size_prompts={batch_size_prompts}: "
                                              "lower it, or use more data or shorter contexts")
 

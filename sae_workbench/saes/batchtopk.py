@@ -31,8 +31,11 @@ def largest(
     flat = x.flatten()
     near = (flat > guess).nonzero().flatten()
     if guess > 0 and len(near) < n: near = (flat > 0).nonzero().flatten()
-    if len(near) <= n: return near
-    return near[flat[near].topk(n, sorted=False).indices].sort().values
+    if len(near) <= n or not n: return near[:n]
+    values = flat[near]
+    least = values.topk(n, sorted=False).values.min()
+    above, equal = near[values > least], near[values==least]   # of equal entries the first ones, whatever was guessed
+    return torch.cat([above, equal[:n - len(above)]]).sort().values
 
 # %% ../../nbs/saes/batchtopk.ipynb #e0b2eb63
 class BatchTopK(TopK):
