@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -24,7 +26,8 @@ PROC = ROOT/'_proc'
 SITE = ROOT/'_docs'
 PLOTLY = 'application/vnd.plotly.v1+json'
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
-KATEX_CDN = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
+KATEX = 'katex@0.16.11'
+KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
 
 FIGURE = '''<div id="{id}" class="plotly-graph-div" style="width:100%;height:{height}px"></div>
 <script type="text/javascript">(function(){{
@@ -97,9 +100,22 @@ def copy_plotly() -> None:
     shutil.copy2(Path(plotly.__file__).parent/'package_data'/'plotly.min.js', folder)
 
 
+def fetch_katex(folder: Path) -> None:
+    "KaTeX from npm, once"
+    if folder.exists() or not shutil.which('npm'):
+        return
+    with tempfile.TemporaryDirectory() as tmp:
+        done = subprocess.run(['npm', 'pack', '--silent', KATEX], cwd=tmp, capture_output=True)
+        if done.returncode == 0:
+            with tarfile.open(next(Path(tmp).glob('*.tgz'))) as packed:
+                packed.extractall(tmp, filter='data')
+            shutil.copytree(Path(tmp)/'package'/'dist', folder)
+
+
 def use_local_katex() -> None:
-    "Serve KaTeX from the site where `npm pack katex@0.16.11` was unpacked into .assets/katex, so that maths shows offline"
+    "Serve KaTeX from the site, so that maths shows offline; without npm or a network the pages ask a CDN for it"
     source, target = ROOT/'.assets'/'katex', SITE/'site_libs'/'katex'
+    fetch_katex(source)
     if not source.exists():
         return
     for name in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'):
