@@ -59,11 +59,15 @@ def draw_figures(notebook: dict, name: str, up: str) -> None:
 
 def fence_tabs(notebook: dict) -> None:
     "Tabs are HTML in the notebooks, which GitHub and Jupyter show as plain headings; both renderers want fences"
+    opening, closing = {'<div class="panel-tabset">': '::: {.panel-tabset}'}, {'</div>': ':::'}
+    now = opening
     for cell in notebook['cells']:
         if cell['cell_type'] == 'markdown':
-            text = ''.join(cell['source'])
-            text = re.sub(r'^<div class="panel-tabset">$', '::: {.panel-tabset}', text, flags=re.M)
-            cell['source'] = re.sub(r'^</div>$', ':::', text, flags=re.M).splitlines(keepends=True)
+            lines = ''.join(cell['source']).split('\n')
+            for i, line in enumerate(lines):
+                if line in now:
+                    lines[i], now = now[line], closing if now is opening else opening
+            cell['source'] = '\n'.join(lines).splitlines(keepends=True)
 
 
 def finish_page(path: Path, doc_url: str) -> None:
@@ -131,7 +135,7 @@ def use_local_katex() -> None:
 
 def break_long_names(page: str) -> str:
     "Let code in tables break after an underscore, a dot or an equals sign, and nowhere else"
-    def cell(found): return re.sub(r'(?<=[_.=])(?=\w)', '<wbr>', found[0])
+    def cell(found): return re.sub(r'(?<=[_=])(?=\w)|(?<=\.)(?=[a-zA-Z])', '<wbr>', found[0])
     return re.sub(r'<td\b.*?</td>', lambda td: re.sub(r'(?<=<code>)[^<]+(?=</code>)', cell, td[0]), page, flags=re.S)
 
 
