@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'START', 'Option', 'default_of', 'options_of', 'option_groups
            'Checked', 'check_values', 'ActivationCurve', 'activation_curve', 'curve_svg', 'values_of', 'python_code',
            'yaml_code', 'command_code', 'read_config', 'mistakes_html', 'ArchitectureChooser', 'choose_architecture']
 
-# %% ../../nbs/faces/chooser.ipynb #980af1cb
+# %% ../../nbs/faces/chooser.ipynb #d23de359
 import ast, dataclasses, html, linecache, math, re, shlex, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -28,7 +28,7 @@ from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, facts_html, html_box, in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, facts_html, fields_box, html_box, in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -188,7 +188,7 @@ def _spread(cfg:TrainingSAEConfig)->torch.Tensor:
     scale = 10.**math.ceil(math.log10(2*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
     return math.sqrt(2)*torch.erfinv((2*torch.arange(cfg.d_sae, dtype=torch.float64) + 1)/cfg.d_sae - 1).float()*scale
 
-# %% ../../nbs/faces/chooser.ipynb #829dfd21
+# %% ../../nbs/faces/chooser.ipynb #08426788
 def _few(pre:torch.Tensor, *drawn:torch.Tensor, n:int=240)->torch.Tensor:
     "Which points to draw: some, evenly over the range, and both sides of every jump from or to zero"
     even = torch.searchsorted(pre, torch.linspace(pre[0], pre[-1], n)).clamp(max=len(pre) - 1)
@@ -220,8 +220,8 @@ def curve_svg(curve:ActivationCurve)->str:
     "The curve without plotly"
     if not curve.x: return ''
     lines, top = [('latent', curve.x, curve.y)], max(map(abs, curve.gradient), default=0)
-    if top: lines.append((f"the threshold's gradient, up to {top:.3g}", curve.x,
-                          [g/top*max(curve.y)/3 for g in curve.gradient]))
+    if top: lines.append((f"size of the threshold's gradient, up to {top:.3g}", curve.x,
+                          [abs(g)/top*max(curve.y)/3 for g in curve.gradient]))
     return svg_lines(lines, 'pre-activation')
 
 # %% ../../nbs/faces/chooser.ipynb #dea404ac
@@ -461,7 +461,7 @@ def _slider(o:Option):
     return w.FloatLogSlider(value=o.default, base=10, min=low, max=high, step=.01, readout=False, tooltip=o.path,
                             layout=w.Layout(width='auto', min_width='0'))
 
-# %% ../../nbs/faces/chooser.ipynb #94181b42
+# %% ../../nbs/faces/chooser.ipynb #c2003394
 class _Field:
     "An option on the screen"
     def __init__(self,
@@ -476,7 +476,7 @@ class _Field:
         self.says = html_box(f'{name}<span class="sae-dim">{html.escape(option.about)}</span>')
         self.wrong = html_box()
         self.box = w.VBox([c for c in (self.says, self.input, self.slider, self.wrong) if c is not None],
-                          layout=w.Layout(margin='0 0 8px 0', overflow='hidden'))
+                          layout=w.Layout(flex='1 1 210px', min_width='0', margin='0 10px 8px 0', overflow='hidden'))
         self.box.add_class('sae-field'); self.box.add_class('opt-' + option.path.replace('.', '-'))
         self.input.observe(self._typed, 'value')
         if self.slider is not None: self.slider.observe(self._slid, 'value')
@@ -519,7 +519,11 @@ class _ShownField(_Field):
 
     def _ends(self): return 10**self.slider.min, 10**self.slider.max
 
-# %% ../../nbs/faces/chooser.ipynb #cd89854f
+# %% ../../nbs/faces/chooser.ipynb #1721821c
+# A FigureWidget is drawn before it has its place on the page, 700 pixels wide, and fits itself when the window changes
+_FIT = ('<img hidden src="data:," onerror="[50,500,2000].forEach('
+        't=>setTimeout(()=>dispatchEvent(new Event(\'resize\')),t))">')
+
 class _Plot:
     "The activation function, kept up to date"
     def __init__(self):
@@ -531,11 +535,13 @@ class _Plot:
         layout = dict(template='plotly_white', height=260, margin=dict(l=45, r=45, t=10, b=40), showlegend=True,
                       legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0), autosize=True,
                       xaxis=dict(title='pre-activation', **axis), yaxis=dict(title='latent', **axis),
-                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False, showticklabels=True))
+                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False, rangemode='tozero', nticks=4))
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
-                 go.Scatter(name="the threshold's gradient", mode='lines', yaxis='y2', visible=False,
+                 go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
-        return go.FigureWidget(lines, layout)
+        figure = go.FigureWidget(lines, layout)
+        figure._config = figure._config | dict(responsive=True, displayModeBar=False)
+        return figure
 
     def show(self, curve:ActivationCurve):
         "Draw a curve"
@@ -543,10 +549,10 @@ class _Plot:
         with self.figure.batch_update():
             latent, gradient = self.figure.data
             latent.x, latent.y = curve.x, curve.y
-            gradient.x, gradient.y = (curve.x, curve.gradient) if curve.gradient else ([], [])
+            gradient.x, gradient.y = (curve.x, [abs(g) for g in curve.gradient]) if curve.gradient else ([], [])
             gradient.visible = bool(curve.gradient)
 
-# %% ../../nbs/faces/chooser.ipynb #eed18e5b
+# %% ../../nbs/faces/chooser.ipynb #91d32a19
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -555,8 +561,8 @@ class _Form:
         self.architecture = w.Dropdown(options=list(SAE_TRAINING_CLASS_REGISTRY), value=chooser.architecture,
                                        layout=w.Layout(width='auto'), tooltip='architecture')
         self.architecture.observe(lambda change: self._choose(change.new), 'value')
-        self.about, self.own, self.size, self.sae, self.main = html_box(), w.VBox(), w.VBox(), w.VBox(), w.VBox()
-        self.more = w.VBox()
+        self.about = html_box()
+        self.own, self.size, self.sae, self.main, self.more = (fields_box() for _ in range(5))
         self.fold = w.Accordion([self.sae, self.more], titles=('More options of the SAE', 'More options of the run'))
         self.fold.observe(lambda _: self.show(self.chooser.checked), 'selected_index')
 
@@ -651,7 +657,7 @@ class _ShownResults(_Results):
         try: box.value = code_html(write(cfg))
         except ConfigError as e: box.value = mistakes_html({'': [str(e)]})
 
-# %% ../../nbs/faces/chooser.ipynb #c17ff182
+# %% ../../nbs/faces/chooser.ipynb #7725b33b
 class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
@@ -662,7 +668,7 @@ class ArchitectureChooser(_Shown):
             form.show(checked); results.show(checked)
         self._watchers = [show]
         show()
-        box = w.VBox([html_box(styled('')), panels(form.parts(), results.parts(), basis=('320px', '420px'))])
+        box = w.VBox([html_box(styled(_FIT)), panels(form.parts(), results.parts(), basis=('320px', '420px'))])
         box.add_class('sae-chooser')
         return box
 

@@ -7,7 +7,7 @@ __all__ = ['MOST_COMPARED', 'N_PEAKS', 'LONGEST', 'COLUMNS', 'SIMILARITY', 'expl
            'Reading', 'text_ids', 'read_text', 'write_on', 'Steered', 'steer_text', 'steered_html', 'table_rows',
            'LatentExplorer', 'explore']
 
-# %% ../../nbs/faces/explorer.ipynb #a3451b77
+# %% ../../nbs/faces/explorer.ipynb #280a6eef
 import html, inspect
 from dataclasses import dataclass
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..activations.models import input_device, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
-from ..analysis.examples import TextLatents, check_latents, number, visible
+from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
 from ..core.dictionaries import cosines
@@ -67,7 +67,7 @@ def with_similarity(
     c = cosines(sae.W_dec[[latent]].detach(), sae.W_dec.detach())[0].float().cpu()
     return table.assign(similarity=c[torch.as_tensor(table.latent.values)].numpy())
 
-# %% ../../nbs/faces/explorer.ipynb #4ceb24f3
+# %% ../../nbs/faces/explorer.ipynb #0c038eae
 LONGEST = 512   # tokens of a text that are read
 
 @dataclass
@@ -106,7 +106,6 @@ def read_text(
     ids = text_ids(source.sae, source.tokenizer, text)
     own = TextLatents(source.sae, source.model, torch.tensor([ids[:LONGEST]]), source.hook_name, source.tokenizer)
     _, f, counts = next(own.batches())
-    from sae_workbench.analysis.examples import token_texts
     return Reading(token_texts(source.tokenizer, ids[:LONGEST]), (f*counts[..., None])[0].float().cpu(), len(ids) > LONGEST)
 
 # %% ../../nbs/faces/explorer.ipynb #a60aee9c
@@ -255,8 +254,8 @@ class _Said(_Explored):
                 'those first that are most worth a look.</p>')
         return styled(f'{text}<table class="sae-list"><tr>{head}</tr>{body}</table>{page_html(self.page(shown))}', _LOOK + STYLE)
 
-# %% ../../nbs/faces/explorer.ipynb #8e1f0411
-_DENSITIES = [('0', 0.)] + [(f'{10.**k:.3%}'.replace('.000', '').replace('00%', '%').replace('0%', '0%'), 10.**k) for k in range(-5, 1)]
+# %% ../../nbs/faces/explorer.ipynb #3ccc0f87
+_DENSITIES = [('0', 0.), ('0.001%', 1e-5), ('0.01%', 1e-4), ('0.1%', 1e-3), ('1%', .01), ('10%', .1), ('100%', 1.)]
 
 class _List:
     "The left side: the table and its filters"
@@ -364,7 +363,7 @@ class _ShownText(_Text):
         "The widgets, from the top"
         return [self.text, self.button, self.says, self.strip, self.grid]
 
-# %% ../../nbs/faces/explorer.ipynb #3f67ce86
+# %% ../../nbs/faces/explorer.ipynb #1d911f1a
 class _Steer:
     "The tab for steering"
     def __init__(self, explorer):
@@ -386,7 +385,9 @@ class _Steer:
         self.button.disabled = e.latent is None
         if e.latent is None: self.head.value = '<span class="sae-dim">Pick a latent first.</span>'; return
         amount = {'scale': f' by {t:.1f}', 'ablate': ''}.get(mode, f': {t:.1f} times its maximum, {number(t*e.strength(e.latent))}')
-        self.head.value = f'<div class="sae-title">Latent {e.latent}</div><span class="sae-dim">{dict((v, k) for k, v in self.mode.options)[mode]}{amount}, at every token; the error term is kept</span>'
+        says = {v: k for k, v in self.mode.options}[mode] + amount
+        self.head.value = (f'<div class="sae-title">Latent {e.latent}</div>'
+                           f'<span class="sae-dim">{says}, at every token; the error term is kept</span>')
 
     def write(self):
         "Write, plain and steered"

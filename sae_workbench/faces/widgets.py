@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'panels', 'html_box']
+           'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -42,9 +42,10 @@ class Face:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}
         return bundle | (self.widget()._repr_mimebundle_(**kwargs) or {}) if is_live() else bundle
 
-# %% ../../nbs/faces/widgets.ipynb #acfc63dd
+# %% ../../nbs/faces/widgets.ipynb #b7e099f1
 LOOK = """
 .sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
+.sae-face>.widget-html-content{line-height:1.4!important}
 .sae-face .sae-title{font-weight:600;font-size:1.05em;margin:.5em 0 .3em}
 .sae-face .sae-dim{opacity:.75;font-size:12.5px;line-height:1.4}
 .sae-face .sae-bad{color:#c62828;font-size:12.5px;line-height:1.4;font-weight:500}
@@ -52,6 +53,9 @@ LOOK = """
 .sae-face table.sae-facts tr{background:none!important}
 .sae-face table.sae-facts td{padding:.2em .5em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
 .sae-face table.sae-facts td{text-align:left;vertical-align:top;white-space:normal}
+.sae-face table.sae-facts td:first-child{white-space:nowrap}
+.sae-face .sae-copy{font:12px system-ui,sans-serif;padding:.25em .9em;border:1px solid rgba(128,128,128,.5);border-radius:4px;
+background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
 .sae-face table.sae-facts td.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;font-size:12px;
 line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
@@ -233,7 +237,7 @@ def token_strip(
     "A text whose tokens can be picked; picking one again lets it go"
     return _tokens_class()(**traits)
 
-# %% ../../nbs/faces/widgets.ipynb #1fb4458d
+# %% ../../nbs/faces/widgets.ipynb #a0b5df81
 def panels(
     *parts, # Lists of widgets, one for each panel
     basis:Sequence[str]=(), # The least width at which each stands beside the others
@@ -254,3 +258,8 @@ def html_box(
     box = w.HTML(body, layout=w.Layout(width='auto', min_width='0', **layout))
     box.add_class('sae-face')
     return box
+
+def fields_box(): # A widget
+    "A box whose parts stand in as many columns as there is room for"
+    import ipywidgets as w
+    return w.Box(layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start', width='100%'))
