@@ -103,7 +103,7 @@ def opened(lab, browser, name: str, selector: str, width: int = 1280):
     try:
         page.goto(f'{address}/lab/workspaces/{name}{width}/tree/{name}.ipynb?reset')
         page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=90_000)
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000, state='attached')
         if page.locator('.jp-SideBar .lm-mod-current').count():   # fold the file browser away
             page.keyboard.press('Control+b')
         for _ in range(30):   # a press can be lost while the page still wires itself up

@@ -461,7 +461,7 @@ def _slider(o:Option):
     return w.FloatLogSlider(value=o.default, base=10, min=low, max=high, step=.01, readout=False, tooltip=o.path,
                             layout=w.Layout(width='auto', min_width='0'))
 
-# %% ../../nbs/faces/chooser.ipynb #c2003394
+# %% ../../nbs/faces/chooser.ipynb #f9f0b8c7
 class _Field:
     "An option on the screen"
     def __init__(self,
@@ -472,10 +472,9 @@ class _Field:
         import ipywidgets as w
         self.option, self.put, self.quiet = option, put, False
         self.input, self.slider = _input(option), _slider(option) if with_slider else None
-        name = '' if option.kind=='switch' else f'<b>{html.escape(option.name)}</b> '
-        self.says = html_box(f'{name}<span class="sae-dim">{html.escape(option.about)}</span>')
-        self.wrong = html_box()
-        self.box = w.VBox([c for c in (self.says, self.input, self.slider, self.wrong) if c is not None],
+        name = None if option.kind=='switch' else html_box(f'<b>{html.escape(option.name)}</b>')
+        self.wrong, about = html_box(), html_box(f'<div class="sae-dim">{html.escape(option.about)}</div>')
+        self.box = w.VBox([c for c in (name, self.input, self.slider, self.wrong, about) if c is not None],
                           layout=w.Layout(flex='1 1 210px', min_width='0', margin='0 10px 8px 0', overflow='hidden'))
         self.box.add_class('sae-field'); self.box.add_class('opt-' + option.path.replace('.', '-'))
         self.input.observe(self._typed, 'value')
@@ -519,7 +518,7 @@ class _ShownField(_Field):
 
     def _ends(self): return 10**self.slider.min, 10**self.slider.max
 
-# %% ../../nbs/faces/chooser.ipynb #1721821c
+# %% ../../nbs/faces/chooser.ipynb #17a0fc07
 # A FigureWidget is drawn before it has its place on the page, 700 pixels wide, and fits itself when the window changes
 _FIT = ('<img hidden src="data:," onerror="[50,500,2000].forEach('
         't=>setTimeout(()=>dispatchEvent(new Event(\'resize\')),t))">')
@@ -535,7 +534,7 @@ class _Plot:
         layout = dict(template='plotly_white', height=260, margin=dict(l=45, r=45, t=10, b=40), showlegend=True,
                       legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0), autosize=True,
                       xaxis=dict(title='pre-activation', **axis), yaxis=dict(title='latent', **axis),
-                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False, rangemode='tozero', nticks=4))
+                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False))
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
                  go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
@@ -550,9 +549,17 @@ class _Plot:
             latent, gradient = self.figure.data
             latent.x, latent.y = curve.x, curve.y
             gradient.x, gradient.y = (curve.x, [abs(g) for g in curve.gradient]) if curve.gradient else ([], [])
-            gradient.visible = bool(curve.gradient)
+            top = max(map(abs, curve.gradient), default=0)
+            gradient.visible = self.figure.layout.yaxis2.visible = top > 0
+            self._scale(min(curve.y, default=0), max(curve.y, default=1) or 1, top or 1)
 
-# %% ../../nbs/faces/chooser.ipynb #91d32a19
+    def _scale(self, low:float, high:float, top:float):
+        "Zero at the same height on both axes, whose upper ends are the highest values"
+        pad, layout = (high - low)/16, self.figure.layout
+        layout.yaxis.range = [low - pad, high + pad]
+        layout.yaxis2.update(range=[(low - pad)/high*top, (high + pad)/high*top], tickvals=[0, top], tickformat='.3g')
+
+# %% ../../nbs/faces/chooser.ipynb #426ed618
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -594,11 +601,15 @@ class _Form:
         for name in ('own', 'size', 'main', *opened):
             shown = [self._field(o, name=='own') for o in groups[name]]
             for f in shown: f.show(c.values, checked.mistakes)
-            boxes = tuple(f.box for f in shown) or (html_box('<span class="sae-dim">None.</span>'),)
-            box = getattr(self, name)
-            if box.children != boxes and (shown or not box.children): box.children = boxes
+            self._only(getattr(self, name), [f.box for f in shown])
 
-# %% ../../nbs/faces/chooser.ipynb #995963bd
+    def _only(self, box, wanted:list):
+        "Hide what is not wanted; taking it out would leave its nodes in the browser's memory"
+        new = tuple(b for b in wanted if b not in box.children)
+        if new: box.children += new
+        for b in box.children: b.layout.display = None if b in wanted else 'none'
+
+# %% ../../nbs/faces/chooser.ipynb #c39d26ed
 class _Results:
     "The right side: the picture, the estimate and the config"
     def __init__(self, chooser):
@@ -625,7 +636,7 @@ class _Results:
         try: self.chooser.load(self.text.value)
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.chooser.report
-        self.report.value = '<div class="sae-dim">Read.</div>' if done is None else done._repr_html_().partition('</pre>')[2]
+        self.report.value = '<div class="sae-dim">Read.</div>' if done is None else f'<div class="sae-report">{done._repr_html_().partition("</pre>")[2]}</div>'
 
     def parts(self)->list:
         "The widgets, from the top"

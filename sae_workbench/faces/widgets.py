@@ -42,9 +42,10 @@ class Face:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}
         return bundle | (self.widget()._repr_mimebundle_(**kwargs) or {}) if is_live() else bundle
 
-# %% ../../nbs/faces/widgets.ipynb #b7e099f1
+# %% ../../nbs/faces/widgets.ipynb #9806db30
 LOOK = """
-.sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
+.sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:break-word}
+.sae-face .sae-report{overflow-x:auto;font-size:12.5px}
 .sae-face>.widget-html-content{line-height:1.4!important}
 .sae-face .sae-title{font-weight:600;font-size:1.05em;margin:.5em 0 .3em}
 .sae-face .sae-dim{opacity:.75;font-size:12.5px;line-height:1.4}
@@ -121,10 +122,10 @@ def svg_lines(
     return (f'<svg viewBox="-4 -4 {width + 8} {height + 28}" role="img" aria-label="{html.escape(x_title)}">'
             f'{zero}{lines}{names}{ends}{title}{tops}</svg>')
 
-# %% ../../nbs/faces/widgets.ipynb #d92bebba
+# %% ../../nbs/faces/widgets.ipynb #fd10cb65
 _GRID = """
 function render({ model, el }) {
-  el.classList.add('sae-grid');
+  el.classList.add('sae-grid'); el.dataset.lmSuppressShortcuts = 'true';
   const draw = () => {
     const [cols, rows, picked] = ['columns', 'rows', 'picked'].map(k => model.get(k));
     const table = document.createElement('table'), head = table.createTHead().insertRow(), body = table.createTBody();
@@ -192,10 +193,10 @@ def grid(
     "A table whose rows can be picked and whose headings sort"
     return _grid_class()(columns=[list(c) for c in columns], **traits)
 
-# %% ../../nbs/faces/widgets.ipynb #d1aab6d9
+# %% ../../nbs/faces/widgets.ipynb #986015a0
 _TOKENS = """
 function render({ model, el }) {
-  el.classList.add('sae-tokens'); el.dir = 'auto';
+  el.classList.add('sae-tokens'); el.dir = 'auto'; el.dataset.lmSuppressShortcuts = 'true';
   const mark = () => [...el.children].forEach((s, i) => s.setAttribute('aria-pressed', i === model.get('picked')));
   const draw = () => {
     el.replaceChildren(...model.get('tokens').map(([text, shade, hint], i) => {
