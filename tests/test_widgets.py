@@ -174,6 +174,7 @@ def test_choose_an_architecture(lab, browser):
         for _ in range(20):
             page.keyboard.press('ArrowRight')
         until(page, lambda: curve(page) != before and int(k.input_value()) > 32)
+        page.wait_for_timeout(2000)   # until all of the twenty have come back
 
         page.locator('.sae-copy').first.click()   # the config goes along
         until(page, lambda: page.locator('.sae-copy').first.inner_text() == 'Copied')
@@ -191,7 +192,7 @@ def test_choose_an_architecture(lab, browser):
         page.locator('textarea[title="old config"]').fill("LanguageModelSAERunnerConfig(architecture='gated', d_in=512, expansion_factor=4, l1_coefficient=5)")
         page.get_by_role('button', name='Read').click()
         until(page, lambda: page.locator('select[title=architecture]').input_value() == 'gated')
-        until(page, lambda: page.locator('.opt-sae-d_sae input').input_value() == '2048')
+        until(page, lambda: page.locator('.opt-sae-d_sae input:visible').input_value() == '2048')
         page.get_by_role('button', name='Measure a step').click()
         until(page, lambda: 'measured on this machine' in page.locator('.sae-chooser').inner_text())
         keep(page, 'chooser_old_1280')
@@ -284,5 +285,7 @@ def test_a_phone(lab, browser, name, selector):
     with opened(lab, browser, name, selector, width=390) as page:
         widget = page.locator(f'.sae-{name}')
         assert widget.evaluate('e => e.scrollWidth <= e.clientWidth + 1')
+        for plot in page.locator('.js-plotly-plot').all():   # fits its panel
+            until(page, lambda: plot.evaluate('e => e.querySelector(".main-svg").clientWidth <= e.parentElement.clientWidth'))
         page.locator('.jp-Cell-inputWrapper').first.evaluate('e => e.style.display = "none"')
         keep(page, f'{name}_390')

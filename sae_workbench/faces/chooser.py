@@ -518,10 +518,11 @@ class _ShownField(_Field):
 
     def _ends(self): return 10**self.slider.min, 10**self.slider.max
 
-# %% ../../nbs/faces/chooser.ipynb #17a0fc07
-# A FigureWidget is drawn before it has its place on the page, 700 pixels wide, and fits itself when the window changes
-_FIT = ('<img hidden src="data:," onerror="[50,500,2000].forEach('
-        't=>setTimeout(()=>dispatchEvent(new Event(\'resize\')),t))">')
+# %% ../../nbs/faces/chooser.ipynb #3f579311
+# A FigureWidget is drawn 700 pixels wide before it has its place on the page, and fits itself when the window changes
+_FIT = """<img hidden src="data:," onerror="let n = 0; const fit = () => dispatchEvent(new Event('resize')), f = () => {
+const r = this.closest('.sae-chooser'); if (r && r.querySelector('.main-svg')) { new ResizeObserver(fit).observe(r);
+[300, 1000, 3000].forEach(t => setTimeout(fit, t)); } else if (++n < 300) setTimeout(f, 200); }; f()">"""
 
 class _Plot:
     "The activation function, kept up to date"
@@ -559,7 +560,7 @@ class _Plot:
         layout.yaxis.range = [low - pad, high + pad]
         layout.yaxis2.update(range=[(low - pad)/high*top, (high + pad)/high*top], tickvals=[0, top], tickformat='.3g')
 
-# %% ../../nbs/faces/chooser.ipynb #426ed618
+# %% ../../nbs/faces/chooser.ipynb #2290bf05
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -587,10 +588,10 @@ class _Form:
         if key not in self.fields: self.fields[key] = _ShownField(o, self._put, own)
         return self.fields[key]
 
-    def parts(self)->list:
+    def parts(self, *picture)->list:
         "The widgets, from the top"
-        titles = [html_box(f'<div class="sae-title">{t}</div>') for t in ('Architecture', 'Its own options', 'Width', 'The run')]
-        return [titles[0], self.architecture, self.about, titles[1], self.own, titles[2], self.size, titles[3], self.main,
+        titles = [html_box(f'<div class="sae-title">{t}</div>') for t in ('Architecture', 'Its own options', 'The run')]
+        return [titles[0], self.architecture, self.about, self.size, titles[1], self.own, *picture, titles[2], self.main,
                 self.fold]
 
     def show(self, checked:Checked):
@@ -609,9 +610,9 @@ class _Form:
         if new: box.children += new
         for b in box.children: b.layout.display = None if b in wanted else 'none'
 
-# %% ../../nbs/faces/chooser.ipynb #c39d26ed
+# %% ../../nbs/faces/chooser.ipynb #3ba96215
 class _Results:
-    "The right side: the picture, the estimate and the config"
+    "The picture, and the right side: the estimate and the config"
     def __init__(self, chooser):
         import ipywidgets as w
         self.chooser, self.plot, self.says, self.summary, self.facts = chooser, _Plot(), html_box(), html_box(), html_box()
@@ -641,13 +642,13 @@ class _Results:
     def parts(self)->list:
         "The widgets, from the top"
         titles = [html_box(f'<div class="sae-title">{t}</div>')
-                  for t in ('Activation function', 'What the run takes', 'The config', 'Begin with a config of yours')]
-        return [self.summary, titles[0], self.plot.box, self.says, titles[1], self.facts, self.measure, titles[2], self.tabs,
-                titles[3], self.text, self.read, self.report]
+                  for t in ('What the run takes', 'The config', 'Begin with a config of yours')]
+        return [self.summary, titles[0], self.facts, self.measure, titles[1], self.tabs, titles[2], self.text, self.read,
+                self.report]
 
-# %% ../../nbs/faces/chooser.ipynb #42fa6372
+# %% ../../nbs/faces/chooser.ipynb #b3101e2f
 class _ShownResults(_Results):
-    "The right side, kept up to date"
+    "The picture and the right side, kept up to date"
     def show(self, checked:Checked):
         "Show what follows from the choice; what is wrong, if anything is"
         n, cfg = sum(map(len, checked.mistakes.values())), checked.config
@@ -668,7 +669,7 @@ class _ShownResults(_Results):
         try: box.value = code_html(write(cfg))
         except ConfigError as e: box.value = mistakes_html({'': [str(e)]})
 
-# %% ../../nbs/faces/chooser.ipynb #7725b33b
+# %% ../../nbs/faces/chooser.ipynb #38fa3606
 class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
@@ -679,7 +680,7 @@ class ArchitectureChooser(_Shown):
             form.show(checked); results.show(checked)
         self._watchers = [show]
         show()
-        box = w.VBox([html_box(styled(_FIT)), panels(form.parts(), results.parts(), basis=('320px', '420px'))])
+        box = w.VBox([html_box(styled(_FIT)), panels(form.parts(results.plot.box, results.says), results.parts())])
         box.add_class('sae-chooser')
         return box
 
