@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 
 # %% ../nbs/api.ipynb #821a708c
 _PUBLIC = {
-    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError',
-                    'UploadError', 'NonFiniteError'],
+    'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
+                    'UploadError', 'NonFiniteError', 'ProcessError'],
+    'core.processes': ['processes', 'sharing'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
@@ -27,6 +28,7 @@ _PUBLIC = {
     'saes.topk': ['TopKSAE', 'TopKSAEConfig', 'TopKTrainingSAE', 'TopKTrainingSAEConfig'],
     'saes.abstopk': ['AbsTopKSAE', 'AbsTopKSAEConfig', 'AbsTopKTrainingSAE', 'AbsTopKTrainingSAEConfig'],
     'saes.batchtopk': ['BatchTopKTrainingSAE', 'BatchTopKTrainingSAEConfig'],
+    'saes.matryoshka': ['MatryoshkaBatchTopKTrainingSAE', 'MatryoshkaBatchTopKTrainingSAEConfig'],
     'saes.transcoder': ['Transcoder', 'TranscoderConfig', 'SkipTranscoder', 'SkipTranscoderConfig',
                         'JumpReLUTranscoder', 'JumpReLUTranscoderConfig',
                         'JumpReLUSkipTranscoder', 'JumpReLUSkipTranscoderConfig',
@@ -47,8 +49,12 @@ _PUBLIC = {
     'activations.cache': ['write_cache', 'write_caches', 'ShardSource'],
     'activations.store': ['ActivationsStore'],
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
+    'activations.passes': ['share_passes'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'training.migrate': ['migrate_config'],
+    'training.preempt': ['Interrupted'],
+    'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
+    'training.guards': ['Guards'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],

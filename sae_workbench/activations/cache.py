@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'cache_bytes', 'read_manifest', 'check_same',
-           'check_fits', 'file_hash', 'check_file', 'OpenShard', 'CacheFolder', 'GrowingCache', 'CacheWriter',
-           'check_space', 'SteppedWriter', 'fill', 'make_plan', 'finished', 'write_cache', 'write_caches', 'CachedRows',
-           'MappedRows', 'KeptRows', 'ReadAgain', 'ShardSource']
+           'check_fits', 'check_file', 'OpenShard', 'CacheFolder', 'GrowingCache', 'CacheWriter', 'check_space',
+           'SteppedWriter', 'fill', 'make_plan', 'finished', 'write_cache', 'write_caches', 'CachedRows', 'MappedRows',
+           'KeptRows', 'ReadAgain', 'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
-import hashlib, math, shutil, sys, warnings
+import math, shutil, sys, warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 import torch
@@ -19,7 +19,8 @@ from .sources import TensorSource, check_rows
 from .tokens import kept_positions
 from ..core.config import as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import read_json, read_state, read_tensors, write_json, write_state, write_tensors
+from ..core.files import file_hash, read_json, read_state, read_tensors
+from ..core.files import write_json, write_state, write_tensors
 from ..core.plain import differences, plain
 
 # %% ../../nbs/activations/cache.ipynb #3e9f9400
@@ -79,10 +80,6 @@ def check_fits(
         raise ConfigError(f"{folder} has other activations than this run needs: {bad}")
 
 # %% ../../nbs/activations/cache.ipynb #674a2ffd
-def file_hash(path:Path)->str:
-    "The SHA-256 of a file"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def check_file(
     folder:Path, # Of the cache
     shard:dict, # What the manifest says of it

@@ -121,8 +121,9 @@ class Batches(_Position):
         super().__init__(inputs, batch_size, shuffle, seed)
         if epochs is not None and epochs < 1: raise ConfigError(f"epochs={epochs} must be at least 1, or None for ever")
         self.epochs = epochs
-        if _own_generator(inputs):
-            warnings.warn("this DataLoader has a generator of its own: a run on it cannot be resumed exactly. Leave it "
+        self.cannot_resume = "this DataLoader has a generator of its own" if _own_generator(inputs) else None
+        if self.cannot_resume:
+            warnings.warn(f"{self.cannot_resume}: a run on it cannot be resumed exactly. Leave it "
                           "out, and the source's seed decides the order, or give the dataset itself", stacklevel=4)
 
     def __iter__(self): return self

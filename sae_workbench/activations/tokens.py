@@ -10,7 +10,7 @@ __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FIL
            'SavedContexts', 'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
-import copy, warnings
+import copy, hashlib, warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -434,12 +434,16 @@ class SavedContexts(ContextIterator):
         got = [*islice(self, n)] if wrap else [next(self) for _ in range(n) if self.more()]
         return torch.stack(got) if got else torch.empty(0, self.maker.size, dtype=torch.long)
 
-    def state_dict(self)->dict: return self.mark | dict(taken=self.taken)
+    first = None   # a hash of the first context, by which the data are recognised
+    def state_dict(self)->dict: return self.mark | dict(taken=self.taken, first=self.first)
 
     def load_state_dict(self, state:dict):
         "Go to a saved position"
         if (n := state['context_size']) != self.maker.size:
             raise DataError(f"the saved position is one of contexts of {n} tokens, not {self.maker.size}")
+        if (saved := state.get('first')) != self.first and saved:
+            raise DataError(f"the saved position belongs to other data: the first context had the hash {saved}, "
+                            f"now it has {self.first}")
         self.rows.load_state_dict(state['rows'])
         self.ready.clear()
         self.epoch, self.n_rows, self.made = state['epoch'], state['n_rows'], state['made']
@@ -478,3 +482,4 @@ class TokenContexts(SavedContexts):
         super().__init__(open_rows(dataset, self.column, self.kind == 'tokens'),
                          ContextMaker(self.kind, context_size, tokenizer, begin, separator, disable_concat_sequences))
         self.require(1)
+        self.first = hashlib.sha256(self.ready[0].numpy().tobytes()).hexdigest()[:16]

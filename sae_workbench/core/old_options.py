@@ -159,6 +159,7 @@ OLD_VALUES = (
     OldValue('lr_scheduler_name', 'constantwithwarmup', 'constant', 'the warm-up is lr_warm_up_steps'),
     OldValue('lr_scheduler_name', 'linearwarmupdecay', 'constant', 'with lr_warm_up_steps and lr_decay_steps'),
     OldValue('lr_scheduler_name', 'cosineannealingwarmup', 'cosineannealing', 'the warm-up is lr_warm_up_steps'),
+    OldValue('resume', True, 'auto', "or write resume_from_checkpoint='…', the folder of the checkpoint"),
     OldValue('model_class_name', 'HookedMamba', 'AutoModelForCausalLM', 'with a submodule as hook_name'))
 
 # %% ../../nbs/core/old_options.ipynb #8e6ab32b

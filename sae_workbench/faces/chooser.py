@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'START', 'Option', 'default_of', 'options_of', 'option_groups
            'Checked', 'check_values', 'ActivationCurve', 'activation_curve', 'curve_svg', 'values_of', 'python_code',
            'yaml_code', 'command_code', 'read_config', 'mistakes_html', 'ArchitectureChooser', 'choose_architecture']
 
-# %% ../../nbs/faces/chooser.ipynb #d23de359
+# %% ../../nbs/faces/chooser.ipynb #6b03c032
 import ast, dataclasses, html, linecache, math, re, shlex, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -26,9 +26,9 @@ from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.migrate import migrate_config
 from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
-from .estimate import RunEstimate, StepTime, estimate_rows, estimate_run, measure_step
+from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, facts_html, fields_box, html_box, in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, facts_html, fields_box, fitted, html_box, in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -137,7 +137,7 @@ def value_text(value)->str:
     "The text that stands for a value"
     return value if isinstance(value, str) else repr(plain(value))
 
-# %% ../../nbs/faces/chooser.ipynb #96cd21d8
+# %% ../../nbs/faces/chooser.ipynb #06212533
 def nested(
     values:Mapping[str, Any], # By path
     architecture:str, # A registered training architecture
@@ -165,7 +165,10 @@ def check_values(
 )->Checked:
     "Check the options of a run"
     paths = {o.path for group in option_groups(architecture).values() for o in group}
-    try: return Checked(LanguageModelSAERunnerConfig.from_dict(nested(values, architecture)), {})
+    try:
+        cfg = LanguageModelSAERunnerConfig.from_dict(nested(values, architecture))
+        empty_sae(cfg.sae)   # what only the SAE itself refuses
+        return Checked(cfg, {})
     except (ValueError, TypeError) as e: bad, found = getattr(e, 'mistakes', ()) or [str(e)], {}
     for m in bad: found.setdefault(_place(m, paths), []).append(m)
     return Checked(None, found)
@@ -518,16 +521,12 @@ class _ShownField(_Field):
 
     def _ends(self): return 10**self.slider.min, 10**self.slider.max
 
-# %% ../../nbs/faces/chooser.ipynb #3f579311
-# A FigureWidget is drawn 700 pixels wide before it has its place on the page, and fits itself when the window changes
-_FIT = """<img hidden src="data:," onerror="let n = 0; const fit = () => dispatchEvent(new Event('resize')), f = () => {
-const r = this.closest('.sae-chooser'); if (r && r.querySelector('.main-svg')) { new ResizeObserver(fit).observe(r);
-[300, 1000, 3000].forEach(t => setTimeout(fit, t)); } else if (++n < 300) setTimeout(f, 200); }; f()">"""
-
+# %% ../../nbs/faces/chooser.ipynb #c8d999b6
 class _Plot:
     "The activation function, kept up to date"
     def __init__(self):
-        self.box, self.figure = (html_box(), None) if in_colab() else (self._figure(),)*2
+        self.figure = None if in_colab() else self._figure()
+        self.box = html_box() if self.figure is None else fitted(self.figure)
 
     def _figure(self):
         import plotly.graph_objects as go
@@ -539,9 +538,7 @@ class _Plot:
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
                  go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
-        figure = go.FigureWidget(lines, layout)
-        figure._config = figure._config | dict(responsive=True, displayModeBar=False)
-        return figure
+        return go.FigureWidget(lines, layout)
 
     def show(self, curve:ActivationCurve):
         "Draw a curve"
@@ -669,7 +666,7 @@ class _ShownResults(_Results):
         try: box.value = code_html(write(cfg))
         except ConfigError as e: box.value = mistakes_html({'': [str(e)]})
 
-# %% ../../nbs/faces/chooser.ipynb #38fa3606
+# %% ../../nbs/faces/chooser.ipynb #4acb46ad
 class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
@@ -680,7 +677,7 @@ class ArchitectureChooser(_Shown):
             form.show(checked); results.show(checked)
         self._watchers = [show]
         show()
-        box = w.VBox([html_box(styled(_FIT)), panels(form.parts(results.plot.box, results.says), results.parts())])
+        box = w.VBox([html_box(styled('')), panels(form.parts(results.plot.box, results.says), results.parts())])
         box.add_class('sae-chooser')
         return box
 

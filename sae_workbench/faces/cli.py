@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'run_class', 'v6_options', 'parse_config', 'command_line', 'train', 'demo', 'migrate', 'evals',
-           'dashboard', 'convert', 'search', 'run_command', 'main']
+           'dashboard', 'convert', 'search', 'recipes', 'run_command', 'main']
 
 # %% ../../nbs/faces/cli.ipynb #0abdec09
-import json, sys
+import json, sys, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -20,6 +20,7 @@ from ..core.plain import plain, read_plain
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
+from ..training.preempt import Interrupted, Stop
 
 # %% ../../nbs/faces/cli.ipynb #51cfe1c9
 class _Unchecked(ConfigMeta):
@@ -125,7 +126,10 @@ ABOUT = """Train a sparse autoencoder on the activations of a language model.
 --architecture {{{known}}} chooses the SAE (here {architecture}) and its options.
 --config FILE begins with the options of a YAML or JSON file; what else is written overrides them.
 --print-config prints the resulting config as YAML, and ends.
---import MODULE makes a module's own architectures known."""
+--import MODULE makes a module's own architectures known.
+--resume goes on where the same command was interrupted, if it was.
+--resume-override NAME lets an option differ from the interrupted run's.
+Exit code: 0, 2 for a mistake in the options or the data, 130 after Ctrl-C, 143 after SIGTERM."""
 
 def _required(cls:type, data:dict, given:Sequence[str])->list[str]:
     "What the file gives of the options that have no default"
@@ -143,6 +147,13 @@ def _start(args:list[str])->tuple[str, dict, str]:
     inner = data.get('sae') if isinstance(data.get('sae'), dict) else {}
     return (_take(args, '--architecture') or [inner.get('architecture', 'standard')])[-1], data, ''.join(files)
 
+def _resume_options(args:list[str])->list[str]:
+    "`--resume` for `--resume=auto`, and `--resume-override NAME`, as often as needed, for `--resume-overrides`"
+    names = _take(args, '--resume-override')
+    bare = [a=='--resume' and (i+1==len(args) or args[i+1].startswith('--')) for i, a in enumerate(args)]
+    args = ['--resume=auto' if b else a for a, b in zip(args, bare)]
+    return args + ['--resume-overrides', *names]*bool(names)
+
 def parse_config(
     args:Sequence[str], # Options, without the program's name
     prog:str='sae-workbench train', # How the program was called, for the help
@@ -152,7 +163,7 @@ def parse_config(
     args = list(args) or ['--help']
     architecture, data, file = _start(args)
     cls, known = run_class(architecture), ', '.join(SAE_TRAINING_CLASS_REGISTRY)
-    args, given = v6_options(args, cls)
+    args, given = v6_options(_resume_options(args), cls)
     run = tyro.cli(cls, args=_required(cls, data, given) + args, prog=f'{prog} --architecture {architecture}',
                    description=ABOUT.format(known=known, architecture=architecture))
     data = _overridden(data | {'sae': data.get('sae', {})}, run, given)
@@ -192,7 +203,8 @@ def train(args:Sequence[str], prog:str='sae-workbench train'):
     "Train as the command line says"
     cfg = parse_config([a for a in args if a != '--print-config'], prog)
     if '--print-config' in args: return print(cfg.to_yaml(), end='')
-    from sae_workbench.training.runner import LanguageModelSAETrainingRunner
+    with (stop := Stop()).signals(), stop.at_once():
+        from sae_workbench.training.runner import LanguageModelSAETrainingRunner
     LanguageModelSAETrainingRunner(cfg).run()
 
 def demo(args:Sequence[str]):
@@ -254,9 +266,17 @@ def search(args:Sequence[str]):
     p.add_argument('--limit', type=int, default=20, help='at most so many rows')
     a = p.parse_args(list(args))
     from sae_workbench.hub.registry import search as find
-    found = find(' '.join(a.words), a.limit)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        found = find(' '.join(a.words), a.limit)
+    for w in said: print(w.message, file=sys.stderr)
     if not len(found): raise LoadError(f"no published SAE fits {' '.join(a.words)!r}")
     print(found.to_string(index=False))
+
+def recipes(args:Sequence[str]):
+    "Runs with known results; ends the program with exit code 1 if a result differs"
+    from sae_workbench.faces.recipes import main as run_recipes
+    if (code := run_recipes(args)): sys.exit(code)
 
 # %% ../../nbs/faces/cli.ipynb #c41d70e8
 COMMANDS = {
@@ -266,18 +286,19 @@ COMMANDS = {
     'convert': (convert, 'rewrite a published SAE, or a weights file, as safetensors'),
     'search': (search, 'find published SAEs by words'),
     'evals': (evals, 'measure SAEs, with baselines beside them'),
-    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline')}
+    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline'),
+    'recipes': (recipes, 'configs with recorded results: train them again, and compare')}
 
 # %% ../../nbs/faces/cli.ipynb #927d5a8c
 def run_command(
     fn, # What to run
     *args, # Its arguments
-)->int: # 0, or 2 after a mistake of the user's
+)->int: # 0, 2 after a mistake of the user's, 128 + the signal's number after a signal
     "Run a command; errors of this library are printed without a traceback"
     try: fn(*args)
-    except SAEWorkbenchError as e:
+    except (SAEWorkbenchError, Interrupted) as e:
         print(f'{type(e).__name__}: {e}', file=sys.stderr)
-        return 2
+        return e.exit_code if isinstance(e, Interrupted) else 2
     return 0
 
 def main(args:Sequence[str]|None=None):
@@ -291,3 +312,6 @@ def main(args:Sequence[str]|None=None):
         print(f"sae-workbench: {unknown('command', args[0], COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     if (code := run_command(COMMANDS[args[0]][0], args[1:])): sys.exit(code)
+
+# %% ../../nbs/faces/cli.ipynb #82d54652
+if __name__ == '__main__' and '__file__' in globals(): main()

@@ -102,7 +102,7 @@ def guess_step(
     how = f'this CPU makes {speed/1e9:,.0f} GFLOP/s' if device=='cpu' else f'{ASSUMED/1e12:.0f} TFLOP/s on {device} assumed'
     return StepTime(work_of(cfg, rows)/speed, f'from the products of a dense step; {how}')
 
-# %% ../../nbs/faces/estimate.ipynb #88ac0c99
+# %% ../../nbs/faces/estimate.ipynb #64b37ee4
 @dataclass
 class RunEstimate:
     "What a run takes"
@@ -114,7 +114,7 @@ class RunEstimate:
     latents:int # Bytes of the latents of one batch, dense
     saved:int # Bytes of the trained SAE on disk
     checkpoints:int # Bytes of all checkpoints together
-    n_checkpoints:int # How many of them
+    n_checkpoints:int # How many of them stay
     steps:int # Steps of the run
     step:StepTime # How long one takes
     model:float|None = None # Seconds for the language model's forward passes, if its size was given
@@ -129,7 +129,7 @@ class RunEstimate:
         "Of the whole run"
         return self.steps*self.step.seconds + (self.model or 0)
 
-# %% ../../nbs/faces/estimate.ipynb #dd014493
+# %% ../../nbs/faces/estimate.ipynb #6258aacd
 def _rows_in_buffer(cfg:LanguageModelSAERunnerConfig)->int:
     return cfg.n_batches_in_buffer*len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
 
@@ -148,6 +148,7 @@ def estimate_run(
     sae, rows = empty_sae(cfg.sae), cfg.train_batch_size_tokens
     sizes = tensor_sizes(sae)
     n = cfg.n_checkpoints + cfg.save_final_checkpoint if cfg.checkpoint_path else 0
+    n = min(n, cfg.keep_last_checkpoints or n)
     each = sizes['weights'] + sizes['adam'] + 4*3*cfg.sae.d_sae   # with three counts for each latent
     width, item = cfg.sae.d_in*as_dtype(cfg.dtype).itemsize, as_dtype(cfg.sae.dtype).itemsize
     return RunEstimate(

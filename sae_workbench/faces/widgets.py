@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'panels', 'html_box', 'fields_box']
+           'fitted', 'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -42,11 +42,11 @@ class Face:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}
         return bundle | (self.widget()._repr_mimebundle_(**kwargs) or {}) if is_live() else bundle
 
-# %% ../../nbs/faces/widgets.ipynb #9806db30
+# %% ../../nbs/faces/widgets.ipynb #5a800848
 LOOK = """
 .sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:break-word}
 .sae-face .sae-report{overflow-x:auto;font-size:12.5px}
-.sae-face>.widget-html-content{line-height:1.4!important}
+.sae-face>.widget-html-content{line-height:1.4!important;min-width:0;overflow-x:auto}
 .sae-face .sae-title{font-weight:600;font-size:1.05em;margin:.5em 0 .3em}
 .sae-face .sae-dim{opacity:.75;font-size:12.5px;line-height:1.4}
 .sae-face .sae-bad{color:#c62828;font-size:12.5px;line-height:1.4;font-weight:500}
@@ -237,6 +237,35 @@ def token_strip(
 ): # A widget
     "A text whose tokens can be picked; picking one again lets it go"
     return _tokens_class()(**traits)
+
+# %% ../../nbs/faces/widgets.ipynb #1408704b
+_FIT = """
+function render({ el }) {
+  const wide = p => p.querySelector('.main-svg')?.clientWidth > p.clientWidth;
+  const plots = () => [...(el.closest('.sae-fitted')?.querySelectorAll('.js-plotly-plot') ?? [])];
+  const timer = setInterval(() => { if (plots().some(wide)) dispatchEvent(new Event('resize')); }, 300);
+  return () => clearInterval(timer);
+}
+export default { render };
+"""
+
+@lru_cache
+def _fit_class()->type:
+    import anywidget
+    class Fit(anywidget.AnyWidget):
+        "Looks after the width of figures"
+        _esm = _FIT
+    return Fit
+
+def fitted(
+    figure, # A `FigureWidget`
+): # A widget
+    "A figure that is never wider than its panel"
+    import ipywidgets as w
+    figure._config = figure._config | dict(responsive=True, displayModeBar=False)
+    box = w.VBox([figure, _fit_class()()], layout=w.Layout(min_width='0', overflow='hidden'))
+    box.add_class('sae-fitted')
+    return box
 
 # %% ../../nbs/faces/widgets.ipynb #a0b5df81
 def panels(

@@ -157,9 +157,14 @@ class _TopKStep(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
         recons = self._dead_code(pre, scaled) @ self.W_dec[dead]
         return {'auxiliary_reconstruction_loss': self._dead_loss(recons, step_input.sae_in, sae_out, len(dead))}
 
+    def _step_is(self, owner:type)->bool:
+        "Whether the formulas that the fast pass knows are still those of `owner`"
+        return self._untouched(owner, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand')
+
+    def _has_own_step(self)->bool: return self._step_is(_TopKStep)
+
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        own = self._untouched(_TopKStep, 'encode_with_hidden_pre', 'calculate_aux_loss', '_expand')
-        if not own or type(self.activation_fn) is not self._selection: return None
+        if not self._has_own_step() or type(self.activation_fn) is not self._selection: return None
         pre, pattern = self._select(self._input(step_input.sae_in))
         dead = self._dead(step_input)
         vals, dead_pre = pre.at(pattern, dead)

@@ -6,30 +6,93 @@
 __all__ = ['JSONLLogger', 'read_log', 'ProgressBar', 'WandBLogger']
 
 # %% ../../nbs/training/callbacks.ipynb #a7dcc7ea
-import json, math, re, time
+import hashlib, itertools, json, math, re, time, warnings
 from pathlib import Path
 from typing import Any
 from tqdm.auto import tqdm
 from ..core.errors import ConfigError, LoadError
+from ..core.files import sync
 from ..saes.base import WEIGHTS_FILE
 from .trainer import Callback
 
 # %% ../../nbs/training/callbacks.ipynb #6af70087
-class JSONLLogger(Callback):
-    "Appends metrics to a file, a line of JSON each"
+class _LogFile:
+    "A file that lines are added to, and what is known of it"
+    def __init__(self, path:str|Path):
+        self.path, self.waiting, self.warned = Path(path), [], False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.begin()
+
+    def begin(self, size:int=0):
+        "Go on behind so many bytes"
+        self.bytes, self.hash = size, hashlib.sha256(self.path.read_bytes()[:size] if size else b'')
+
+    def flush(self):
+        "Write the lines that wait, behind those that are known to be there"
+        data = ''.join(self.waiting).encode()
+        try:
+            with open(self.path, 'r+b' if self.path.exists() else 'w+b') as f:
+                f.truncate(self.bytes)
+                f.seek(self.bytes)
+                f.write(data)
+        except OSError as e: return self.complain(e)
+        self.hash.update(data)
+        self.bytes, self.waiting = self.bytes + len(data), []
+
+    def complain(self, e:OSError):
+        if not self.warned: warnings.warn(f"{self.path}: {e}; the log's lines wait in memory", stacklevel=6)
+        self.warned = True
+
+    def put_aside(self, why:str):
+        "Keep a file of others under another name"
+        if not self.path.exists() or not self.path.stat().st_size: return
+        names = (self.path.with_suffix(f'.{n}{self.path.suffix}') for n in itertools.count(1))
+        aside = next(p for p in names if not p.exists())
+        self.path.rename(aside)
+        warnings.warn(f"{self.path}: {why}; it is kept as {aside.name}", stacklevel=6)
+
+# %% ../../nbs/training/callbacks.ipynb #61d501fa
+class JSONLLogger(_LogFile, Callback):
+    "Writes metrics to a file, a line of JSON each"
+    first_only = True   # of several processes one writes
     def __init__(self,
         path:str|Path, # The file; made if need be, with its folder
     ):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.t0 = time.time()
+        super().__init__(path)
+        self.t0, self.fresh = time.time(), True
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Write a line: the step, the seconds since the start, the metrics that are numbers"
+        if self.fresh: self.put_aside("a log of another run")
+        self.fresh = False
         numbers = {k: v if math.isfinite(v) else None for k, v in metrics.items() if isinstance(v, (int, float))}
         line = dict(step=trainer.n_training_steps, seconds=round(time.time() - self.t0, 3)) | numbers
-        with open(self.path, 'a') as f: f.write(json.dumps(line) + '\n')
+        self.waiting.append(json.dumps(line) + '\n')
+        self.flush()
 
+    def on_restart(self, trainer):
+        "The run that wrote this log died before its first checkpoint, and begins again: so does the log"
+        self.fresh = False
+
+    def on_close(self, trainer):
+        if self.waiting: self.flush()
+
+    def state_dict(self)->dict:
+        "The position, and lines that could not be written yet; what the state counts on is brought to the disk"
+        if self.bytes and self.path.exists(): sync(self.path)
+        return dict(bytes=self.bytes, sha256=self.hash.hexdigest(), waiting=self.waiting, seconds=time.time() - self.t0)
+
+    def load_state_dict(self, state:dict):
+        "Go on behind the saved position"
+        size, self.t0, self.fresh = state['bytes'], time.time() - state['seconds'], False
+        there = self.path.read_bytes()[:size] if self.path.exists() else b''
+        known = hashlib.sha256(there).hexdigest()==state['sha256']
+        if not known: self.put_aside("not the log that the checkpoint knows")
+        self.begin(size if known else 0)
+        self.waiting = list(state['waiting'])
+        if known: self.flush()
+
+# %% ../../nbs/training/callbacks.ipynb #f498f613
 def read_log(
     path:str|Path, # A file of `JSONLLogger`
 )->list[dict[str, Any]]: # One dict a line
@@ -42,6 +105,7 @@ def read_log(
 # %% ../../nbs/training/callbacks.ipynb #fb13712a
 class ProgressBar(Callback):
     "Shows how far the run is and how it goes"
+    first_only = True   # of several processes one writes
     def __init__(self,
         every:float=0.5, # Seconds between two updates, at least
         **kwargs, # Passed to tqdm
@@ -74,20 +138,29 @@ class ProgressBar(Callback):
 # %% ../../nbs/training/callbacks.ipynb #a07047b5
 class WandBLogger(Callback):
     "Sends metrics to Weights & Biases"
+    first_only = True   # of several processes one writes
     def __init__(self,
         cfg, # A LoggingConfig
         run_config:dict[str, Any]|None=None, # The run's config, shown beside its curves
         folder:str|Path|None=None, # Where the trained SAE will be; uploaded as an artifact when training ends
-    ): self.cfg, self.run_config, self.folder, self.run = cfg, run_config, folder, None
+    ):
+        self.cfg, self.run_config, self.folder, self.run = cfg, run_config, folder, None
+        self.id, self.resume = cfg.wandb_id, 'allow'
+
+    def state_dict(self)->dict: return dict(id=self.id)
+    def load_state_dict(self, state:dict):
+        "Go on with the W&B run of the checkpoint, which must be there"
+        if state['id']: self.id, self.resume = state['id'], 'must'
 
     def on_start(self, trainer):
-        "Begin a W&B run, or go on with the one whose id is given"
+        "Begin a W&B run, or go on with the one whose id is given or was saved"
         try: import wandb
         except ImportError:
             raise ConfigError("log_to_wandb=True needs the package wandb: pip install 'sae_workbench[wandb]'") from None
         cfg = self.cfg
-        self.run = wandb.init(project=cfg.wandb_project, entity=cfg.wandb_entity, name=cfg.run_name, id=cfg.wandb_id,
-                              resume='allow', config=self.run_config)
+        self.run = wandb.init(project=cfg.wandb_project, entity=cfg.wandb_entity, name=cfg.run_name, id=self.id,
+                              resume=self.resume, config=self.run_config)
+        self.id, self.resume = self.run.id, 'must'   # if this very run goes on after an interruption
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Log under the step's number"
@@ -105,4 +178,5 @@ class WandBLogger(Callback):
 
     def on_close(self, trainer):
         "End the W&B run"
-        if self.run is not None: self.run.finish()
+        if self.run is not None: self.run.finish(exit_code=0 if trainer.ended else 1)
+        self.run = None

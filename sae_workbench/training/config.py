@@ -111,6 +111,8 @@ class SAETrainerConfig(Config):
     save_final_checkpoint:bool = False # One more at the end
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, and how often
     n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
+    keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
+    on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     rules = (
         Rule(lambda c: c.total_training_samples >= c.train_batch_size_samples,
              "total_training_samples={c.total_training_samples} is less than "
@@ -279,7 +281,13 @@ _TRAIN_RULES = (
     Rule(lambda c: c.compile_llm or c.llm_compilation_mode is None,
          "llm_compilation_mode={c.llm_compilation_mode!r} needs compile_llm=True"),
     Rule(lambda c: c.compile_sae or c.sae_compilation_mode is None,
-         "sae_compilation_mode={c.sae_compilation_mode!r} needs compile_sae=True"))
+         "sae_compilation_mode={c.sae_compilation_mode!r} needs compile_sae=True"),
+    Rule(lambda c: c.resume is None or c.checkpoint_path is not None,
+         "resume={c.resume!r} needs a folder to look in: set checkpoint_path"),
+    Rule(lambda c: c.resume is None or c.resume_from_checkpoint is None,
+         "resume={c.resume!r} looks for a checkpoint and resume_from_checkpoint names one; leave one of them out"),
+    Rule(lambda c: not c.resume_overrides or c.resume or c.resume_from_checkpoint,
+         "resume_overrides={c.resume_overrides} are for resume='auto' or resume_from_checkpoint"))
 
 # %% ../../nbs/training/config.ipynb #2ea357f5
 @dataclass
@@ -293,6 +301,10 @@ class _RunOptions(_TrainOptions):
     save_final_checkpoint:bool = False # One more at the end
     output_path:Name|None = 'output' # Folder for the trained SAE; None writes nothing
     resume_from_checkpoint:Folder|None = None # Go on from this checkpoint
+    resume:Literal['auto']|None = None # auto: go on from the latest good checkpoint in checkpoint_path, or begin
+    resume_overrides:list[str]|None = None # Options that may differ from those of the checkpoint
+    keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
+    on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     verbose:bool = True # Print a summary at the start and the end
     model_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's forward pass
     model_from_pretrained_kwargs:PlainDict|None = None # Passed to the model's loader; unprocessed weights if None

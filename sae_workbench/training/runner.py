@@ -6,23 +6,30 @@
 __all__ = ['ABOUT', 'check_rows_of', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import warnings
+import math, threading, warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from ..core.errors import ConfigError, DataError, NonFiniteError
-from ..core.files import atomic, write_json, write_tensors
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.files import write_json, write_tensors, write_text
+from ..core.folders import only_one, remove_temporaries
+from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
 from ..activations.store import ActivationsStore, open_cache
 from ..saes.card import model_card
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
-from .checkpoint import RUN_FILE, SPARSITY_FILE, load_checkpoint, save_checkpoint
+from .checkpoint import RUN_FILE, SPARSITY_FILE
+from .checkpoint import Checkpointing, Checkpoints, find_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
+from .guards import Guards
+from .preempt import Interrupted, Stop
 from .trainer import Callback, SAETrainer
 
 # %% ../../nbs/training/runner.ipynb #c6526d6d
@@ -111,104 +118,189 @@ class _Parts(_Describing):
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
+        self.stopping, self.trainer, self.team = Stop(), None, processes()
+        self.verbose = cfg.verbose and self.team.is_first
+        try:
+            with self.stopping.signals(), self.stopping.at_once():
+                self._make(override_dataset, override_model, override_sae)
+        except Interrupted as e:
+            raise Interrupted(f"{e} before the first step: there is nothing to save", e.signum) from None
+
+    def _make(self, dataset, model:nn.Module|None, sae:TrainingSAE|None):
+        cfg = self.cfg
         self._check_folders()
-        no_data = override_dataset is None and not cfg.dataset_path
+        no_data = dataset is None and not cfg.dataset_path
         if no_data and not cfg.use_cached_activations:
             raise DataError("no data: set dataset_path, or pass override_dataset")
         if cfg.use_cached_activations:
             cache = open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.d_in, model_name=cfg.model_name)
             check_rows_of(cache, cfg)
-        self.model = override_model
-        if override_model is None and not no_data: self.model = self._load_model()
-        self.activations_store = ActivationsStore.from_config(self.model, cfg, override_dataset)
-        self.sae = override_sae if override_sae is not None else self._make_sae()
+        self.model = self._load_model() if model is None and not no_data else model
+        self.activations_store = ActivationsStore.from_config(self.model, cfg, dataset)
+        self.sae = sae if sae is not None else self._make_sae()
         self._describe()
         self._compile()
         self.evaluator = None if no_data or self.model is None else self._make_evaluator()
 
 # %% ../../nbs/training/runner.ipynb #179b91fc
-class _Saves(Callback):
-    "Writes checkpoints during a run, evenly spaced, and the trained SAE at its end"
-    def __init__(self, runner):
-        cfg, self.runner = runner.cfg, runner
-        self.marks = [cfg.training_tokens*(i + 1)//(cfg.n_checkpoints + 1) for i in range(cfg.n_checkpoints)]
-
-    def on_start(self, trainer): self.marks = [m for m in self.marks if m > trainer.n_training_samples]
-
-    def after_step(self, trainer):
-        "A step is complete, its counters included"
-        if not self.marks or trainer.n_training_samples < self.marks[0]: return
-        self.marks.pop(0)
-        self.runner.save_checkpoint(trainer)
-
+class _SavesSAE(Callback):
+    "Writes the trained SAE when the run has ended"
+    def __init__(self, runner): self.runner = runner
     def on_end(self, trainer):
-        "The run is complete"
-        if self.runner.cfg.save_final_checkpoint: self.runner.save_checkpoint(trainer, 'final_')
         if self.runner.cfg.output_path: self.runner.save(self.runner.cfg.output_path)
 
 # %% ../../nbs/training/runner.ipynb #ec43f00c
-class _Run(_Parts):
-    "Training, with its checkpoints"
+class _Preparing(_Parts):
+    "The trainer of a run, where the run stands"
     def _callbacks(self)->list[Callback]:
-        cfg = self.cfg
-        log_folder = cfg.output_path or cfg.checkpoint_path
-        callbacks = [ProgressBar(disable=not cfg.verbose)]
-        if log_folder: callbacks.append(JSONLLogger(Path(log_folder)/'log.jsonl'))
-        callbacks.append(_Saves(self))
+        cfg, self.checkpointing = self.cfg, None
+        callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
+        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
+        if self.checkpoint_folder is not None:
+            self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
+                                               cfg.keep_last_checkpoints, cfg.to_dict())
+            callbacks.append(self.checkpointing)
+        callbacks.append(_SavesSAE(self))
         if cfg.logger.log_to_wandb:   # after the SAE is saved: its folder is uploaded
             callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
         return callbacks
 
-    def run(self)->TrainingSAE: # The trained SAE, in its training form
-        "Train, evaluate and save"
+    def _find_folder(self, auto:bool)->bool: # Whether it is the folder of a run that began already
+        "Settle where this run's checkpoints are"
         cfg, self.checkpoint_folder = self.cfg, None
+        if cfg.checkpoint_path is None: return False
+        if auto: self.checkpoint_folder = find_run(cfg.checkpoint_path, cfg.to_dict(), cfg.resume_overrides or ())
+        if self.checkpoint_folder is not None: return True
+        own = cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f')
+        self.checkpoint_folder = Path(cfg.checkpoint_path)/own
+        if auto: self.checkpoint_folder.mkdir(parents=True, exist_ok=True)   # held from the start
+        return False
+
+# %% ../../nbs/training/runner.ipynb #3f59854c
+class _Resuming(_Preparing):
+    "Where a run goes on"
+    def _prepare(self, auto:bool, must:bool)->SAETrainer:
+        "A trainer where a checkpoint is, or, if it need not be, at the start"
+        cfg = self.cfg
+        began, self.checkpoint_folder = self.team.first_does(lambda: (self._find_folder(auto), self.checkpoint_folder))
+        trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
+                             callbacks=self._callbacks(), team=self.team)
+        trainer.stop = self.stopping
+        def latest(): return Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
+        found = self.team.first_does(latest)
+        if must and not found: raise LoadError(
+            f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; make a new runner, and run it")
+        if found: self._go_to(Path(found), trainer)
+        elif began: trainer.tell('on_restart')
+        return trainer
+
+    def _go_to(self, path:Path, trainer:SAETrainer):
+        load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(), self.cfg.resume_overrides or ())
+        if self.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
+
+# %% ../../nbs/training/runner.ipynb #8f34a154
+class _Run(_Resuming):
+    "Training, with its checkpoints"
+    def run(self)->TrainingSAE: # The trained SAE, in its training form
+        "Train, evaluate and save; with resume='auto' go on where the run was"
+        return self._run(self.cfg.resume=='auto')
+
+    def resume(self)->TrainingSAE: # The trained SAE, in its training form
+        "Go on after an interruption: here if the run stopped between two steps, else from the latest checkpoint"
+        if self.trainer is None or self.trainer.mid_step: return self._run(auto=True, must=True)
+        return self.sae if self.trainer.ended else self._train()
+
+    def stop(self):
+        "Ask the run to stop after its step, from another thread"
+        self.stopping('runner.stop()')
+
+    def _run(self, auto:bool, must:bool=False)->TrainingSAE:
+        cfg, self.trainer = self.cfg, None
         if cfg.logger.run_name is None:
             kind, tokens = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}", f"{cfg.training_tokens:3.3e}"
             cfg.logger.run_name = f"{kind}-LR-{cfg.lr}-Tokens-{tokens}"
-        self.trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
-                                  callbacks=self._callbacks())
-        if self.resume_from:
-            load_checkpoint(self.resume_from, self.trainer, self.activations_store, cfg.to_dict())
-        try: return self.trainer.fit()
-        except (KeyboardInterrupt, NonFiniteError) as e:
-            where, why = self.save_checkpoint(self.trainer), type(e).__name__
-            if where: print(f"{why} at step {self.trainer.n_training_steps}; "
+        with self.stopping.signals():
+            with self.stopping.at_once(): trainer = self._prepare(auto, must)
+            self.trainer = trainer
+            return self._train()
+
+    def _train(self)->TrainingSAE:
+        if self.verbose and threading.current_thread() is not threading.main_thread():
+            print("Signals do not reach a run outside the main thread; runner.stop() stops it")
+        try:
+            with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
+        except Interrupted as e: raise self._interrupted(e) from None
+        except NonFiniteError as e:
+            where = getattr(e, 'checkpoint', None)
+            self.team.wait()   # one that ends before the writer would have torchrun end the writer
+            if where: print(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
                             f"the state before it: resume_from_checkpoint={str(where)!r}")
             raise
 
-    def save_checkpoint(self, trainer:SAETrainer, prefix:str='')->Path|None:
+# %% ../../nbs/training/runner.ipynb #5c7df8ac
+class _Stopped(_Run):
+    "What is left of a run that was stopped"
+    @contextmanager
+    def _holding_output(self)->Iterator[None]:
+        "Inside the block no other run writes to the output folder"
+        path = self.cfg.output_path
+        with ExitStack() as held:
+            if path and self.team.is_first: held.enter_context(only_one(path)), remove_temporaries(path)
+            yield
+
+    def _interrupted(self, e:Interrupted)->Interrupted:
+        "The same with what the reader needs to know"
+        t = self.trainer
+        if t.ended: return Interrupted(f"{e} when the run was complete", e.signum)
+        where = self.team.first_does(lambda: self.checkpointing and self.checkpointing.last)
+        at = f"{e} at step {t.n_training_steps} ({t.n_training_samples:,} of {self.cfg.training_tokens:,} tokens)"
+        saved = f"saved in {where}" if where else "no checkpoint was written"
+        later = "; resume='auto' (--resume) goes on in another process" if where else ''
+        found = Interrupted(f"{at}, {saved}. runner.resume() goes on here{later}", e.signum)
+        found.checkpoint = where
+        return found
+
+    def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
-        cfg = self.cfg
-        if cfg.checkpoint_path is None: return None
-        if self.checkpoint_folder is None:
-            own = cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f')
-            self.checkpoint_folder = Path(cfg.checkpoint_path)/own
-        folder = self.checkpoint_folder/f'{prefix}{trainer.n_training_samples}'
-        return save_checkpoint(folder, trainer, self.activations_store, cfg.to_dict())
+        if self.checkpointing is None or not self.team.is_first: return None
+        held = self.checkpointing.held is not None
+        path = self.checkpointing.save(trainer)
+        if not held: self.checkpointing.release(trainer)
+        return path
 
 # %% ../../nbs/training/runner.ipynb #56ffd989
 ABOUT = '''The metrics are of the data set that the SAE was trained on. The options of the run are in `runner_cfg.json`,
 the log in `log.jsonl`.'''
 
-class LanguageModelSAETrainingRunner(_Run):
+class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
         path, tokens = Path(path), self.trainer.n_training_samples
-        metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = self._last_metrics()
+        if not self.team.is_first: return path
         sae = self.sae.to_inference()
-        sae.cfg.metadata.update(training_tokens=tokens, metrics={k: v for k, v in metrics.items() if isfinite(v)})
+        sae.cfg.metadata.update(training_tokens=tokens, metrics=metrics)
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
         write_json(path/RUN_FILE, self.cfg.to_dict())
         write_json(path/'metrics.json', metrics)
-        with atomic(path/'README.md') as f: f.write_text(model_card({'': sae.cfg}, folder=path, more=ABOUT))
-        if self.cfg.verbose: self._say(metrics, tokens, path)
+        write_text(path/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
+        if self.verbose: self._say(metrics, tokens, path)
         return path
+
+    def _last_metrics(self)->dict[str, float]:
+        found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = {k: v for k, v in found.items() if isfinite(v)}
+        if bad := found.keys() - metrics.keys():
+            warnings.warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
+                          "the model's activations or losses on its contexts are not finite", stacklevel=4)
+        return metrics
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
-        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        if not {'explained_variance', 'ce_loss_score'} <= m.keys():
+            return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")

@@ -457,6 +457,7 @@ def _slice(t, name, v): t.become(name, name, Value.of(tuple(v.value)) if isinsta
 
 @rule('resume')
 def _resume(t, name, v):
+    if v.value in (None, 'auto'): return t.become(name, name, v)   # it is an option again
     if t.is_off(name): return t.no_effect(name, 'a run starts afresh unless resume_from_checkpoint is set')
     t.differs(name, "write resume_from_checkpoint='…', the folder of the checkpoint")
 

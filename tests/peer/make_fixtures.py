@@ -21,7 +21,8 @@ OUT = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent/'f
 D_IN, D_SAE, BATCH, STEPS = 8, 24, 10, 10
 MODES = 'none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'
 COEFFICIENTS = dict(standard=dict(l1=0.7), gated=dict(l1=0.7), jumprelu=dict(l0=0.7))
-BASE = dict(standard={}, gated={}, jumprelu=dict(jumprelu_bandwidth=0.3), topk=dict(k=4), abstopk=dict(k=4), batchtopk=dict(k=3.5), matching_pursuit={})
+BASE = dict(standard={}, gated={}, jumprelu=dict(jumprelu_bandwidth=0.3), topk=dict(k=4), abstopk=dict(k=4), batchtopk=dict(k=3.5), matching_pursuit={},
+            matryoshka_batchtopk=dict(k=3.5, matryoshka_widths=[4, 12, D_SAE]))
 
 class Tensors(dict):
     "Tensors by the hash of their content"
@@ -45,7 +46,7 @@ def weights(arch, d_in=D_IN, d_sae=D_SAE, bias=0.):
     res = dict(W_enc=0.3*normal(2, d_in, d_sae), W_dec=W_dec, b_dec=0.3*normal(3, d_in))
     biases = ('b_gate', 'b_mag', 'r_mag') if arch == 'gated' else ('b_enc',)
     res |= {n: 0.3*normal(4+i, d_sae) + (bias if n != 'r_mag' else 0) for i,n in enumerate(biases)}
-    if arch == 'batchtopk': res['topk_threshold'] = torch.tensor(0.3, dtype=torch.float64)
+    if arch.endswith('batchtopk'): res['topk_threshold'] = torch.tensor(0.3, dtype=torch.float64)
     if arch == 'jumprelu': res['threshold'] = 0.2*normal(7, d_sae).abs()
     return res
 
@@ -158,6 +159,10 @@ def more_cases():
     for rescale,n in product((True, False), (None, 3, D_SAE)):
         training_case('batchtopk', f"{'' if rescale else 'no_'}rescale-dead{n}", dead=n, rescale_acts_by_decoder_norm=rescale)
     for mode in MODES: training_case('batchtopk', mode, normalize_activations=mode)
+    for rescale,own,n in product((True, False), (True, False), (None, 3, D_SAE)):
+        training_case('matryoshka_batchtopk', f"{'' if rescale else 'no_'}rescale{'-own_aux' if own else ''}-dead{n}", dead=n,
+                      rescale_acts_by_decoder_norm=rescale, use_matryoshka_aux_loss=own)
+    for mode in MODES[:2]: training_case('matryoshka_batchtopk', mode, normalize_activations=mode)    # the peer fails with the others
     for mode in MODES: training_case('abstopk', f'{mode}-dead10', dead=10, normalize_activations=mode)
     case('abstopk-three', 'inference', dict(weights=weights('abstopk'), x=X.reshape(2, 5, D_IN)), arch='abstopk', cfg=dict(d_in=D_IN, d_sae=D_SAE, k=4))
 
@@ -190,7 +195,7 @@ def run_cases():
     for rescale,sparse in product((True, False), (True, False)):
         run_case('topk', f"{'' if rescale else 'no_'}rescale{'-sparse' if sparse else ''}",
                  dict(k=2, rescale_acts_by_decoder_norm=rescale, use_sparse_activations=sparse), dead_feature_window=1)
-    for arch,mode in product(('abstopk', 'batchtopk', 'matching_pursuit'), MODES[:2]): run_case(arch, mode, dict(normalize_activations=mode))
+    for arch,mode in product(('abstopk', 'batchtopk', 'matryoshka_batchtopk', 'matching_pursuit'), MODES[:2]): run_case(arch, mode, dict(normalize_activations=mode))
     run_case('topk', 'layer_norm-dead', dict(k=1, normalize_activations='layer_norm'), dead_feature_window=1)
     run_case('standard', 'remainder', total_training_samples=STEPS*BATCH - 5)
     for name,(warm,decay) in product(('constant', 'cosineannealing', 'cosineannealingwarmrestarts'), ((0, 0), (1, 0), (4, 0), (0, 3), (2, 4))):

@@ -1,0 +1,374 @@
+"""Runs that are killed, interrupted, short of disk, or started twice: see `faults.py`, which makes them."""
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sae_workbench import SAE, SAETrainer, SAETrainerConfig, SyntheticSource, TopKTrainingSAE, TopKTrainingSAEConfig
+
+from sae_workbench.core.files import read_state, write_state
+from sae_workbench.training.checkpoint import Checkpoints, latest
+from sae_workbench.training.preempt import Interrupted
+
+HERE = Path(__file__).parent
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+ARCHITECTURES = ('standard', 'gated', 'jumprelu', 'topk', 'abstopk', 'batchtopk', 'matching_pursuit')
+SOURCES = ('live', 'stream', 'shuffled_stream', 'cached', 'tensor', 'module', 'loader', 'synthetic', 'layers')
+RUNS_A_MODEL = ('live', 'stream', 'shuffled_stream', 'module', 'loader', 'layers')
+
+
+def run_cases(cases: list[dict], folder: Path, seed: int = 0) -> list[dict]:
+    "What became of some cases, and no exception in any of them"
+    (folder/'cases.json').write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, str(HERE/'faults.py'), str(folder/'cases.json'), str(folder), str(seed)], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def signals(source: str) -> list[dict]:
+    "A signal in each phase: filling the buffer or the estimate of the norm, a step, an evaluation, a save, the last evaluation, the last save"
+    phases = [('model', 3, 'SIGTERM')]*(source in RUNS_A_MODEL) + [('step', 11, 'SIGINT'), ('evaluation', 1, 'SIGTERM'), ('save', 30, 'SIGINT')]
+    return [dict(where=w, n=n, sends=s) for w, n, s in phases]
+
+
+MIXED = [dict(source=s, architecture=a, **o) for s, a, o in zip(SOURCES, (*ARCHITECTURES, 'topk', 'standard'), (
+    dict(norm='expected_average_only_in'), {}, {}, {}, {}, {}, {}, dict(dtype='bfloat16'), dict(norm='expected_average_only_in')))]
+
+
+@pytest.mark.parametrize('third', range(3))
+def test_disturbed_runs_end_like_undisturbed_ones(third, tmp_path):
+    "Killed while saving, killed at some moment, stopped by signals in every phase: each time the run goes on to the same tensors, batches and log"
+    cases = [c for c in MIXED[third::3]]
+    kills = [c | dict(disturb=[dict(where='save', n=12 + 7*i), dict(where='half', n=3)], kills=1) for i, c in enumerate(cases)]
+    stops = [c | dict(disturb=signals(c['source'])) for c in cases]
+    for done in run_cases(kills + stops, tmp_path):
+        assert done['codes'][-1] == 0, done['error']
+        assert not done['unlike'], done
+        expected = {-9} if 'kills' in done['case'] else {130, 143}
+        for d, code in zip(done['case']['disturb'], done['codes']):
+            assert code in expected, done
+            assert code != 128 + getattr(signal, d.get('sends', 'SIGKILL')) or expected == {130, 143}
+
+
+@pytest.mark.slow
+def test_many_kills(tmp_path):
+    "20 random kill points for each architecture and source, 200 kills inside saves; the results go to the docs"
+    cases = [dict(source=s, architecture=a, kills=20) for s, a in product(SOURCES, ARCHITECTURES)]
+    cases += [c | dict(disturb=[dict(where=('save', 'half')[n % 2], n=1 + n//2) for n in range(25)]) for c in MIXED[:8]]
+    cases += [c | dict(disturb=signals(c['source'])) for c in MIXED]
+    done = run_cases(cases, tmp_path, seed=int(os.environ.get('FAULTS_SEED', 0)))
+    log = [dict(d['case'], codes=d['codes'], unlike=d['unlike'], error=d['error']) for d in done]
+    if (place := os.environ.get('FAULTS_LOG')):
+        Path(place).write_text('\n'.join(map(json.dumps, log)) + '\n')
+    assert len(done) == len(cases) and not [d for d in log if d['unlike'] or d['error']]
+
+
+# Damaged files and states
+
+def small(folder, rows=640, **kw) -> SAETrainer:
+    torch.manual_seed(0)
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3))
+    return SAETrainer(SAETrainerConfig(rows, 32, checkpoint_path=folder and str(folder), **kw), sae, SyntheticSource(12, 8, batch_size=32))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> Path:
+    "A folder with the checkpoints of two steps"
+    folder = tmp_path_factory.mktemp('saved')
+    t = small(None)
+    for _ in range(2):
+        t._one_step()
+        Checkpoints(folder).save(t)
+    return folder
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_passed_over(saved, data):
+    "Any file of the latest one cut short, missing, or with a byte flipped"
+    place = saved/'64'
+    file = data.draw(st.sampled_from(sorted(place.iterdir())), 'file')
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1), 'at')
+    how = data.draw(st.sampled_from(['cut', 'missing', 'flipped']), 'how')
+    try:
+        if how == 'missing':
+            file.unlink()
+        else:
+            flipped = whole[:at] + bytes([whole[at] ^ (1 << data.draw(st.integers(0, 7)))]) + whole[at + 1:]
+            file.write_bytes(whole[:at] if how == 'cut' else flipped)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            t = small(None)
+            found = Checkpoints(saved).load(t)
+        if found.name == '64':   # white space in the manifest
+            assert how == 'flipped' and file.name == 'manifest.json'
+        else:
+            assert (found.name, t.n_training_steps) == ('32', 1)
+            assert len(caught) == 1 and file.name in str(caught[0].message)
+    finally:
+        file.write_bytes(whole)
+    assert latest(saved).name == '64'
+
+
+leaves = st.none() | st.booleans() | st.integers(-2**53, 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+tensors = st.builds(lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 4),
+                    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]))
+states = st.dictionaries(st.text(min_size=1, max_size=5), st.deferred(lambda: leaves | tensors | st.lists(leaves, max_size=3) | states), max_size=4)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(state=states)
+def test_states_come_back_as_they_were(tmp_path, state):
+    assert same(state, read_state(write_state(tmp_path/'state.safetensors', state)))
+
+
+# Disk full
+
+def limited(rows, folder, size, script="") -> list[str]:
+    "Run a small trainer in a process that may not write files larger than `size`"
+    code = f"""
+import resource, sys, warnings
+sys.path.insert(0, {str(HERE)!r})
+from test_faults import small, Checkpoints
+warnings.showwarning = lambda m, *a, **k: print('warned:', m)
+t = small({str(folder)!r}, {rows}, n_checkpoints=4)
+{script}
+try: t.fit()
+except OSError as e: print('failed:', type(e).__name__, e)
+print('steps', t.n_training_steps, [p.name for p in Checkpoints({str(folder)!r}).all()], Checkpoints({str(folder)!r}).latest())
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+FILL = """
+class Fill:   # the disk is full from the third step on, until the 15th
+    def after_step(self, trainer):
+        if trainer.n_training_steps==5: {full}
+        if trainer.n_training_steps==15: {free}
+t.callbacks.insert(0, Fill())
+"""
+
+
+def test_a_file_too_large(tmp_path):
+    "A limit on the size of files stands for a full disk where none can be mounted"
+    set_limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, -1))"
+    out = limited(640, tmp_path/'ck', 0, FILL.format(full=set_limit.format(2000), free=set_limit.format(-1)))
+    check_full(out, tmp_path/'ck')
+
+
+def check_full(out, folder):
+    warned = [line for line in out if line.startswith('warned:')]
+    assert len(warned) >= 1 and all('could not be written' in w and 'The run goes on' in w for w in warned), out
+    assert out[-1].startswith('steps 20') and "'128'" in out[-1] and "'512'" in out[-1], out
+    assert not list(folder.glob('.*.tmp'))
+
+
+def test_a_full_disk(tmp_path):
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', str(disk)], capture_output=True).returncode:
+        pytest.skip('a file system can be mounted only by root; test_a_file_too_large stands for it')
+    try:
+        fill = f"open({str(disk/'filler')!r}, 'wb').write(bytes(1)) and __import__('subprocess').run(['dd', 'if=/dev/zero', 'of={disk/'filler'}'], capture_output=True)"
+        out = limited(640, disk/'ck', 0, FILL.format(full=fill, free=f"__import__('os').unlink({str(disk/'filler')!r})"))
+        check_full(out, disk/'ck')
+        last = limited(640, disk/'last', 0, "t.checkpointing_final = [setattr(c, 'final', True) for c in t.callbacks if hasattr(c, 'final')]\n"
+                       + FILL.format(full=fill, free='pass'))
+        assert any(line.startswith('failed: SaveError') and 'the last good one is' in line for line in last), last
+        assert "'128'" in last[-1] and not list((disk/'last').glob('.*.tmp'))
+    finally:
+        subprocess.run(['umount', str(disk)], check=True)
+
+
+# Two runs, threads, clocks
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    t = small(tmp_path/'ck', n_checkpoints=4)
+    class Second:
+        def after_step(self, trainer):
+            if trainer.n_training_steps != 10: return
+            done = limited(640, tmp_path/'ck', 0, "import sae_workbench.core.errors as e\ntry: t.fit()\nexcept e.ConfigError as x: print('refused:', x)\nt = small(None)")
+            refused.extend(line for line in done if line.startswith('refused:'))
+    refused = []
+    t.callbacks.append(Second())
+    t.fit()
+    assert len(refused) == 1 and f'is in use by process {os.getpid()}' in refused[0]
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    code = f"from sae_workbench.core.folders import only_one\nimport os\nwith only_one({str(tmp_path)!r}): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, '-c', code], env=ENV).returncode == -9
+    small(tmp_path, n_checkpoints=1).fit()
+
+
+def test_the_latest_is_that_of_the_latest_step_whatever_the_clock_says(tmp_path):
+    t = small(None)
+    for i in range(3):
+        t._one_step()
+        path = Checkpoints(tmp_path).save(t)
+        os.utime(path, (10**9 - i, 10**9 - i))   # the clock went back
+    assert latest(tmp_path).name == '96'
+
+
+def test_in_a_thread(tmp_path):
+    "No handler is touched, and another thread stops the run"
+    before, errors = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], []
+    t = small(tmp_path, rows=32*10**6)
+    def fit():
+        try: t.fit()
+        except Interrupted as e: errors.append(e)
+    thread = threading.Thread(target=fit)
+    thread.start()
+    while t.n_training_steps < 3: time.sleep(.01)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    t.stop()
+    thread.join(30)
+    assert len(errors) == 1 and latest(tmp_path).name == str(t.n_training_samples)
+
+
+def test_a_signal_while_the_model_is_loaded():
+    "Nothing is there to be saved, and that is said"
+    from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+    class Loading(LanguageModelSAETrainingRunner):
+        def _load_model(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+    before, begin = signal.getsignal(signal.SIGTERM), time.time()
+    with pytest.raises(Interrupted, match='stopped by SIGTERM before the first step: there is nothing to save') as e:
+        Loading(LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None))
+    assert e.value.exit_code == 143 and time.time() - begin < 30 and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_handlers_are_put_back_after_an_exception():
+    before, t = signal.getsignal(signal.SIGTERM), small(None)
+    class Fails:
+        def after_step(self, trainer):
+            assert signal.getsignal(signal.SIGTERM) != before
+            raise RuntimeError('something else')
+    t.callbacks.append(Fails())
+    with pytest.raises(RuntimeError): t.fit()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_torn_step_is_not_gone_on_from(tmp_path):
+    t = small(tmp_path, n_checkpoints=4)
+    class Twice:
+        def on_step(self, trainer, output):
+            if trainer.n_training_steps == 9:
+                for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+    t.callbacks.append(Twice())
+    with pytest.raises(KeyboardInterrupt) as e: t.fit()
+    assert not isinstance(e.value, Interrupted) and t.n_training_steps == 9
+    with pytest.raises(Exception, match='cut off in the middle'): t.fit()
+    again = small(tmp_path, n_checkpoints=4)
+    Checkpoints(tmp_path).load(again)
+    whole = small(None)
+    assert torch.equal(again.fit().W_dec, whole.fit().W_dec)
+
+
+# The command line
+
+@pytest.fixture(scope='module')
+def tiny_model(tmp_path_factory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from sae_workbench.activations.tokens import word_tokenizer
+    folder = tmp_path_factory.mktemp('model')
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    word_tokenizer(' '.join(f'w{i}' for i in range(27))).save_pretrained(folder)
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randint(30, (400, 16), generator=g).tolist()
+    (folder/'data.jsonl').write_text('\n'.join(json.dumps(dict(tokens=r)) for r in rows))
+    return folder
+
+
+PROGRAM = [sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()']
+
+
+def command(tiny_model: Path, place: Path, *more, program=PROGRAM) -> subprocess.Popen:
+    args = ['train', '--architecture', 'topk', '--d-in', '16', '--d-sae', '64', '--k', '4', '--model-name', str(tiny_model),
+            '--model-class-name', 'AutoModelForCausalLM', '--hook-name', 'model.layers.0', '--dataset-path', str(tiny_model/'data.jsonl'),
+            '--context-size', '16', '--training-tokens', '120000', '--train-batch-size-tokens', '64', '--store-batch-size-prompts', '8',
+            '--n-batches-in-buffer', '16', '--n-eval-batches', '1', '--checkpoint-path', str(place/'ck'), '--output-path', str(place/'sae'),
+            '--lr', '0.001', '--resume', *more]
+    return subprocess.Popen([*program, *args], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None and time.time() < end, process.communicate()[1][-2000:]
+        time.sleep(.005)
+
+
+def test_the_same_command_goes_on(tiny_model, tmp_path):
+    one = command(tiny_model, tmp_path/'one')
+    log = tmp_path/'one'/'sae'/'log.jsonl'
+    wait_for(lambda: log.exists() and log.read_text().count('\n') > 40, one)
+    one.send_signal(signal.SIGTERM)
+    said = one.communicate(timeout=60)[1]
+    assert one.returncode == 143 and 'stopped by SIGTERM at step' in said, said[-2000:]
+    other = command(tiny_model, tmp_path/'one', '--lr', '0.01')
+    said = other.communicate(timeout=60)[1]
+    assert other.returncode == 2 and 'lr: 0.001 in the checkpoint, 0.01 now' in said, said[-2000:]
+    again, whole = command(tiny_model, tmp_path/'one'), command(tiny_model, tmp_path/'whole')
+    for p in (again, whole):
+        said = p.communicate(timeout=240)[1]
+        assert p.returncode == 0, said[-2000:]
+    a, b = (SAE.load_from_disk(tmp_path/n/'sae') for n in ('whole', 'one'))
+    for k, v in a.state_dict().items():
+        assert torch.equal(v, b.state_dict()[k]), k
+    lines = [[{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (tmp_path/n/'sae'/'log.jsonl').read_text().splitlines()] for n in ('whole', 'one')]
+    assert lines[0] == lines[1] and len(lines[0]) > 50
+
+
+# Weights & Biases
+
+def test_the_wandb_run_is_gone_on_with(tmp_path, monkeypatch):
+    "What is asked of W&B's client; offline it writes its own files"
+    import wandb
+    from sae_workbench import LoggingConfig
+    from sae_workbench.training.callbacks import WandBLogger
+    asked, init = [], wandb.init
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_DIR', str(tmp_path))
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    monkeypatch.setattr(wandb, 'init', lambda **kw: asked.append(kw) or init(**kw))
+    def trainer():
+        t = small(tmp_path/'ck', logger=LoggingConfig(log_to_wandb=True))
+        t.callbacks.append(WandBLogger(t.cfg.logger))
+        return t
+    first = trainer()
+    class Stops:
+        def after_step(self, trainer):
+            if trainer.n_training_steps == 12: trainer.stop()
+    first.callbacks.append(Stops())
+    with pytest.raises(Interrupted): first.fit()
+    second = trainer()
+    Checkpoints(tmp_path/'ck').load(second)
+    second.fit()
+    assert [a['resume'] for a in asked] == ['allow', 'must']
+    assert asked[0]['id'] is None and asked[1]['id'] == first.callbacks[1].id
