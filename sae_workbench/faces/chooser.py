@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'START', 'Option', 'default_of', 'options_of', 'option_groups
            'Checked', 'check_values', 'ActivationCurve', 'activation_curve', 'curve_svg', 'values_of', 'python_code',
            'yaml_code', 'command_code', 'read_config', 'mistakes_html', 'ArchitectureChooser', 'choose_architecture']
 
-# %% ../../nbs/faces/chooser.ipynb #6b03c032
+# %% ../../nbs/faces/chooser.ipynb #867ee7c9
 import ast, dataclasses, html, linecache, math, re, shlex, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from ..activations.models import LOADERS
-from ..core.config import DTYPES, is_chosen
+from ..core.config import DTYPES, config_error, is_chosen
 from ..core.errors import ConfigError, unknown
 from ..core.plain import plain, read_yaml_text, yaml_text
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
@@ -28,7 +28,8 @@ from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, facts_html, fields_box, fitted, html_box, in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, facts_html, fields_box, fitted, html_box
+from .widgets import in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -62,13 +63,14 @@ def _notes(cls:type)->dict[str, str]:
         if c.__module__ == '__main__': found |= {n: t for n, t in _cell_notes(c).items() if t}
     return found
 
-# %% ../../nbs/faces/chooser.ipynb #78de8fe1
+# %% ../../nbs/faces/chooser.ipynb #89e3841e
 _NAMED = {'dtype': tuple(DTYPES), 'lr_scheduler_name': tuple(SCHEDULES), 'model_class_name': tuple(LOADERS)}
 
 def _types(tp)->list:
     "The types, and the values of literals, that a field may have"
     if typing.get_origin(tp) is typing.Annotated: return _types(typing.get_args(tp)[0])
-    if typing.get_origin(tp) in (typing.Union, types.UnionType): return [t for a in typing.get_args(tp) for t in _types(a)]
+    if typing.get_origin(tp) in (typing.Union, types.UnionType):
+        return [t for a in typing.get_args(tp) for t in _types(a)]
     if typing.get_origin(tp) is typing.Literal: return list(typing.get_args(tp))
     return [tp]
 
@@ -98,8 +100,8 @@ def options_of(
         tps = _types(hints.get(f.name, object))
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         kind, choices = _kind(f.name, tps)
-        found.append(Option(f'{part}.{f.name}' if part else f.name, kind, default_of(f), required, notes.get(f.name, ''),
-                            choices, type(None) in tps))
+        path, about = f'{part}.{f.name}' if part else f.name, notes.get(f.name, '')
+        found.append(Option(path, kind, default_of(f), required, about, choices, type(None) in tps))
     return tuple(found)
 
 # %% ../../nbs/faces/chooser.ipynb #77a48ebe
@@ -173,7 +175,7 @@ def check_values(
     for m in bad: found.setdefault(_place(m, paths), []).append(m)
     return Checked(None, found)
 
-# %% ../../nbs/faces/chooser.ipynb #4c7b6940
+# %% ../../nbs/faces/chooser.ipynb #6bdf5e52
 class ActivationCurve(NamedTuple):
     "An activation function as a picture"
     x:list[float] # Pre-activations
@@ -187,7 +189,7 @@ def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
 
 def _spread(cfg:TrainingSAEConfig)->torch.Tensor:
     "(d_sae,) pre-activations, ascending, in a range where a threshold can be seen"
-    widths = [v for n, v in vars(cfg).items() if n.endswith(('threshold', 'bandwidth')) and isinstance(v, float) and v > 0]
+    widths = [v for n, v in vars(cfg).items() if n.endswith(('threshold', 'bandwidth')) and type(v) is float and v > 0]
     scale = 10.**math.ceil(math.log10(2*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
     return math.sqrt(2)*torch.erfinv((2*torch.arange(cfg.d_sae, dtype=torch.float64) + 1)/cfg.d_sae - 1).float()*scale
 
@@ -227,7 +229,7 @@ def curve_svg(curve:ActivationCurve)->str:
                           [abs(g)/top*max(curve.y)/3 for g in curve.gradient]))
     return svg_lines(lines, 'pre-activation')
 
-# %% ../../nbs/faces/chooser.ipynb #dea404ac
+# %% ../../nbs/faces/chooser.ipynb #04400daa
 def values_of(
     cfg:LanguageModelSAERunnerConfig, # Any config
 )->dict[str, Any]: # By path
@@ -248,8 +250,9 @@ def _written(value)->str:
 def _imports(classes:list[type])->str:
     import sae_workbench
     ours = [c.__name__ for c in classes if getattr(sae_workbench, c.__name__, None) is c]
-    others = [f'from {c.__module__} import {c.__name__}' for c in classes if c.__name__ not in ours and c.__module__ != '__main__']
-    here = [f'# {c.__name__} is a class of this notebook' for c in classes if c.__module__=='__main__']
+    rest = [c for c in classes if c.__name__ not in ours]
+    others = [f'from {c.__module__} import {c.__name__}' for c in rest if c.__module__ != '__main__']
+    here = [f'# {c.__name__} is a class of this notebook' for c in rest if c.__module__=='__main__']
     return '\n'.join([f"from sae_workbench import {', '.join(sorted(ours))}", *others, *here])
 
 # %% ../../nbs/faces/chooser.ipynb #4634a658
@@ -298,7 +301,7 @@ def _words(text:str)->list[str]:
     words = shlex.split(text.replace('\\\n', ' '), comments=True)
     return words[next((i for i, w in enumerate(words) if w.startswith('--')), len(words)):]
 
-# %% ../../nbs/faces/chooser.ipynb #c10dbd8f
+# %% ../../nbs/faces/chooser.ipynb #11d1e670
 def _run_of(sae:TrainingSAEConfig)->LanguageModelSAERunnerConfig: return LanguageModelSAERunnerConfig(sae=sae)
 
 def _is_new(data)->bool: return isinstance(data, Mapping) and isinstance(data.get('sae'), Mapping)
@@ -326,7 +329,8 @@ def read_config(
     cfg = next((c for c in done.configs if c is not None), None)
     if cfg is None:
         if _is_new(found): raise new_mistakes
-        raise ConfigError('; '.join(p.problem or f"needs {', '.join(p.open_names)}" for p in done.parts) or 'no config found')
+        why = [p.problem or f"needs {', '.join(p.open_names)}" for p in done.parts]
+        raise ConfigError('; '.join(why) or 'no config found')
     return cfg, None if done.nothing_to_do else done
 
 # %% ../../nbs/faces/chooser.ipynb #e04f99cb
@@ -360,7 +364,7 @@ class _Choice(Face):
     def _tell(self):
         for fn in self._watchers: fn()
 
-# %% ../../nbs/faces/chooser.ipynb #c168c192
+# %% ../../nbs/faces/chooser.ipynb #e8d1110d
 class _Chosen(_Choice):
     "What follows from the choice"
     @property
@@ -386,8 +390,8 @@ class _Chosen(_Choice):
     @property
     def checked(self)->Checked:
         "The config, or what is wrong with it"
-        options = self.options
-        kept = {p: v for p, v in self.values.items() if p in options or not p.startswith('sae.') or p=='sae.metadata'}
+        own = {f'sae.{f.name}' for f in dataclasses.fields(get_sae_training_class(self.architecture)[1])}
+        kept = {p: v for p, v in self.values.items() if p in own or not p.startswith('sae.')}
         return check_values(kept, self.architecture)
 
     @property
@@ -398,10 +402,12 @@ class _Chosen(_Choice):
     @property
     def config(self)->LanguageModelSAERunnerConfig:
         "The config that was chosen; an error if anything is wrong with it"
-        return LanguageModelSAERunnerConfig.from_dict(nested(self.values, self.architecture)) \
-            if self.checked.config is None else self.checked.config
+        cfg, mistakes = self.checked
+        bad = [m for found in mistakes.values() for m in found]
+        if cfg is None: raise config_error(LanguageModelSAERunnerConfig, bad)
+        return cfg
 
-# %% ../../nbs/faces/chooser.ipynb #75c7dd0b
+# %% ../../nbs/faces/chooser.ipynb #1e595520
 class _Shown(_Chosen):
     "How it is shown"
     def measure(self)->StepTime:
@@ -428,8 +434,8 @@ class _Shown(_Chosen):
 
     def _options_table(self)->str:
         groups = option_groups(self.architecture)
-        rows = [(o.name, value_text(self.values.get(o.path, o.default)), o.about) for g in ('size', 'own') for o in groups[g]]
-        return facts_html(rows)
+        return facts_html([(o.name, value_text(self.values.get(o.path, o.default)), o.about)
+                           for o in groups['size'] + groups['own']])
 
     def static(self)->str:
         "The choice as a still picture"
@@ -557,7 +563,7 @@ class _Plot:
         layout.yaxis.range = [low - pad, high + pad]
         layout.yaxis2.update(range=[(low - pad)/high*top, (high + pad)/high*top], tickvals=[0, top], tickformat='.3g')
 
-# %% ../../nbs/faces/chooser.ipynb #2290bf05
+# %% ../../nbs/faces/chooser.ipynb #afbdbfd5
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -588,13 +594,14 @@ class _Form:
     def parts(self, *picture)->list:
         "The widgets, from the top"
         titles = [html_box(f'<div class="sae-title">{t}</div>') for t in ('Architecture', 'Its own options', 'The run')]
-        return [titles[0], self.architecture, self.about, self.size, titles[1], self.own, *picture, titles[2], self.main,
-                self.fold]
+        return [titles[0], self.architecture, self.about, self.size, titles[1], self.own, *picture,
+                titles[2], self.main, self.fold]
 
     def show(self, checked:Checked):
         "Show what is chosen, and what is wrong"
         c = self.chooser
-        self.architecture.value, self.about.value = c.architecture, f'<span class="sae-dim">{html.escape(c.about)}</span>'
+        self.architecture.value = c.architecture
+        self.about.value = f'<span class="sae-dim">{html.escape(c.about)}</span>'
         groups, opened = option_groups(c.architecture), ('sae', 'more')[:0 if self.fold.selected_index is None else 2]
         for name in ('own', 'size', 'main', *opened):
             shown = [self._field(o, name=='own') for o in groups[name]]
@@ -607,21 +614,22 @@ class _Form:
         if new: box.children += new
         for b in box.children: b.layout.display = None if b in wanted else 'none'
 
-# %% ../../nbs/faces/chooser.ipynb #3ba96215
+# %% ../../nbs/faces/chooser.ipynb #52812054
 class _Results:
     "The picture, and the right side: the estimate and the config"
     def __init__(self, chooser):
         import ipywidgets as w
-        self.chooser, self.plot, self.says, self.summary, self.facts = chooser, _Plot(), html_box(), html_box(), html_box()
+        self.chooser, self.plot = chooser, _Plot()
+        self.says, self.summary, self.facts, self.report = (html_box() for _ in range(4))
         self.summary.add_class('sae-summary')
         self.measure = w.Button(description='Measure a step on this machine', layout=w.Layout(width='auto'))
         self.measure.on_click(lambda _: self._measure())
         self.code = [html_box() for _ in range(3)]
         self.tabs = w.Tab(self.code, titles=('Python', 'YAML', 'Command line'))
         self.tabs.observe(lambda _: self.show(chooser.checked), 'selected_index')
-        self.text = w.Textarea(placeholder='Python, YAML, JSON, a command line, or the path of a file; also of SAELens v1 to v6',
-                               layout=w.Layout(width='auto', height='110px'), tooltip='old config')
-        self.read, self.report = w.Button(description='Read', layout=w.Layout(width='auto')), html_box()
+        known = 'Python, YAML, JSON, a command line, or the path of a file; also of SAELens v1 to v6'
+        self.text = w.Textarea(placeholder=known, layout=w.Layout(width='auto', height='110px'), tooltip='old config')
+        self.read = w.Button(description='Read', layout=w.Layout(width='auto'))
         self.read.on_click(lambda _: self._read())
 
     def _measure(self):
@@ -634,22 +642,24 @@ class _Results:
         try: self.chooser.load(self.text.value)
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.chooser.report
-        self.report.value = '<div class="sae-dim">Read.</div>' if done is None else f'<div class="sae-report">{done._repr_html_().partition("</pre>")[2]}</div>'
+        told = '<span class="sae-dim">Read.</span>' if done is None else done._repr_html_().partition('</pre>')[2]
+        self.report.value = f'<div class="sae-report">{told}</div>'
 
     def parts(self)->list:
         "The widgets, from the top"
         titles = [html_box(f'<div class="sae-title">{t}</div>')
                   for t in ('What the run takes', 'The config', 'Begin with a config of yours')]
-        return [self.summary, titles[0], self.facts, self.measure, titles[1], self.tabs, titles[2], self.text, self.read,
-                self.report]
+        return [self.summary, titles[0], self.facts, self.measure, titles[1], self.tabs,
+                titles[2], self.text, self.read, self.report]
 
-# %% ../../nbs/faces/chooser.ipynb #b3101e2f
+# %% ../../nbs/faces/chooser.ipynb #f550da65
 class _ShownResults(_Results):
     "The picture and the right side, kept up to date"
     def show(self, checked:Checked):
         "Show what follows from the choice; what is wrong, if anything is"
         n, cfg = sum(map(len, checked.mistakes.values())), checked.config
-        self.summary.value = f'<div class="sae-bad">{n} mistake{"s"*(n != 1)}</div>{mistakes_html(checked.mistakes)}' if n else ''
+        title = f'<div class="sae-bad">{n} mistake{"s"*(n != 1)}</div>' if n else ''
+        self.summary.value = title + mistakes_html(checked.mistakes)
         self.measure.disabled = cfg is None
         if cfg is None:
             self.facts.value = '<span class="sae-dim">Once nothing is wrong.</span>'

@@ -79,7 +79,7 @@ def measure_step(
     smaller = f', of {n:,} rows and {small.d_sae:,} latents' if scale > 1 else ''
     return StepTime(min(times[1:])*scale, f'3 steps measured on this machine ({device}){smaller}')
 
-# %% ../../nbs/faces/estimate.ipynb #67fc08fd
+# %% ../../nbs/faces/estimate.ipynb #aba255a7
 ASSUMED = 2e13   # operations a second on a device that is not here
 
 @lru_cache
@@ -99,7 +99,8 @@ def guess_step(
 )->StepTime:
     "The time of a dense step, from its products"
     speed = product_speed() if device=='cpu' else ASSUMED
-    how = f'this CPU makes {speed/1e9:,.0f} GFLOP/s' if device=='cpu' else f'{ASSUMED/1e12:.0f} TFLOP/s on {device} assumed'
+    here, there = f'this CPU makes {speed/1e9:,.0f} GFLOP/s', f'{speed/1e12:.0f} TFLOP/s on {device} assumed'
+    how = here if device=='cpu' else there
     return StepTime(work_of(cfg, rows)/speed, f'from the products of a dense step; {how}')
 
 # %% ../../nbs/faces/estimate.ipynb #64b37ee4
@@ -174,7 +175,7 @@ def time_text(
     for unit, n in (('min', 60), ('h', 3600), ('days', 86400)):
         if seconds/n < (90 if unit=='min' else 48) or unit=='days': return f'{seconds/n:.3g} {unit}'
 
-# %% ../../nbs/faces/estimate.ipynb #9314d372
+# %% ../../nbs/faces/estimate.ipynb #6adfd43b
 def estimate_rows(
     e:RunEstimate, # An estimate
     cfg:LanguageModelSAERunnerConfig, # The run
@@ -191,4 +192,5 @@ def estimate_rows(
             ('– buffer', size_text(e.buffer), f'{rows:,} activations; up to 1.2 times as much while it fills'),
             ('– latents', size_text(e.latents), f'one batch of {batch:,}, dense; the sparse steps need less'),
             ('Disk', size_text(e.saved + e.checkpoints), disk),
-            ('Time', time_text(e.seconds), f'{e.steps:,} steps of {time_text(e.step.seconds)}, {without}; {e.step.how}')]
+            ('Time', time_text(e.seconds),
+             f'{e.steps:,} steps of {time_text(e.step.seconds)}, {without}; {e.step.how}')]

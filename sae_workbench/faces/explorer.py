@@ -67,7 +67,7 @@ def with_similarity(
     c = cosines(sae.W_dec[[latent]].detach(), sae.W_dec.detach())[0].float().cpu()
     return table.assign(similarity=c[torch.as_tensor(table.latent.values)].numpy())
 
-# %% ../../nbs/faces/explorer.ipynb #0c038eae
+# %% ../../nbs/faces/explorer.ipynb #4c726de7
 LONGEST = 512   # tokens of a text that are read
 
 @dataclass
@@ -106,7 +106,8 @@ def read_text(
     ids = text_ids(source.sae, source.tokenizer, text)
     own = TextLatents(source.sae, source.model, torch.tensor([ids[:LONGEST]]), source.hook_name, source.tokenizer)
     _, f, counts = next(own.batches())
-    return Reading(token_texts(source.tokenizer, ids[:LONGEST]), (f*counts[..., None])[0].float().cpu(), len(ids) > LONGEST)
+    tokens, acts = token_texts(source.tokenizer, ids[:LONGEST]), f*counts[..., None]
+    return Reading(tokens, acts[0].float().cpu(), len(ids) > LONGEST)
 
 # %% ../../nbs/faces/explorer.ipynb #a60aee9c
 def _generate(model:nn.Module, ids:Tensor, n:int)->Tensor:
@@ -223,7 +224,7 @@ class _Explored(Face):
         own = self.table.set_index('latent').max_act
         return float(own.get(latent, 0)) or float(own[own > 0].median() if (own > 0).any() else 1.)
 
-# %% ../../nbs/faces/explorer.ipynb #9d5a16a0
+# %% ../../nbs/faces/explorer.ipynb #9b8f9d46
 class _Said(_Explored):
     "Texts, and the still side"
     def _needs_text(self):
@@ -252,9 +253,10 @@ class _Said(_Explored):
         shown = self.latent if self.latent is not None else int(found.latent.iloc[0])
         text = (f'<p>{len(self.table):,} latents on {self.stats.n:,} {html.escape(self.source.unit)}s; '
                 'those first that are most worth a look.</p>')
-        return styled(f'{text}<table class="sae-list"><tr>{head}</tr>{body}</table>{page_html(self.page(shown))}', _LOOK + STYLE)
+        listed = f'<table class="sae-list"><tr>{head}</tr>{body}</table>'
+        return styled(text + listed + page_html(self.page(shown)), _LOOK + STYLE)
 
-# %% ../../nbs/faces/explorer.ipynb #3ccc0f87
+# %% ../../nbs/faces/explorer.ipynb #851e8be5
 _DENSITIES = [('0', 0.), ('0.001%', 1e-5), ('0.01%', 1e-4), ('0.1%', 1e-3), ('1%', .01), ('10%', .1), ('100%', 1.)]
 
 class _List:
@@ -266,9 +268,10 @@ class _List:
         self.search = w.Text(placeholder='a token or a number', description='Search', tooltip='search', **wide)
         self.density = w.SelectionRangeSlider(options=_DENSITIES, index=(0, len(_DENSITIES) - 1), description='Density',
                                               tooltip='density', **wide)
-        self.min_act = w.FloatSlider(value=0, min=0, max=top, step=top/100, description='Max at least', readout_format='.3g',
-                                     continuous_update=False, tooltip='max at least', **wide)
-        self.like = w.ToggleButton(description='Similar to the picked one', disabled=True, layout=w.Layout(width='auto'))
+        self.min_act = w.FloatSlider(value=0, min=0, max=top, step=top/100, description='Max at least',
+                                     readout_format='.3g', continuous_update=False, tooltip='max at least', **wide)
+        self.like = w.ToggleButton(description='Similar to the picked one', disabled=True,
+                                   layout=w.Layout(width='auto'))
         self.grid, self.hits = grid(explorer.columns, sort='', down=True), html_box()
         self.more = w.Button(description='More rows', layout=w.Layout(width='auto'))
         for box in (self.search, self.density, self.min_act): box.observe(lambda _: self.show(), 'value')
@@ -289,8 +292,8 @@ class _List:
     def show(self, n:int=100):
         "Show the latents that fit"
         self.n, g = n, self.grid
-        density = self.density.value
-        found = self.explorer.find(self.search.value, density, self.min_act.value, g.sort or 'rank', g.down if g.sort else None)
+        order = (g.sort, g.down) if g.sort else ('rank', None)
+        found = self.explorer.find(self.search.value, self.density.value, self.min_act.value, *order)
         g.rows = table_rows(found, [c[0] for c in g.columns], n)
         shown = f', the first {n:,} are shown' if len(found) > n else ''
         self.hits.value = f'<span class="sae-dim">{len(found):,} of {len(self.explorer.table):,} latents{shown}</span>'
@@ -300,7 +303,7 @@ class _List:
         "The widgets, from the top"
         return [self.search, self.density, self.min_act, self.like, self.hits, self.grid, self.more]
 
-# %% ../../nbs/faces/explorer.ipynb #18f775fd
+# %% ../../nbs/faces/explorer.ipynb #8a458402
 def _told(box, fn, *args):
     "Run a function; what it complains about is shown in a box"
     try: return fn(*args)
@@ -316,8 +319,8 @@ class _Text:
         self.text = w.Textarea(placeholder='Any text', layout=w.Layout(width='auto', height='80px'), tooltip='text')
         self.button, self.says = w.Button(description='Read', layout=w.Layout(width='auto')), html_box()
         self.strip = token_strip(tokens=[])
-        columns = [('latent', 'latent', 'its number'), ('peak', 'peak', 'the token on which it is strongest in the data'),
-                   ('value', 'here', 'its highest value here'), ('n', 'tokens', 'on how many tokens of this text it fires')]
+        columns = [*COLUMNS[:2], ('value', 'here', 'its highest value here'),
+                   ('n', 'tokens', 'on how many tokens of this text it fires')]
         self.grid = grid(columns, sort='value')
         self.button.on_click(lambda _: self.read())
         self.strip.observe(lambda _: self.show(), 'picked')
@@ -337,7 +340,7 @@ class _Text:
         self.strip.picked, self.grid.picked = -1, None
         self.shade(None); self.show()
 
-# %% ../../nbs/faces/explorer.ipynb #0177be59
+# %% ../../nbs/faces/explorer.ipynb #1f0f10d2
 class _ShownText(_Text):
     "The tab for a text, kept up to date"
     def shade(self, latent:int|None):
@@ -347,7 +350,8 @@ class _ShownText(_Text):
         value = f.amax(1) if latent is None else f[:, latent]
         top = value.max().item() or 1.
         what = 'strongest latent' if latent is None else f'latent {latent}'
-        self.strip.tokens = [[visible(t), v/top, f'{what}: {number(v)}'] for t, v in zip(self.reading.tokens, value.tolist())]
+        self.strip.tokens = [[visible(t), v/top, f'{what}: {number(v)}']
+                             for t, v in zip(self.reading.tokens, value.tolist())]
 
     def show(self):
         "List the latents that fire on the text, or on the token that is picked"
@@ -363,7 +367,7 @@ class _ShownText(_Text):
         "The widgets, from the top"
         return [self.text, self.button, self.says, self.strip, self.grid]
 
-# %% ../../nbs/faces/explorer.ipynb #1d911f1a
+# %% ../../nbs/faces/explorer.ipynb #3d86df31
 class _Steer:
     "The tab for steering"
     def __init__(self, explorer):
@@ -384,7 +388,8 @@ class _Steer:
         e, mode, t = self.explorer, self.mode.value, self.times.value
         self.button.disabled = e.latent is None
         if e.latent is None: self.head.value = '<span class="sae-dim">Pick a latent first.</span>'; return
-        amount = {'scale': f' by {t:.1f}', 'ablate': ''}.get(mode, f': {t:.1f} times its maximum, {number(t*e.strength(e.latent))}')
+        times = f': {t:.1f} times its maximum, {number(t*e.strength(e.latent))}'
+        amount = {'scale': f' by {t:.1f}', 'ablate': ''}.get(mode, times)
         says = {v: k for k, v in self.mode.options}[mode] + amount
         self.head.value = (f'<div class="sae-title">Latent {e.latent}</div>'
                            f'<span class="sae-dim">{says}, at every token; the error term is kept</span>')
@@ -401,20 +406,21 @@ class _Steer:
         "The widgets, from the top"
         return [self.head, self.prompt, self.mode, self.times, self.n, self.button, self.result]
 
-# %% ../../nbs/faces/explorer.ipynb #de93cd48
+# %% ../../nbs/faces/explorer.ipynb #55deee93
 class LatentExplorer(_Said):
     "Look around in a dictionary"
     def _make(self):
         import ipywidgets as w
         self.list, self.text_tab, self.steer_tab = _List(self, self.pick), _ShownText(self, self.pick), _Steer(self)
         self.page_box = html_box('<span class="sae-dim">Pick a latent.</span>')
-        if not self.reads_text: tabs, titles = [self.page_box], ('Page',)
-        else: tabs, titles = [self.page_box, w.VBox(self.text_tab.parts()), w.VBox(self.steer_tab.parts())], ('Page', 'Text', 'Steer')
-        self.tabs = w.Tab(tabs, titles=titles)
+        tabs = {'Page': self.page_box}
+        if self.reads_text: tabs |= {'Text': w.VBox(self.text_tab.parts()), 'Steer': w.VBox(self.steer_tab.parts())}
+        self.tabs = w.Tab(list(tabs.values()), titles=list(tabs))
         self.list.show(); self.steer_tab.show()
         first = self.list.grid.rows[0][0] if self.list.grid.rows else None
         if first is not None: self.pick(first)
-        box = w.VBox([html_box(styled('', _LOOK + STYLE)), panels(self.list.parts(), [self.tabs], basis=('340px', '480px'))])
+        both = panels(self.list.parts(), [self.tabs], basis=('340px', '480px'))
+        box = w.VBox([html_box(styled('', _LOOK + STYLE)), both])
         box.add_class('sae-explorer')
         return box
 

@@ -42,7 +42,7 @@ class Face:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}
         return bundle | (self.widget()._repr_mimebundle_(**kwargs) or {}) if is_live() else bundle
 
-# %% ../../nbs/faces/widgets.ipynb #5a800848
+# %% ../../nbs/faces/widgets.ipynb #92c17362
 LOOK = """
 .sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:break-word}
 .sae-face .sae-report{overflow-x:auto;font-size:12.5px}
@@ -55,11 +55,11 @@ LOOK = """
 .sae-face table.sae-facts td{padding:.2em .5em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
 .sae-face table.sae-facts td{text-align:left;vertical-align:top;white-space:normal}
 .sae-face table.sae-facts td:first-child{white-space:nowrap}
-.sae-face .sae-copy{font:12px system-ui,sans-serif;padding:.25em .9em;border:1px solid rgba(128,128,128,.5);border-radius:4px;
-background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
+.sae-face .sae-copy{font:12px system-ui,sans-serif;padding:.25em .9em;border-radius:4px;
+border:1px solid rgba(128,128,128,.5);background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
 .sae-face table.sae-facts td.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;font-size:12px;
-line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
+.sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;
+font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
 .sae-face svg{width:100%;max-width:520px;height:auto;display:block}
 .sae-face svg text{font-size:11px;fill:currentColor;opacity:.8}
 """.replace('\n', '')
@@ -75,8 +75,9 @@ def facts_html(
     rows:Sequence[tuple[str, str, str]], # What, how much, and a remark
 )->str: # A table; everything is escaped
     "Facts as a table"
+    NUM, DIM = ' class="num"', ' class="sae-dim"'
     def cell(text, kind=''): return f'<td{kind}>{html.escape(str(text))}</td>'
-    body = ''.join('<tr>' + cell(a) + cell(b, ' class="num"') + cell(c, ' class="sae-dim"') + '</tr>' for a, b, c in rows)
+    body = ''.join(f'<tr>{cell(a)}{cell(b, NUM)}{cell(c, DIM)}</tr>' for a, b, c in rows)
     return f'<table class="sae-facts">{body}</table>'
 
 # %% ../../nbs/faces/widgets.ipynb #10c9f58f
@@ -193,7 +194,7 @@ def grid(
     "A table whose rows can be picked and whose headings sort"
     return _grid_class()(columns=[list(c) for c in columns], **traits)
 
-# %% ../../nbs/faces/widgets.ipynb #986015a0
+# %% ../../nbs/faces/widgets.ipynb #52b4bba3
 _TOKENS = """
 function render({ model, el }) {
   el.classList.add('sae-tokens'); el.dir = 'auto'; el.dataset.lmSuppressShortcuts = 'true';
@@ -218,7 +219,8 @@ export default { render };
 
 _TOKENS_LOOK = """
 .sae-tokens{font:13px/2 monospace;white-space:pre-wrap;overflow-wrap:anywhere;max-height:230px;overflow:auto}
-.sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;border-bottom:1px solid rgba(128,128,128,.45);margin-right:1px}
+.sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;margin-right:1px}
+.sae-tokens span{border-bottom:1px solid rgba(128,128,128,.45)}
 .sae-tokens span:hover{outline:1px solid rgba(128,128,128,.8)}
 .sae-tokens span[aria-pressed=true]{outline:2px solid #2563c9}
 """
