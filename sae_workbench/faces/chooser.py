@@ -175,7 +175,7 @@ def check_values(
     for m in bad: found.setdefault(_place(m, paths), []).append(m)
     return Checked(None, found)
 
-# %% ../../nbs/faces/chooser.ipynb #6bdf5e52
+# %% ../../nbs/faces/chooser.ipynb #daf41693
 class ActivationCurve(NamedTuple):
     "An activation function as a picture"
     x:list[float] # Pre-activations
@@ -190,7 +190,7 @@ def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
 def _spread(cfg:TrainingSAEConfig)->torch.Tensor:
     "(d_sae,) pre-activations, ascending, in a range where a threshold can be seen"
     widths = [v for n, v in vars(cfg).items() if n.endswith(('threshold', 'bandwidth')) and type(v) is float and v > 0]
-    scale = 10.**math.ceil(math.log10(2*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
+    scale = 2.**math.ceil(math.log2(1.5*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
     return math.sqrt(2)*torch.erfinv((2*torch.arange(cfg.d_sae, dtype=torch.float64) + 1)/cfg.d_sae - 1).float()*scale
 
 # %% ../../nbs/faces/chooser.ipynb #08426788
