@@ -73,6 +73,8 @@ _PUBLIC = {
     'analysis.bridge': ['SAETransformerBridge'],
     'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
     'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
+    'faces.chooser': ['choose_architecture', 'ArchitectureChooser'],
+    'faces.explorer': ['explore', 'LatentExplorer'],
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
