@@ -241,6 +241,7 @@ def test_explore_latents(lab, browser):
         tokens = page.locator('.sae-tokens span')
         until(page, lambda: tokens.count() == len('The <b>cat</b> sat') + 1)
         fires = page.locator('.sae-grid').nth(1).locator('tbody tr')
+        until(page, lambda: fires.count() > 4)   # more than fire on one token
         everywhere = fires.count()
         tokens.nth(5).click()
         until(page, lambda: 0 < fires.count() < everywhere)

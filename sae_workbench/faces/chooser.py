@@ -7,8 +7,8 @@ __all__ = ['MAIN', 'START', 'Option', 'default_of', 'options_of', 'option_groups
            'Checked', 'check_values', 'ActivationCurve', 'activation_curve', 'curve_svg', 'values_of', 'python_code',
            'yaml_code', 'command_code', 'read_config', 'mistakes_html', 'ArchitectureChooser', 'choose_architecture']
 
-# %% ../../nbs/faces/chooser.ipynb #867ee7c9
-import ast, dataclasses, html, linecache, math, re, shlex, types, typing
+# %% ../../nbs/faces/chooser.ipynb #57bb19dc
+import ast, dataclasses, html, linecache, math, re, shlex, sys, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -229,7 +229,7 @@ def curve_svg(curve:ActivationCurve)->str:
                           [abs(g)/top*max(curve.y)/3 for g in curve.gradient]))
     return svg_lines(lines, 'pre-activation')
 
-# %% ../../nbs/faces/chooser.ipynb #04400daa
+# %% ../../nbs/faces/chooser.ipynb #8eddf574
 def values_of(
     cfg:LanguageModelSAERunnerConfig, # Any config
 )->dict[str, Any]: # By path
@@ -248,8 +248,7 @@ def _written(value)->str:
     return repr(tuple(map(plain, value)) if isinstance(value, tuple) else plain(value))
 
 def _imports(classes:list[type])->str:
-    import sae_workbench
-    ours = [c.__name__ for c in classes if getattr(sae_workbench, c.__name__, None) is c]
+    ours = [c.__name__ for c in classes if getattr(sys.modules['sae_workbench'], c.__name__, None) is c]
     rest = [c for c in classes if c.__name__ not in ours]
     others = [f'from {c.__module__} import {c.__name__}' for c in rest if c.__module__ != '__main__']
     here = [f'# {c.__name__} is a class of this notebook' for c in rest if c.__module__=='__main__']
