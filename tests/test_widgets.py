@@ -202,11 +202,14 @@ def test_chooser_does_not_grow(lab, browser):
     with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
         select, k = page.locator('select[title=architecture]'), page.locator('.opt-sae-k input')
 
+        def choose(name, cls):
+            select.select_option(name)
+            until(page, lambda: f'sae={cls}TrainingSAEConfig' in page.locator('.sae-code').first.inner_text())
+
         def turn(n):
             for i in range(n):
-                select.select_option(('jumprelu', 'gated')[i % 2])
-                select.select_option('topk')
-                k.wait_for()
+                choose(*(('jumprelu', 'JumpReLU'), ('gated', 'Gated'))[i % 2])
+                choose('topk', 'TopK')
                 k.fill(str(20 + i % 7))
                 until(page, lambda: f'k={20 + i % 7},' in page.locator('.sae-code').first.inner_text())
 
@@ -231,7 +234,7 @@ def test_explore_latents(lab, browser):
         head = page.locator('.sae-grid').first.get_by_role('button', name='max')
         head.click()   # sort
         until(page, lambda: page.locator('.sae-grid').first.locator('th[aria-sort=descending]').count() == 1)
-        assert numbers(rows, 3) == sorted(numbers(rows, 3), reverse=True)
+        until(page, lambda: numbers(rows, 3) == sorted(numbers(rows, 3), reverse=True))
         page.get_by_role('button', name='Similar to').click()
         until(page, lambda: rows.first.get_attribute('data-id') == '17')
 

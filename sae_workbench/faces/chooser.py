@@ -363,7 +363,7 @@ class _Choice(Face):
     def _tell(self):
         for fn in self._watchers: fn()
 
-# %% ../../nbs/faces/chooser.ipynb #e8d1110d
+# %% ../../nbs/faces/chooser.ipynb #e809440f
 class _Chosen(_Choice):
     "What follows from the choice"
     @property
@@ -378,13 +378,12 @@ class _Chosen(_Choice):
         known = {o.name: o.path for o in reversed(self.options.values())}
         if (bad := [n for n in values if n not in known]):
             raise ConfigError('; '.join(unknown('option', n, known) for n in bad))
-        for n, v in values.items(): self._put(known[n], v)
+        for n, v in values.items(): self._put(self.options[known[n]], v)
         self._tell()
 
-    def _put(self, path:str, value):
-        o = self.options[path]
-        if not o.required and type(value) is type(o.default) and value == o.default: self.values.pop(path, None)
-        else: self.values[path] = value
+    def _put(self, o:Option, value):
+        if not o.required and type(value) is type(o.default) and value == o.default: self.values.pop(o.path, None)
+        else: self.values[o.path] = value
 
     @property
     def checked(self)->Checked:
@@ -469,12 +468,12 @@ def _slider(o:Option):
     return w.FloatLogSlider(value=o.default, base=10, min=low, max=high, step=.01, readout=False, tooltip=o.path,
                             layout=w.Layout(width='auto', min_width='0'))
 
-# %% ../../nbs/faces/chooser.ipynb #f9f0b8c7
+# %% ../../nbs/faces/chooser.ipynb #7ca4bb1f
 class _Field:
     "An option on the screen"
     def __init__(self,
         option:Option, # Which
-        put, # Called with the path and the value, or without a value for the default
+        put, # Called with the option and the value, or without a value for the default
         with_slider:bool=False, # Whether a slider may help
     ):
         import ipywidgets as w
@@ -491,13 +490,13 @@ class _Field:
     def _typed(self, change):
         if self.quiet: return
         text = isinstance(change.new, str) and self.option.kind not in ('switch', 'choice')
-        if text and not change.new.strip(): self.put(self.option.path)
-        else: self.put(self.option.path, read_value(self.option, change.new) if text else change.new)
+        if text and not change.new.strip(): self.put(self.option)
+        else: self.put(self.option, read_value(self.option, change.new) if text else change.new)
 
     def _slid(self, change):
         if self.quiet: return
         v = float(f'{change.new:.2g}')
-        self.put(self.option.path, int(v) if self.option.kind=='whole' else v)
+        self.put(self.option, int(v) if self.option.kind=='whole' else v)
 
 # %% ../../nbs/faces/chooser.ipynb #94b03df6
 class _ShownField(_Field):
@@ -562,7 +561,7 @@ class _Plot:
         layout.yaxis.range = [low - pad, high + pad]
         layout.yaxis2.update(range=[(low - pad)/high*top, (high + pad)/high*top], tickvals=[0, top], tickformat='.3g')
 
-# %% ../../nbs/faces/chooser.ipynb #afbdbfd5
+# %% ../../nbs/faces/chooser.ipynb #7402ccc6
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -579,9 +578,9 @@ class _Form:
     def _choose(self, name):
         if name != self.chooser.architecture: self.chooser.choose(name)
 
-    def _put(self, path, *value):
-        if value: self.chooser._put(path, *value)
-        else: self.chooser.values.pop(path, None)
+    def _put(self, o:Option, *value):   # may come while another architecture is shown already
+        if value: self.chooser._put(o, *value)
+        else: self.chooser.values.pop(o.path, None)
         self.chooser._tell()
 
     def _field(self, o:Option, own:bool)->_ShownField:
