@@ -116,7 +116,7 @@ class _Parts(_Describing):
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        self.stopping, self.trainer = Stop(), None
+        self.stopping, self.trainer, self.callbacks = Stop(), None, []   # callbacks: more of them, of your own
         try:
             with self.stopping.signals(), self.stopping.at_once():
                 self._make(override_dataset, override_model, override_sae)
@@ -160,7 +160,7 @@ class _Preparing(_Parts):
         callbacks.append(_SavesSAE(self))
         if cfg.logger.log_to_wandb:   # after the SAE is saved: its folder is uploaded
             callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
-        return callbacks
+        return callbacks + self.callbacks
 
     def _find_folder(self, auto:bool)->bool: # Whether it is the folder of a run that began already
         "Settle where this run's checkpoints are"

@@ -19,6 +19,7 @@ from ..core.metrics import log_sparsity
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
+from .changes import Changes
 from .checkpoint import Checkpointing
 from .config import SAETrainerConfig
 from .preempt import Interrupted, Stop
@@ -171,6 +172,8 @@ class _Given(_TrainStep):
         self.callbacks = list(callbacks)
         if not any(isinstance(cb, Checkpointing) for cb in self.callbacks):
             self.callbacks += Checkpointing.for_config(cfg)
+        self.changes = next((cb for cb in self.callbacks if isinstance(cb, Changes)), None) or Changes()
+        self.callbacks = [cb for cb in self.callbacks if cb is not self.changes] + [self.changes]
         for cb in self.callbacks:
             if isinstance(cb, Checkpointing): cb.look_at(self.data_provider)
         self.sae.cfg.metadata.sae_lens_training_version = self.sae.cfg.metadata.sae_lens_version
