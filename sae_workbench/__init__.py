@@ -52,8 +52,10 @@ _PUBLIC = {
     'training.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
+    'training.changes': ['Changes', 'changes_of'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
+    'training.callbacks': ['read_log'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'hub.weights': ['convert_to_safetensors'],
     'hub.formats': ['Format', 'register_format', 'find_saes'],
@@ -71,6 +73,8 @@ _PUBLIC = {
     'analysis.bridge': ['SAETransformerBridge'],
     'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
     'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
+    'faces.history': ['RunHistory'],
+    'faces.monitor': ['TrainingMonitor', 'LogMonitor', 'compare_runs'],
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
