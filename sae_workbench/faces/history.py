@@ -196,9 +196,11 @@ PANELS = (Panel('Loss', ('losses/',)),
           Panel('Rows per second', ('rate',), zero=True))
 DENSITY = 'Latent density (log10), this window'
 
+_NAMES = dict(l0='L0', dead_features='dead latents', overall_loss='loss', rate='rows a second')
+
 def _short(metric:str)->str:
     kind, _, name = metric.rpartition('/')
-    return ('evaluation' if kind=='eval' else name).removesuffix('_loss').replace('_', ' ')
+    return 'evaluation' if kind=='eval' else _NAMES.get(name, name.removesuffix('_loss').replace('_', ' '))
 
 def lines_of(
     run:RunHistory, # What is known of a run
