@@ -196,6 +196,7 @@ class _Panels:
     "All of them"
     def __init__(self):
         import ipywidgets as w
+        if not in_colab(): import plotly.graph_objects   # takes a moment, which is better spent before the first picture
         self.panels = [_Moving(title) for title in (*(p.title for p in PANELS), DENSITY)]
         self.box = w.Box([p.box for p in self.panels], layout=w.Layout(display='flex', flex_flow='row wrap', width='100%'))
 
@@ -210,8 +211,9 @@ class Redrawing:
         draw:Callable[[], bool], # Draws; returns whether more will come
         every:float=.5, # Seconds between two calls, at least
         share:float=.01, # Of the time that drawing may take
+        longest:float=5., # Seconds between two calls, at most
     ):
-        self.draw, self.every, self.share, self.calls, self.cost = draw, every, share, 0, 0.
+        self.draw, self.every, self.share, self.longest, self.calls, self.cost = draw, every, share, longest, 0, 0.
         self.wake, self.thread = threading.Event(), None
 
     def begin(self):
@@ -228,7 +230,7 @@ class Redrawing:
             going = self.draw()
             took = time.thread_time() - start
             self.calls, self.cost = self.calls + 1, self.cost + took
-            if going: self.wake.wait(max(self.every, took/self.share))
+            if going: self.wake.wait(max(self.every, min(took/self.share, self.longest)))
 
 # %% ../../nbs/faces/monitor.ipynb #94536316
 class _Monitor(Face):
