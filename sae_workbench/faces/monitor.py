@@ -9,6 +9,7 @@ __all__ = ['COLORS', 'RUNNING', 'panel_traces', 'density_traces', 'change_trace'
 # %% ../../nbs/faces/monitor.ipynb #580fc415
 import html, threading, time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -164,75 +165,121 @@ def still_html(
     drawn = ''.join(_still_panel(title, traces, '' if title==DENSITY else x) for title, traces in all_traces(runs, x))
     return styled(f'{head}<div class="sae-panels">{drawn}</div>', _GRID)
 
-# %% ../../nbs/faces/monitor.ipynb #26107a86
+# %% ../../nbs/faces/monitor.ipynb #4fcc7295
+_RULER = """
+function render({ model, el }) {
+  const look = new ResizeObserver(() => {
+    const width = Math.floor(el.getBoundingClientRect().width);
+    if (width > 0 && width !== model.get('width')) { model.set('width', width); model.save_changes(); }
+  });
+  look.observe(el);
+  return () => look.disconnect();
+}
+export default { render };
+"""
+
+@lru_cache
+def _ruler_class()->type:
+    import anywidget, traitlets as t
+    class Ruler(anywidget.AnyWidget):
+        "Knows how wide its place is"
+        _esm, width = _RULER, t.Int(0).tag(sync=True)
+    return Ruler
+
+# %% ../../nbs/faces/monitor.ipynb #cebbf030
 class _Moving:
     "One panel, whose figure is made when there is something to draw"
-    def __init__(self, title:str):
+    def __init__(self, title:str, redraw:Callable[[], None]):
         import ipywidgets as w
-        self.title, self.names, self.figure = title, None, None
-        self.box = w.VBox([html_box(_still_panel(title, []))], layout=w.Layout(flex='1 1 300px', min_width='0', overflow='hidden'))
+        self.title, self.names, self.figure, self.ruler = title, None, None, _ruler_class()(layout=w.Layout(width='100%', height='0'))
+        self.ruler.observe(lambda _: redraw(), 'width')
+        place = w.Layout(flex='1 1 300px', min_width='0', overflow='hidden')
+        self.box = w.VBox([self.ruler, html_box(_still_panel(title, []))], layout=place)
 
     def _make(self, traces:list[dict]):
-        "A figure with all its lines; one that gets them later may keep the width that it had before it was shown"
+        "A figure with all its lines"
         import plotly.graph_objects as go
         many = len([t for t in traces if t.get('showlegend', True)]) > 1
         layout = dict(title=dict(text=self.title, font=dict(size=13), x=0, xanchor='left', y=.98, yanchor='top'), height=215,
                       margin=dict(l=48, r=8, t=46 if many else 28, b=24), xaxis=dict(**_AXIS), yaxis=_y_axis(self.title),
-                      showlegend=many, legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10)), autosize=True, **_LOOK)
+                      showlegend=many, legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10)),
+                      width=self.ruler.width or None, **_LOOK)
         old, self.figure = self.figure, go.FigureWidget(traces, layout)
-        self.box.children = [self.figure]
+        self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()
 
     def show(self, traces:list[dict]):
         "Draw, or move what is drawn"
         if not any(len(t['x']) for t in traces): return
-        if in_colab(): self.box.children[0].value = styled(_still_panel(self.title, traces)); return
+        if in_colab(): self.box.children[1].value = styled(_still_panel(self.title, traces)); return
         before, self.names = self.names, [t['name'] for t in traces]
         if before != self.names: return self._make(traces)
         with self.figure.batch_update():
+            if self.ruler.width: self.figure.layout.width = self.ruler.width
             for old, new in zip(self.figure.data, traces): old.update({k: new[k] for k in ('x', 'y', 'text', 'mode') if k in new})
 
 class _Panels:
     "All of them"
-    def __init__(self):
+    def __init__(self,
+        redraw:Callable[[], None], # Called when a place has become wider or narrower
+    ):
         import ipywidgets as w
         if not in_colab(): import plotly.graph_objects   # takes a moment, which is better spent before the first picture
-        self.panels = [_Moving(title) for title in (*(p.title for p in PANELS), DENSITY)]
+        self.panels = [_Moving(title, redraw) for title in (*(p.title for p in PANELS), DENSITY)]
         self.box = w.Box([p.box for p in self.panels], layout=w.Layout(display='flex', flex_flow='row wrap', width='100%'))
 
     def show(self, runs:Sequence[RunHistory], x:str='step'):
         "Draw what is known of some runs"
         for panel, (_, traces) in zip(self.panels, all_traces(runs, x)): panel.show(traces)
 
-# %% ../../nbs/faces/monitor.ipynb #c6c93241
+# %% ../../nbs/faces/monitor.ipynb #ca24ce89
 class Redrawing:
     "Calls a function again and again, in a thread, for a small share of the time"
     def __init__(self,
         draw:Callable[[], bool], # Draws; returns whether more will come
-        every:float=.5, # Seconds between two calls, at least
+        every:float=1., # Seconds between two calls, at least
         share:float=.01, # Of the time that drawing may take
         longest:float=5., # Seconds between two calls, at most
     ):
         self.draw, self.every, self.share, self.longest, self.calls, self.cost = draw, every, share, longest, 0, 0.
-        self.wake, self.thread = threading.Event(), None
+        self.failed = 0   # draws in a row that ended in an exception
+        self.wake, self.lock, self.thread, self.due = threading.Event(), threading.Lock(), None, False
 
     def begin(self):
-        "Draw from now on"
-        if self.thread is not None and self.thread.is_alive(): return self.wake.set()
-        self.thread = threading.Thread(target=self._loop, name='redrawing', daemon=True)
-        self.thread.start()
+        "Draw from now on, and at once"
+        with self.lock:
+            self.due = True
+            self.wake.set()
+            if self.thread is not None: return
+            self.thread = threading.Thread(target=self._loop, name='redrawing', daemon=True)
+            self.thread.start()
 
     def _loop(self):
-        going = True
-        while going:
-            self.wake.clear()
-            start = time.thread_time()
-            going = self.draw()
-            took = time.thread_time() - start
-            self.calls, self.cost = self.calls + 1, self.cost + took
-            if going: self.wake.wait(max(self.every, min(took/self.share, self.longest)))
+        try:
+            while not self._is_over(self._timed()): pass
+        except BaseException:
+            self.thread = None
+            raise
 
-# %% ../../nbs/faces/monitor.ipynb #94536316
+    def _timed(self)->bool: # Whether more will come
+        self.due, start = False, time.thread_time()
+        self.wake.clear()
+        try: going, self.failed = self.draw(), 0
+        except Exception:   # the browser's answers come in another thread, and may be in the way once
+            going, self.failed = True, self.failed + 1
+            if self.failed==5: raise
+        took = time.thread_time() - start
+        self.calls, self.cost = self.calls + 1, self.cost + took
+        if going: self.wake.wait(max(self.every, min(took/self.share, self.longest)))
+        return going
+
+    def _is_over(self, going:bool)->bool:
+        with self.lock:
+            if going or self.due: return False
+            self.thread = None
+            return True
+
+# %% ../../nbs/faces/monitor.ipynb #a1a3995e
 class _Monitor(Face):
     "Shows runs, alive or still"
     x, _shown = 'step', None
@@ -255,7 +302,7 @@ class _Monitor(Face):
         from IPython.display import publish_display_data
         publish_display_data(self._repr_mimebundle_(), transient=dict(display_id=self._shown.display_id), update=True)
 
-# %% ../../nbs/faces/monitor.ipynb #e2a10f35
+# %% ../../nbs/faces/monitor.ipynb #bbebe2c2
 class _Watching(Callback):
     "What a monitor sees of a run, and where it makes it wait"
     def __init__(self, run):
@@ -306,7 +353,7 @@ class _Watching(Callback):
 
     def _after(self): "The run has ended, in whatever way"
 
-# %% ../../nbs/faces/monitor.ipynb #2e6c60a0
+# %% ../../nbs/faces/monitor.ipynb #24d0777f
 class _Control(_Watching):
     "Where the run is, and the thread that it runs in"
     @property
@@ -334,7 +381,7 @@ class _Control(_Watching):
         except BaseException as e: self.error = e   # shown by the view, raised by wait()
         finally: self._after()
 
-# %% ../../nbs/faces/monitor.ipynb #f4cbfd75
+# %% ../../nbs/faces/monitor.ipynb #7a2f3077
 class _Hand(_Control):
     "Start, pause, resume, stop, change"
     def start(self):
@@ -386,7 +433,7 @@ class _Hand(_Control):
         if self.error is not None and not isinstance(self.error, Interrupted): raise self.error
         return self.run.sae
 
-# %% ../../nbs/faces/monitor.ipynb #7298cfa5
+# %% ../../nbs/faces/monitor.ipynb #083432bd
 _SAYS = dict(ready='ready', preparing='preparing …', training='training', pausing='pausing after this step …',
              paused='paused', stopping='stopping after this step …', stopped='stopped', done='done', failed='failed')
 RUNNING = ('preparing', 'training', 'pausing', 'paused', 'stopping')
@@ -434,7 +481,7 @@ class _Buttons:
         self.hold.disabled = self.end.disabled = not running or state=='stopping'
         for s in self.sliders.values(): s.disabled = state=='done'
 
-# %% ../../nbs/faces/monitor.ipynb #002489ad
+# %% ../../nbs/faces/monitor.ipynb #de317917
 def _changes_html(run:RunHistory, asked:Sequence[tuple[str, float]])->str:
     "The last changes of coefficients, and those that wait for the next step"
     said = [f'{name} is {value:.3g} from step {step:,} on' for step, name, value in list(run.changes)[-4:]]
@@ -446,7 +493,7 @@ class _View:
     def __init__(self, monitor):
         import ipywidgets as w
         self.monitor, self.redrawing = monitor, Redrawing(self.show)
-        self.head, self.facts, self.panels = html_box(), html_box(), _Panels()
+        self.head, self.facts, self.panels = html_box(), html_box(), _Panels(self.redrawing.begin)
         self.buttons = _Buttons(monitor, self.redrawing.begin)
         self.box = w.VBox([self.head, self.buttons.box, self.facts, self.panels.box], layout=w.Layout(width='100%'))
         self.box.add_class('sae-monitor')
@@ -460,7 +507,7 @@ class _View:
         self.panels.show([m.history])
         return state in RUNNING
 
-# %% ../../nbs/faces/monitor.ipynb #917579e5
+# %% ../../nbs/faces/monitor.ipynb #b47c08f2
 class TrainingMonitor(_Hand, _Monitor):
     "Shows a run while it trains in a thread; pauses, stops and changes it"
     def __init__(self,
@@ -495,7 +542,7 @@ class TrainingMonitor(_Hand, _Monitor):
         if self._made is not None: self.view.redrawing.begin()
         self._keep_picture()
 
-# %% ../../nbs/faces/monitor.ipynb #8635a05b
+# %% ../../nbs/faces/monitor.ipynb #2763020b
 class LogMonitor(_Monitor):
     "Follows the logs of runs, of this or of other processes"
     def __init__(self,
@@ -525,7 +572,7 @@ class LogMonitor(_Monitor):
 
     def _make(self):
         import ipywidgets as w
-        head, panels = html_box(), _Panels()
+        head, panels = html_box(), _Panels(lambda: self.redrawing.begin())
         def show()->bool:
             self.update()
             head.value = styled(self._head() + self._numbers(), _GRID)
