@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 # %% ../nbs/api.ipynb #821a708c
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
-                    'UploadError', 'NonFiniteError'],
+                    'UploadError', 'NonFiniteError', 'ProcessError'],
+    'core.processes': ['processes', 'sharing'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
@@ -48,11 +49,13 @@ _PUBLIC = {
     'activations.cache': ['write_cache', 'write_caches', 'ShardSource'],
     'activations.store': ['ActivationsStore'],
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
+    'activations.passes': ['share_passes'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'training.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
     'training.changes': ['Changes', 'changes_of'],
+    'training.guards': ['Guards'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
     'training.callbacks': ['read_log'],
@@ -75,6 +78,8 @@ _PUBLIC = {
     'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
     'faces.history': ['RunHistory'],
     'faces.monitor': ['TrainingMonitor', 'LogMonitor', 'compare_runs'],
+    'faces.chooser': ['choose_architecture', 'ArchitectureChooser'],
+    'faces.explorer': ['explore', 'LatentExplorer'],
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -305,13 +305,16 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
-def command(tiny_model: Path, place: Path, *more) -> subprocess.Popen:
+PROGRAM = [sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()']
+
+
+def command(tiny_model: Path, place: Path, *more, program=PROGRAM) -> subprocess.Popen:
     args = ['train', '--architecture', 'topk', '--d-in', '16', '--d-sae', '64', '--k', '4', '--model-name', str(tiny_model),
             '--model-class-name', 'AutoModelForCausalLM', '--hook-name', 'model.layers.0', '--dataset-path', str(tiny_model/'data.jsonl'),
             '--context-size', '16', '--training-tokens', '120000', '--train-batch-size-tokens', '64', '--store-batch-size-prompts', '8',
             '--n-batches-in-buffer', '16', '--n-eval-batches', '1', '--checkpoint-path', str(place/'ck'), '--output-path', str(place/'sae'),
             '--lr', '0.001', '--resume', *more]
-    return subprocess.Popen([sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()', *args], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen([*program, *args], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def wait_for(condition, process, seconds=120):

@@ -46,6 +46,8 @@ WRONG = {
     "Trainer(total_training_samples=10)": "total_training_samples=10 is less than one batch of 1000",
     "Trainer(dead_feature_window=0)": "dead_feature_window=0: must be at least 1",
     "Trainer(feature_sampling_window=0)": "feature_sampling_window=0: must be at least 1",
+    "Trainer(on_nonfinite='Skip')": "on_nonfinite='Skip': is not one of 'stop' or 'skip'; did you mean 'skip'?",
+    "Run(on_nonfinite='ignore')": "on_nonfinite='ignore': is not one of 'stop' or 'skip'",
     "Log(wandb_log_frequency=0)": "wandb_log_frequency=0: must be at least 1",
     "Log(eval_every_n_wandb_logs=0)": "eval_every_n_wandb_logs=0: must be at least 1",
     "Run(training_tokens=-5)": "training_tokens=-5: must be at least 1",

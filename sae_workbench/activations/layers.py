@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from torch import Tensor
 from .sources import SavedModelSource
-from ..core.errors import ConfigError, unknown
+from ..core.errors import ConfigError, NonFiniteError, unknown
 
 # %% ../../nbs/activations/layers.ipynb #a1c7c4e2
 class LayerSource:
@@ -51,7 +51,10 @@ class _Passes:
             if self.at is not None: self.warn(n)
             self.source.load_state_dict(self.before[n])
         self.at = None                            # until the pass has gone well
-        rows = self.source.next_pass()
+        try: rows = self.source.next_pass()
+        except NonFiniteError:                    # whoever asks again gets the pass behind it
+            self.at, self.before[n] = n, self.source.state_dict()
+            raise
         ids = getattr(self.source, 'token_ids', None)
         self.at = n + 1
         self.before[n + 1] = self.source.state_dict()

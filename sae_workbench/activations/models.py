@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROCESSING', 'HOOKED_ONLY', 'LOADERS', 'load_model', 'tokenizer_of', 'input_device', 'vocab_size', 'max_positions',
-           'model_d_in', 'check_d_in']
+           'check_length', 'model_d_in', 'check_d_in']
 
 # %% ../../nbs/activations/models.ipynb #8ae9e15f
 import inspect
@@ -119,6 +119,15 @@ def max_positions(
     "The longest context that the model was made for"
     hf = getattr(getattr(model, 'config', None), 'max_position_embeddings', None)
     return getattr(getattr(model, 'cfg', None), 'n_ctx', None) or hf
+
+def check_length(
+    model:nn.Module, # Any model
+    context_size:int, # Tokens in a context
+):
+    "An error if the contexts are longer than the model can read"
+    limit = max_positions(model)
+    if limit and context_size > limit:
+        raise ConfigError(f"context_size={context_size} is more than the {limit} positions of the model")
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()

@@ -8,12 +8,12 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
-from .models import check_d_in, input_device, max_positions, tokenizer_of, vocab_size
+from .models import check_d_in, check_length, input_device, tokenizer_of, vocab_size
 from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.capture import capture, resolve
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
@@ -32,13 +32,14 @@ class ActivationSource(Protocol):
 def check_rows(
     x:Tensor, # Activations, rows in any number of leading dimensions
     what:str, # What they are, for the message
+    place:Callable[[int], str]=lambda row: '', # More about a row, for the message
 ):
     "An error that names the first row with NaN or infinity"
     if math.isfinite(x.sum(dtype=torch.float32 if x.dtype != torch.float64 else None)): return
     bad = ~torch.isfinite(x).flatten(0, -2).all(-1)
     if not bad.any(): return
     raise NonFiniteError(f"{what}: NaN or infinity in {int(bad.sum())} of {len(bad)} rows, "
-                         f"first in row {int(bad.nonzero()[0])}")
+                         f"first in row {(row := int(bad.nonzero()[0]))}{place(row)}")
 
 # %% ../../nbs/activations/sources.ipynb #84ad97fe
 class TensorSource:
@@ -248,8 +249,14 @@ class KeptActivations(_Kept):
                             "was the dataset tokenised for another model?")
         rows = {n: x.flatten(0, 1) for n, x in self.by_hook(tokens).items()}
         if self.excluded is not None: rows = {n: x[self.keep(tokens).to(x.device)] for n, x in rows.items()}
-        for n, x in rows.items(): check_rows(x, f"activations at {n!r}{what}")
+        for n, x in rows.items(): check_rows(x, f"activations at {n!r}{what}", lambda row: self._place(tokens, row))
         return rows
+
+    def _place(self, tokens:Tensor, row:int)->str:
+        "Where a row comes from"
+        kept = kept_positions(tokens.cpu(), self.excluded, self.seqpos)
+        (context, position), token = kept.nonzero()[row].tolist(), tokens.cpu()[kept][row].item()
+        return f": context {context} of the batch, position {position}, token id {token}"
 
     def rows(self, tokens:Tensor, what:str='')->Tensor: # (rows, d_in)
         "`rows_by_hook` where there is one hook"
@@ -266,9 +273,7 @@ class ContextSource(SavedModelSource):
     ):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
-        limit = max_positions(activations.model)
-        if limit and contexts.context_size > limit:
-            raise ConfigError(f"context_size={contexts.context_size} is more than the {limit} positions of the model")
+        check_length(activations.model, contexts.context_size)
         contexts.require(batch_size_prompts, f"a batch for the model needs batch_size_prompts={batch_size_prompts}: "
                                              "lower it, or use more data or shorter contexts")
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from .buffer import MixingBuffer
 from .cache import ShardSource, check_fits, read_manifest
 from .models import check_d_in, input_device, tokenizer_of
+from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
 from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
 from ..core.config import as_dtype
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
+from ..core.processes import Alone, processes
 from ..core.seeds import derive, stream
 
 # %% ../../nbs/activations/store.ipynb #2c5ec4d1
@@ -112,12 +114,15 @@ class TrainingTokens(TokenStore):
 class ActivationStore(TrainingTokens):
     "Activations for tokens, and the stream of activations before mixing"
     @property
-    def source(self)->ContextSource|ShardSource:
+    def source(self)->ContextSource|SharedPasses|ShardSource:
         "The model on the training contexts, or the cache; made when it is first needed"
         if self._source is None: self._source = self._live() if self.cache is None else self._cached()
         return self._source
 
-    def _live(self)->ContextSource: return ContextSource(self.activations, self.contexts, self.store_batch_size_prompts)
+    team = Alone()   # the processes that train on this store, and share the passes of the model
+    def _live(self)->ContextSource|SharedPasses:
+        return share_passes(ContextSource(self.activations, self.contexts, self.store_batch_size_prompts), self.team)
+
     def _cached(self)->ShardSource:
         excluded, left_out = self.exclude_special_tokens, self.cache['about'].get('exclude_special_tokens')
         if excluded is not None and set(excluded.tolist()) <= set(left_out or ()): excluded = None   # done on writing
@@ -220,6 +225,7 @@ class RunStore(SavedStore):
             total_training_tokens=cfg.training_tokens, device=cfg.act_store_device or cfg.device,
             cached_activations_path=cfg.cached_activations_path if cached else None,
             **{k: getattr(cfg, k) for k in cls.SAME})
+        store.team = processes()
         store.source
         return store
 

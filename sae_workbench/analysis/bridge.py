@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
-from .attach import Attachment, place_of
+from .attach import Attachment, check_sae, place_of
 from ..core.capture import replacing, resolve
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean
 from ..core.hooks import is_hooked
@@ -64,6 +64,7 @@ class _Table:
 
     def _placed(self, sae:SAE, use_error_term:bool|None, exclude_special_tokens)->_Placed:
         "An SAE with its place, looked up and checked"
+        check_sae(sae)
         if not (sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name):
             raise ConfigError("the SAE does not say where it belongs: set sae.cfg.metadata.hook_name")
         place = place_of(self, sae)

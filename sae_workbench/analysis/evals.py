@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .attach import place_of
 from .baselines import frozen_encoder, random_dictionary
 from ..activations.cache import ShardSource
-from ..activations.models import check_d_in, input_device
+from ..activations.models import check_d_in, check_length, input_device
 from ..activations.scale import ActivationScaler
 from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows, evaluating
 from ..activations.store import ActivationsStore
@@ -123,6 +123,7 @@ class _OnContexts:
     def __init__(self, sae:SAE, model:nn.Module, hook:str, contexts:Tensor, fit:Tensor, size:int, excluded, kwargs):
         self.model, self.hook, self.head, self.kwargs = model, hook, sae.cfg.metadata.hook_head_index, kwargs
         self.contexts, self.fit, self.size = contexts, fit, size
+        check_length(model, contexts.shape[-1])
         check_d_in(model, hook, sae.cfg.d_in, self.head, kwargs)
         self.keep = positions_that_count(sae, model, contexts, excluded)
         self.acts = KeptActivations(model, hook, hook_head_index=self.head, model_kwargs=kwargs, **self.keep.keywords)

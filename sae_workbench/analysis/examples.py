@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError
-from ..activations.models import model_d_in, tokenizer_of, vocab_size
+from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
 from ..activations.sources import HookedActivations, check_rows
 from ..training.evaluate import positions_that_count
 
@@ -213,6 +213,7 @@ def _check(sae, model, contexts:Tensor, hook_name:str|None):
     if int(contexts.max()) >= (n := vocab_size(model) or 2**62):
         raise DataError(f"token id {int(contexts.max())}, but the model's vocabulary has {n}; "
                         "were the contexts tokenised for another model?")
+    check_length(model, contexts.shape[1])
     if (width := model_d_in(model, hook_name, sae.cfg.metadata.hook_head_index)) != sae.cfg.d_in:
         raise ConfigError(f"this SAE reads activations of width d_in={sae.cfg.d_in}, those at {hook_name!r} are "
                           f"{width} wide: it was trained on another model, or at another place")

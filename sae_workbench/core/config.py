@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype', 'Device',
-           'dtype_name', 'as_dtype', 'device_name', 'Rule', 'option_advice', 'examine', 'config_error', 'broken_rules',
-           'chosen', 'is_chosen', 'ConfigMeta', 'from_plain', 'Config']
+           'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'option_advice', 'examine', 'config_error',
+           'broken_rules', 'chosen', 'is_chosen', 'ConfigMeta', 'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
@@ -65,6 +65,17 @@ def device_name(
 
 Dtype = Annotated[str, BeforeValidator(dtype_name)]
 Device = Annotated[str, BeforeValidator(device_name)]
+
+# %% ../../nbs/core/config.ipynb #7bbb0921
+def check_device(
+    device:str|torch.device, # Where tensors are to go
+):
+    "A `ConfigError` if this machine has no such device"
+    try: known = torch.device(device_name(device))
+    except ValueError as e: raise ConfigError(f"device={device!r}: {e}") from None
+    counts = dict(cuda=torch.cuda.device_count, mps=lambda: int(torch.backends.mps.is_available()))
+    if known.type not in counts or (known.index or 0) < (n := counts[known.type]()): return
+    raise ConfigError(f"device={str(device)!r}: this machine has {n} {known.type} devices that torch can use")
 
 # %% ../../nbs/core/config.ipynb #983a40fa
 class Rule(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError', 'UploadError',
-           'NonFiniteError', 'did_you_mean', 'unknown']
+           'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown']
 
 # %% ../../nbs/core/errors.ipynb #74b872a9
 from collections.abc import Iterable
@@ -35,6 +35,9 @@ class UploadError(SAEWorkbenchError, OSError):
 
 class NonFiniteError(SAEWorkbenchError, ArithmeticError):
     "NaN or infinity appeared; nothing was changed by the step that found it"
+
+class ProcessError(SAEWorkbenchError, RuntimeError):
+    "Another process of the same run failed or is gone"
 
 # %% ../../nbs/core/errors.ipynb #42c3120f
 def did_you_mean(

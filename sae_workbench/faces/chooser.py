@@ -7,15 +7,15 @@ __all__ = ['MAIN', 'START', 'Option', 'default_of', 'options_of', 'option_groups
            'Checked', 'check_values', 'ActivationCurve', 'activation_curve', 'curve_svg', 'values_of', 'python_code',
            'yaml_code', 'command_code', 'read_config', 'mistakes_html', 'ArchitectureChooser', 'choose_architecture']
 
-# %% ../../nbs/faces/chooser.ipynb #980af1cb
-import ast, dataclasses, html, linecache, math, re, shlex, types, typing
+# %% ../../nbs/faces/chooser.ipynb #57bb19dc
+import ast, dataclasses, html, linecache, math, re, shlex, sys, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from ..activations.models import LOADERS
-from ..core.config import DTYPES, is_chosen
+from ..core.config import DTYPES, config_error, is_chosen
 from ..core.errors import ConfigError, unknown
 from ..core.plain import plain, read_yaml_text, yaml_text
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
@@ -26,9 +26,10 @@ from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.migrate import migrate_config
 from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
-from .estimate import RunEstimate, StepTime, estimate_rows, estimate_run, measure_step
+from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, facts_html, html_box, in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, facts_html, fields_box, fitted, html_box
+from .widgets import in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -62,13 +63,14 @@ def _notes(cls:type)->dict[str, str]:
         if c.__module__ == '__main__': found |= {n: t for n, t in _cell_notes(c).items() if t}
     return found
 
-# %% ../../nbs/faces/chooser.ipynb #78de8fe1
+# %% ../../nbs/faces/chooser.ipynb #89e3841e
 _NAMED = {'dtype': tuple(DTYPES), 'lr_scheduler_name': tuple(SCHEDULES), 'model_class_name': tuple(LOADERS)}
 
 def _types(tp)->list:
     "The types, and the values of literals, that a field may have"
     if typing.get_origin(tp) is typing.Annotated: return _types(typing.get_args(tp)[0])
-    if typing.get_origin(tp) in (typing.Union, types.UnionType): return [t for a in typing.get_args(tp) for t in _types(a)]
+    if typing.get_origin(tp) in (typing.Union, types.UnionType):
+        return [t for a in typing.get_args(tp) for t in _types(a)]
     if typing.get_origin(tp) is typing.Literal: return list(typing.get_args(tp))
     return [tp]
 
@@ -98,8 +100,8 @@ def options_of(
         tps = _types(hints.get(f.name, object))
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         kind, choices = _kind(f.name, tps)
-        found.append(Option(f'{part}.{f.name}' if part else f.name, kind, default_of(f), required, notes.get(f.name, ''),
-                            choices, type(None) in tps))
+        path, about = f'{part}.{f.name}' if part else f.name, notes.get(f.name, '')
+        found.append(Option(path, kind, default_of(f), required, about, choices, type(None) in tps))
     return tuple(found)
 
 # %% ../../nbs/faces/chooser.ipynb #77a48ebe
@@ -137,7 +139,7 @@ def value_text(value)->str:
     "The text that stands for a value"
     return value if isinstance(value, str) else repr(plain(value))
 
-# %% ../../nbs/faces/chooser.ipynb #96cd21d8
+# %% ../../nbs/faces/chooser.ipynb #06212533
 def nested(
     values:Mapping[str, Any], # By path
     architecture:str, # A registered training architecture
@@ -165,12 +167,15 @@ def check_values(
 )->Checked:
     "Check the options of a run"
     paths = {o.path for group in option_groups(architecture).values() for o in group}
-    try: return Checked(LanguageModelSAERunnerConfig.from_dict(nested(values, architecture)), {})
+    try:
+        cfg = LanguageModelSAERunnerConfig.from_dict(nested(values, architecture))
+        empty_sae(cfg.sae)   # what only the SAE itself refuses
+        return Checked(cfg, {})
     except (ValueError, TypeError) as e: bad, found = getattr(e, 'mistakes', ()) or [str(e)], {}
     for m in bad: found.setdefault(_place(m, paths), []).append(m)
     return Checked(None, found)
 
-# %% ../../nbs/faces/chooser.ipynb #4c7b6940
+# %% ../../nbs/faces/chooser.ipynb #daf41693
 class ActivationCurve(NamedTuple):
     "An activation function as a picture"
     x:list[float] # Pre-activations
@@ -184,11 +189,11 @@ def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
 
 def _spread(cfg:TrainingSAEConfig)->torch.Tensor:
     "(d_sae,) pre-activations, ascending, in a range where a threshold can be seen"
-    widths = [v for n, v in vars(cfg).items() if n.endswith(('threshold', 'bandwidth')) and isinstance(v, float) and v > 0]
-    scale = 10.**math.ceil(math.log10(2*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
+    widths = [v for n, v in vars(cfg).items() if n.endswith(('threshold', 'bandwidth')) and type(v) is float and v > 0]
+    scale = 2.**math.ceil(math.log2(1.5*max(widths))) if widths and hasattr(cfg, 'jumprelu_bandwidth') else 1.
     return math.sqrt(2)*torch.erfinv((2*torch.arange(cfg.d_sae, dtype=torch.float64) + 1)/cfg.d_sae - 1).float()*scale
 
-# %% ../../nbs/faces/chooser.ipynb #829dfd21
+# %% ../../nbs/faces/chooser.ipynb #08426788
 def _few(pre:torch.Tensor, *drawn:torch.Tensor, n:int=240)->torch.Tensor:
     "Which points to draw: some, evenly over the range, and both sides of every jump from or to zero"
     even = torch.searchsorted(pre, torch.linspace(pre[0], pre[-1], n)).clamp(max=len(pre) - 1)
@@ -220,11 +225,11 @@ def curve_svg(curve:ActivationCurve)->str:
     "The curve without plotly"
     if not curve.x: return ''
     lines, top = [('latent', curve.x, curve.y)], max(map(abs, curve.gradient), default=0)
-    if top: lines.append((f"the threshold's gradient, up to {top:.3g}", curve.x,
-                          [g/top*max(curve.y)/3 for g in curve.gradient]))
+    if top: lines.append((f"size of the threshold's gradient, up to {top:.3g}", curve.x,
+                          [abs(g)/top*max(curve.y)/3 for g in curve.gradient]))
     return svg_lines(lines, 'pre-activation')
 
-# %% ../../nbs/faces/chooser.ipynb #dea404ac
+# %% ../../nbs/faces/chooser.ipynb #8eddf574
 def values_of(
     cfg:LanguageModelSAERunnerConfig, # Any config
 )->dict[str, Any]: # By path
@@ -243,10 +248,10 @@ def _written(value)->str:
     return repr(tuple(map(plain, value)) if isinstance(value, tuple) else plain(value))
 
 def _imports(classes:list[type])->str:
-    import sae_workbench
-    ours = [c.__name__ for c in classes if getattr(sae_workbench, c.__name__, None) is c]
-    others = [f'from {c.__module__} import {c.__name__}' for c in classes if c.__name__ not in ours and c.__module__ != '__main__']
-    here = [f'# {c.__name__} is a class of this notebook' for c in classes if c.__module__=='__main__']
+    ours = [c.__name__ for c in classes if getattr(sys.modules['sae_workbench'], c.__name__, None) is c]
+    rest = [c for c in classes if c.__name__ not in ours]
+    others = [f'from {c.__module__} import {c.__name__}' for c in rest if c.__module__ != '__main__']
+    here = [f'# {c.__name__} is a class of this notebook' for c in rest if c.__module__=='__main__']
     return '\n'.join([f"from sae_workbench import {', '.join(sorted(ours))}", *others, *here])
 
 # %% ../../nbs/faces/chooser.ipynb #4634a658
@@ -295,7 +300,7 @@ def _words(text:str)->list[str]:
     words = shlex.split(text.replace('\\\n', ' '), comments=True)
     return words[next((i for i, w in enumerate(words) if w.startswith('--')), len(words)):]
 
-# %% ../../nbs/faces/chooser.ipynb #c10dbd8f
+# %% ../../nbs/faces/chooser.ipynb #11d1e670
 def _run_of(sae:TrainingSAEConfig)->LanguageModelSAERunnerConfig: return LanguageModelSAERunnerConfig(sae=sae)
 
 def _is_new(data)->bool: return isinstance(data, Mapping) and isinstance(data.get('sae'), Mapping)
@@ -323,7 +328,8 @@ def read_config(
     cfg = next((c for c in done.configs if c is not None), None)
     if cfg is None:
         if _is_new(found): raise new_mistakes
-        raise ConfigError('; '.join(p.problem or f"needs {', '.join(p.open_names)}" for p in done.parts) or 'no config found')
+        why = [p.problem or f"needs {', '.join(p.open_names)}" for p in done.parts]
+        raise ConfigError('; '.join(why) or 'no config found')
     return cfg, None if done.nothing_to_do else done
 
 # %% ../../nbs/faces/chooser.ipynb #e04f99cb
@@ -357,7 +363,7 @@ class _Choice(Face):
     def _tell(self):
         for fn in self._watchers: fn()
 
-# %% ../../nbs/faces/chooser.ipynb #c168c192
+# %% ../../nbs/faces/chooser.ipynb #e8d1110d
 class _Chosen(_Choice):
     "What follows from the choice"
     @property
@@ -383,8 +389,8 @@ class _Chosen(_Choice):
     @property
     def checked(self)->Checked:
         "The config, or what is wrong with it"
-        options = self.options
-        kept = {p: v for p, v in self.values.items() if p in options or not p.startswith('sae.') or p=='sae.metadata'}
+        own = {f'sae.{f.name}' for f in dataclasses.fields(get_sae_training_class(self.architecture)[1])}
+        kept = {p: v for p, v in self.values.items() if p in own or not p.startswith('sae.')}
         return check_values(kept, self.architecture)
 
     @property
@@ -395,10 +401,12 @@ class _Chosen(_Choice):
     @property
     def config(self)->LanguageModelSAERunnerConfig:
         "The config that was chosen; an error if anything is wrong with it"
-        return LanguageModelSAERunnerConfig.from_dict(nested(self.values, self.architecture)) \
-            if self.checked.config is None else self.checked.config
+        cfg, mistakes = self.checked
+        bad = [m for found in mistakes.values() for m in found]
+        if cfg is None: raise config_error(LanguageModelSAERunnerConfig, bad)
+        return cfg
 
-# %% ../../nbs/faces/chooser.ipynb #75c7dd0b
+# %% ../../nbs/faces/chooser.ipynb #1e595520
 class _Shown(_Chosen):
     "How it is shown"
     def measure(self)->StepTime:
@@ -425,8 +433,8 @@ class _Shown(_Chosen):
 
     def _options_table(self)->str:
         groups = option_groups(self.architecture)
-        rows = [(o.name, value_text(self.values.get(o.path, o.default)), o.about) for g in ('size', 'own') for o in groups[g]]
-        return facts_html(rows)
+        return facts_html([(o.name, value_text(self.values.get(o.path, o.default)), o.about)
+                           for o in groups['size'] + groups['own']])
 
     def static(self)->str:
         "The choice as a still picture"
@@ -461,7 +469,7 @@ def _slider(o:Option):
     return w.FloatLogSlider(value=o.default, base=10, min=low, max=high, step=.01, readout=False, tooltip=o.path,
                             layout=w.Layout(width='auto', min_width='0'))
 
-# %% ../../nbs/faces/chooser.ipynb #94181b42
+# %% ../../nbs/faces/chooser.ipynb #f9f0b8c7
 class _Field:
     "An option on the screen"
     def __init__(self,
@@ -472,11 +480,10 @@ class _Field:
         import ipywidgets as w
         self.option, self.put, self.quiet = option, put, False
         self.input, self.slider = _input(option), _slider(option) if with_slider else None
-        name = '' if option.kind=='switch' else f'<b>{html.escape(option.name)}</b> '
-        self.says = html_box(f'{name}<span class="sae-dim">{html.escape(option.about)}</span>')
-        self.wrong = html_box()
-        self.box = w.VBox([c for c in (self.says, self.input, self.slider, self.wrong) if c is not None],
-                          layout=w.Layout(margin='0 0 8px 0', overflow='hidden'))
+        name = None if option.kind=='switch' else html_box(f'<b>{html.escape(option.name)}</b>')
+        self.wrong, about = html_box(), html_box(f'<div class="sae-dim">{html.escape(option.about)}</div>')
+        self.box = w.VBox([c for c in (name, self.input, self.slider, self.wrong, about) if c is not None],
+                          layout=w.Layout(flex='1 1 210px', min_width='0', margin='0 10px 8px 0', overflow='hidden'))
         self.box.add_class('sae-field'); self.box.add_class('opt-' + option.path.replace('.', '-'))
         self.input.observe(self._typed, 'value')
         if self.slider is not None: self.slider.observe(self._slid, 'value')
@@ -519,11 +526,12 @@ class _ShownField(_Field):
 
     def _ends(self): return 10**self.slider.min, 10**self.slider.max
 
-# %% ../../nbs/faces/chooser.ipynb #cd89854f
+# %% ../../nbs/faces/chooser.ipynb #c8d999b6
 class _Plot:
     "The activation function, kept up to date"
     def __init__(self):
-        self.box, self.figure = (html_box(), None) if in_colab() else (self._figure(),)*2
+        self.figure = None if in_colab() else self._figure()
+        self.box = html_box() if self.figure is None else fitted(self.figure)
 
     def _figure(self):
         import plotly.graph_objects as go
@@ -531,9 +539,9 @@ class _Plot:
         layout = dict(template='plotly_white', height=260, margin=dict(l=45, r=45, t=10, b=40), showlegend=True,
                       legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0), autosize=True,
                       xaxis=dict(title='pre-activation', **axis), yaxis=dict(title='latent', **axis),
-                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False, showticklabels=True))
+                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False))
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
-                 go.Scatter(name="the threshold's gradient", mode='lines', yaxis='y2', visible=False,
+                 go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
         return go.FigureWidget(lines, layout)
 
@@ -543,10 +551,18 @@ class _Plot:
         with self.figure.batch_update():
             latent, gradient = self.figure.data
             latent.x, latent.y = curve.x, curve.y
-            gradient.x, gradient.y = (curve.x, curve.gradient) if curve.gradient else ([], [])
-            gradient.visible = bool(curve.gradient)
+            gradient.x, gradient.y = (curve.x, [abs(g) for g in curve.gradient]) if curve.gradient else ([], [])
+            top = max(map(abs, curve.gradient), default=0)
+            gradient.visible = self.figure.layout.yaxis2.visible = top > 0
+            self._scale(min(curve.y, default=0), max(curve.y, default=1) or 1, top or 1)
 
-# %% ../../nbs/faces/chooser.ipynb #eed18e5b
+    def _scale(self, low:float, high:float, top:float):
+        "Zero at the same height on both axes, whose upper ends are the highest values"
+        pad, layout = (high - low)/16, self.figure.layout
+        layout.yaxis.range = [low - pad, high + pad]
+        layout.yaxis2.update(range=[(low - pad)/high*top, (high + pad)/high*top], tickvals=[0, top], tickformat='.3g')
+
+# %% ../../nbs/faces/chooser.ipynb #afbdbfd5
 class _Form:
     "The left side: architecture and options"
     def __init__(self, chooser):
@@ -555,8 +571,8 @@ class _Form:
         self.architecture = w.Dropdown(options=list(SAE_TRAINING_CLASS_REGISTRY), value=chooser.architecture,
                                        layout=w.Layout(width='auto'), tooltip='architecture')
         self.architecture.observe(lambda change: self._choose(change.new), 'value')
-        self.about, self.own, self.size, self.sae, self.main = html_box(), w.VBox(), w.VBox(), w.VBox(), w.VBox()
-        self.more = w.VBox()
+        self.about = html_box()
+        self.own, self.size, self.sae, self.main, self.more = (fields_box() for _ in range(5))
         self.fold = w.Accordion([self.sae, self.more], titles=('More options of the SAE', 'More options of the run'))
         self.fold.observe(lambda _: self.show(self.chooser.checked), 'selected_index')
 
@@ -574,39 +590,45 @@ class _Form:
         if key not in self.fields: self.fields[key] = _ShownField(o, self._put, own)
         return self.fields[key]
 
-    def parts(self)->list:
+    def parts(self, *picture)->list:
         "The widgets, from the top"
-        titles = [html_box(f'<div class="sae-title">{t}</div>') for t in ('Architecture', 'Its own options', 'Width', 'The run')]
-        return [titles[0], self.architecture, self.about, titles[1], self.own, titles[2], self.size, titles[3], self.main,
-                self.fold]
+        titles = [html_box(f'<div class="sae-title">{t}</div>') for t in ('Architecture', 'Its own options', 'The run')]
+        return [titles[0], self.architecture, self.about, self.size, titles[1], self.own, *picture,
+                titles[2], self.main, self.fold]
 
     def show(self, checked:Checked):
         "Show what is chosen, and what is wrong"
         c = self.chooser
-        self.architecture.value, self.about.value = c.architecture, f'<span class="sae-dim">{html.escape(c.about)}</span>'
+        self.architecture.value = c.architecture
+        self.about.value = f'<span class="sae-dim">{html.escape(c.about)}</span>'
         groups, opened = option_groups(c.architecture), ('sae', 'more')[:0 if self.fold.selected_index is None else 2]
         for name in ('own', 'size', 'main', *opened):
             shown = [self._field(o, name=='own') for o in groups[name]]
             for f in shown: f.show(c.values, checked.mistakes)
-            boxes = tuple(f.box for f in shown) or (html_box('<span class="sae-dim">None.</span>'),)
-            box = getattr(self, name)
-            if box.children != boxes and (shown or not box.children): box.children = boxes
+            self._only(getattr(self, name), [f.box for f in shown])
 
-# %% ../../nbs/faces/chooser.ipynb #995963bd
+    def _only(self, box, wanted:list):
+        "Hide what is not wanted; taking it out would leave its nodes in the browser's memory"
+        new = tuple(b for b in wanted if b not in box.children)
+        if new: box.children += new
+        for b in box.children: b.layout.display = None if b in wanted else 'none'
+
+# %% ../../nbs/faces/chooser.ipynb #52812054
 class _Results:
-    "The right side: the picture, the estimate and the config"
+    "The picture, and the right side: the estimate and the config"
     def __init__(self, chooser):
         import ipywidgets as w
-        self.chooser, self.plot, self.says, self.summary, self.facts = chooser, _Plot(), html_box(), html_box(), html_box()
+        self.chooser, self.plot = chooser, _Plot()
+        self.says, self.summary, self.facts, self.report = (html_box() for _ in range(4))
         self.summary.add_class('sae-summary')
         self.measure = w.Button(description='Measure a step on this machine', layout=w.Layout(width='auto'))
         self.measure.on_click(lambda _: self._measure())
         self.code = [html_box() for _ in range(3)]
         self.tabs = w.Tab(self.code, titles=('Python', 'YAML', 'Command line'))
         self.tabs.observe(lambda _: self.show(chooser.checked), 'selected_index')
-        self.text = w.Textarea(placeholder='Python, YAML, JSON, a command line, or the path of a file; also of SAELens v1 to v6',
-                               layout=w.Layout(width='auto', height='110px'), tooltip='old config')
-        self.read, self.report = w.Button(description='Read', layout=w.Layout(width='auto')), html_box()
+        known = 'Python, YAML, JSON, a command line, or the path of a file; also of SAELens v1 to v6'
+        self.text = w.Textarea(placeholder=known, layout=w.Layout(width='auto', height='110px'), tooltip='old config')
+        self.read = w.Button(description='Read', layout=w.Layout(width='auto'))
         self.read.on_click(lambda _: self._read())
 
     def _measure(self):
@@ -619,22 +641,24 @@ class _Results:
         try: self.chooser.load(self.text.value)
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.chooser.report
-        self.report.value = '<div class="sae-dim">Read.</div>' if done is None else done._repr_html_().partition('</pre>')[2]
+        told = '<span class="sae-dim">Read.</span>' if done is None else done._repr_html_().partition('</pre>')[2]
+        self.report.value = f'<div class="sae-report">{told}</div>'
 
     def parts(self)->list:
         "The widgets, from the top"
         titles = [html_box(f'<div class="sae-title">{t}</div>')
-                  for t in ('Activation function', 'What the run takes', 'The config', 'Begin with a config of yours')]
-        return [self.summary, titles[0], self.plot.box, self.says, titles[1], self.facts, self.measure, titles[2], self.tabs,
-                titles[3], self.text, self.read, self.report]
+                  for t in ('What the run takes', 'The config', 'Begin with a config of yours')]
+        return [self.summary, titles[0], self.facts, self.measure, titles[1], self.tabs,
+                titles[2], self.text, self.read, self.report]
 
-# %% ../../nbs/faces/chooser.ipynb #42fa6372
+# %% ../../nbs/faces/chooser.ipynb #f550da65
 class _ShownResults(_Results):
-    "The right side, kept up to date"
+    "The picture and the right side, kept up to date"
     def show(self, checked:Checked):
         "Show what follows from the choice; what is wrong, if anything is"
         n, cfg = sum(map(len, checked.mistakes.values())), checked.config
-        self.summary.value = f'<div class="sae-bad">{n} mistake{"s"*(n != 1)}</div>{mistakes_html(checked.mistakes)}' if n else ''
+        title = f'<div class="sae-bad">{n} mistake{"s"*(n != 1)}</div>' if n else ''
+        self.summary.value = title + mistakes_html(checked.mistakes)
         self.measure.disabled = cfg is None
         if cfg is None:
             self.facts.value = '<span class="sae-dim">Once nothing is wrong.</span>'
@@ -651,7 +675,7 @@ class _ShownResults(_Results):
         try: box.value = code_html(write(cfg))
         except ConfigError as e: box.value = mistakes_html({'': [str(e)]})
 
-# %% ../../nbs/faces/chooser.ipynb #c17ff182
+# %% ../../nbs/faces/chooser.ipynb #4acb46ad
 class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
@@ -662,7 +686,7 @@ class ArchitectureChooser(_Shown):
             form.show(checked); results.show(checked)
         self._watchers = [show]
         show()
-        box = w.VBox([html_box(styled('')), panels(form.parts(), results.parts(), basis=('320px', '420px'))])
+        box = w.VBox([html_box(styled('')), panels(form.parts(results.plot.box, results.says), results.parts())])
         box.add_class('sae-chooser')
         return box
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'run_class', 'v6_options', 'parse_config', 'command_line', 'train', 'demo', 'migrate', 'evals',
-           'dashboard', 'convert', 'search', 'run_command', 'main']
+           'dashboard', 'convert', 'search', 'recipes', 'run_command', 'main']
 
 # %% ../../nbs/faces/cli.ipynb #0abdec09
-import json, sys
+import json, sys, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -266,9 +266,17 @@ def search(args:Sequence[str]):
     p.add_argument('--limit', type=int, default=20, help='at most so many rows')
     a = p.parse_args(list(args))
     from sae_workbench.hub.registry import search as find
-    found = find(' '.join(a.words), a.limit)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        found = find(' '.join(a.words), a.limit)
+    for w in said: print(w.message, file=sys.stderr)
     if not len(found): raise LoadError(f"no published SAE fits {' '.join(a.words)!r}")
     print(found.to_string(index=False))
+
+def recipes(args:Sequence[str]):
+    "Runs with known results; ends the program with exit code 1 if a result differs"
+    from sae_workbench.faces.recipes import main as run_recipes
+    if (code := run_recipes(args)): sys.exit(code)
 
 # %% ../../nbs/faces/cli.ipynb #c41d70e8
 COMMANDS = {
@@ -278,7 +286,8 @@ COMMANDS = {
     'convert': (convert, 'rewrite a published SAE, or a weights file, as safetensors'),
     'search': (search, 'find published SAEs by words'),
     'evals': (evals, 'measure SAEs, with baselines beside them'),
-    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline')}
+    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline'),
+    'recipes': (recipes, 'configs with recorded results: train them again, and compare')}
 
 # %% ../../nbs/faces/cli.ipynb #927d5a8c
 def run_command(
@@ -303,3 +312,6 @@ def main(args:Sequence[str]|None=None):
         print(f"sae-workbench: {unknown('command', args[0], COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     if (code := run_command(COMMANDS[args[0]][0], args[1:])): sys.exit(code)
+
+# %% ../../nbs/faces/cli.ipynb #82d54652
+if __name__ == '__main__' and '__file__' in globals(): main()

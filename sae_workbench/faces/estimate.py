@@ -79,7 +79,7 @@ def measure_step(
     smaller = f', of {n:,} rows and {small.d_sae:,} latents' if scale > 1 else ''
     return StepTime(min(times[1:])*scale, f'3 steps measured on this machine ({device}){smaller}')
 
-# %% ../../nbs/faces/estimate.ipynb #67fc08fd
+# %% ../../nbs/faces/estimate.ipynb #aba255a7
 ASSUMED = 2e13   # operations a second on a device that is not here
 
 @lru_cache
@@ -99,10 +99,11 @@ def guess_step(
 )->StepTime:
     "The time of a dense step, from its products"
     speed = product_speed() if device=='cpu' else ASSUMED
-    how = f'this CPU makes {speed/1e9:,.0f} GFLOP/s' if device=='cpu' else f'{ASSUMED/1e12:.0f} TFLOP/s on {device} assumed'
+    here, there = f'this CPU makes {speed/1e9:,.0f} GFLOP/s', f'{speed/1e12:.0f} TFLOP/s on {device} assumed'
+    how = here if device=='cpu' else there
     return StepTime(work_of(cfg, rows)/speed, f'from the products of a dense step; {how}')
 
-# %% ../../nbs/faces/estimate.ipynb #88ac0c99
+# %% ../../nbs/faces/estimate.ipynb #64b37ee4
 @dataclass
 class RunEstimate:
     "What a run takes"
@@ -114,7 +115,7 @@ class RunEstimate:
     latents:int # Bytes of the latents of one batch, dense
     saved:int # Bytes of the trained SAE on disk
     checkpoints:int # Bytes of all checkpoints together
-    n_checkpoints:int # How many of them
+    n_checkpoints:int # How many of them stay
     steps:int # Steps of the run
     step:StepTime # How long one takes
     model:float|None = None # Seconds for the language model's forward passes, if its size was given
@@ -129,7 +130,7 @@ class RunEstimate:
         "Of the whole run"
         return self.steps*self.step.seconds + (self.model or 0)
 
-# %% ../../nbs/faces/estimate.ipynb #dd014493
+# %% ../../nbs/faces/estimate.ipynb #6258aacd
 def _rows_in_buffer(cfg:LanguageModelSAERunnerConfig)->int:
     return cfg.n_batches_in_buffer*len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
 
@@ -148,6 +149,7 @@ def estimate_run(
     sae, rows = empty_sae(cfg.sae), cfg.train_batch_size_tokens
     sizes = tensor_sizes(sae)
     n = cfg.n_checkpoints + cfg.save_final_checkpoint if cfg.checkpoint_path else 0
+    n = min(n, cfg.keep_last_checkpoints or n)
     each = sizes['weights'] + sizes['adam'] + 4*3*cfg.sae.d_sae   # with three counts for each latent
     width, item = cfg.sae.d_in*as_dtype(cfg.dtype).itemsize, as_dtype(cfg.sae.dtype).itemsize
     return RunEstimate(
@@ -173,7 +175,7 @@ def time_text(
     for unit, n in (('min', 60), ('h', 3600), ('days', 86400)):
         if seconds/n < (90 if unit=='min' else 48) or unit=='days': return f'{seconds/n:.3g} {unit}'
 
-# %% ../../nbs/faces/estimate.ipynb #9314d372
+# %% ../../nbs/faces/estimate.ipynb #6adfd43b
 def estimate_rows(
     e:RunEstimate, # An estimate
     cfg:LanguageModelSAERunnerConfig, # The run
@@ -190,4 +192,5 @@ def estimate_rows(
             ('– buffer', size_text(e.buffer), f'{rows:,} activations; up to 1.2 times as much while it fills'),
             ('– latents', size_text(e.latents), f'one batch of {batch:,}, dense; the sparse steps need less'),
             ('Disk', size_text(e.saved + e.checkpoints), disk),
-            ('Time', time_text(e.seconds), f'{e.steps:,} steps of {time_text(e.step.seconds)}, {without}; {e.step.how}')]
+            ('Time', time_text(e.seconds),
+             f'{e.steps:,} steps of {time_text(e.step.seconds)}, {without}; {e.step.how}')]

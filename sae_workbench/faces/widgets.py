@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'panels', 'html_box']
+           'fitted', 'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -42,9 +42,11 @@ class Face:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}
         return bundle | (self.widget()._repr_mimebundle_(**kwargs) or {}) if is_live() else bundle
 
-# %% ../../nbs/faces/widgets.ipynb #acfc63dd
+# %% ../../nbs/faces/widgets.ipynb #92c17362
 LOOK = """
-.sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
+.sae-face{font:14px/1.45 system-ui,sans-serif;overflow-wrap:break-word}
+.sae-face .sae-report{overflow-x:auto;font-size:12.5px}
+.sae-face>.widget-html-content{line-height:1.4!important;min-width:0;overflow-x:auto}
 .sae-face .sae-title{font-weight:600;font-size:1.05em;margin:.5em 0 .3em}
 .sae-face .sae-dim{opacity:.75;font-size:12.5px;line-height:1.4}
 .sae-face .sae-bad{color:#c62828;font-size:12.5px;line-height:1.4;font-weight:500}
@@ -52,9 +54,12 @@ LOOK = """
 .sae-face table.sae-facts tr{background:none!important}
 .sae-face table.sae-facts td{padding:.2em .5em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
 .sae-face table.sae-facts td{text-align:left;vertical-align:top;white-space:normal}
+.sae-face table.sae-facts td:first-child{white-space:nowrap}
+.sae-face .sae-copy{font:12px system-ui,sans-serif;padding:.25em .9em;border-radius:4px;
+border:1px solid rgba(128,128,128,.5);background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
 .sae-face table.sae-facts td.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;font-size:12px;
-line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
+.sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;
+font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
 .sae-face svg{width:100%;max-width:520px;height:auto;display:block}
 .sae-face svg text{font-size:11px;fill:currentColor;opacity:.8}
 """.replace('\n', '')
@@ -70,8 +75,9 @@ def facts_html(
     rows:Sequence[tuple[str, str, str]], # What, how much, and a remark
 )->str: # A table; everything is escaped
     "Facts as a table"
+    NUM, DIM = ' class="num"', ' class="sae-dim"'
     def cell(text, kind=''): return f'<td{kind}>{html.escape(str(text))}</td>'
-    body = ''.join('<tr>' + cell(a) + cell(b, ' class="num"') + cell(c, ' class="sae-dim"') + '</tr>' for a, b, c in rows)
+    body = ''.join(f'<tr>{cell(a)}{cell(b, NUM)}{cell(c, DIM)}</tr>' for a, b, c in rows)
     return f'<table class="sae-facts">{body}</table>'
 
 # %% ../../nbs/faces/widgets.ipynb #10c9f58f
@@ -117,10 +123,10 @@ def svg_lines(
     return (f'<svg viewBox="-4 -4 {width + 8} {height + 28}" role="img" aria-label="{html.escape(x_title)}">'
             f'{zero}{lines}{names}{ends}{title}{tops}</svg>')
 
-# %% ../../nbs/faces/widgets.ipynb #d92bebba
+# %% ../../nbs/faces/widgets.ipynb #fd10cb65
 _GRID = """
 function render({ model, el }) {
-  el.classList.add('sae-grid');
+  el.classList.add('sae-grid'); el.dataset.lmSuppressShortcuts = 'true';
   const draw = () => {
     const [cols, rows, picked] = ['columns', 'rows', 'picked'].map(k => model.get(k));
     const table = document.createElement('table'), head = table.createTHead().insertRow(), body = table.createTBody();
@@ -188,10 +194,10 @@ def grid(
     "A table whose rows can be picked and whose headings sort"
     return _grid_class()(columns=[list(c) for c in columns], **traits)
 
-# %% ../../nbs/faces/widgets.ipynb #d1aab6d9
+# %% ../../nbs/faces/widgets.ipynb #52b4bba3
 _TOKENS = """
 function render({ model, el }) {
-  el.classList.add('sae-tokens'); el.dir = 'auto';
+  el.classList.add('sae-tokens'); el.dir = 'auto'; el.dataset.lmSuppressShortcuts = 'true';
   const mark = () => [...el.children].forEach((s, i) => s.setAttribute('aria-pressed', i === model.get('picked')));
   const draw = () => {
     el.replaceChildren(...model.get('tokens').map(([text, shade, hint], i) => {
@@ -213,7 +219,8 @@ export default { render };
 
 _TOKENS_LOOK = """
 .sae-tokens{font:13px/2 monospace;white-space:pre-wrap;overflow-wrap:anywhere;max-height:230px;overflow:auto}
-.sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;border-bottom:1px solid rgba(128,128,128,.45);margin-right:1px}
+.sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;margin-right:1px}
+.sae-tokens span{border-bottom:1px solid rgba(128,128,128,.45)}
 .sae-tokens span:hover{outline:1px solid rgba(128,128,128,.8)}
 .sae-tokens span[aria-pressed=true]{outline:2px solid #2563c9}
 """
@@ -233,7 +240,36 @@ def token_strip(
     "A text whose tokens can be picked; picking one again lets it go"
     return _tokens_class()(**traits)
 
-# %% ../../nbs/faces/widgets.ipynb #1fb4458d
+# %% ../../nbs/faces/widgets.ipynb #1408704b
+_FIT = """
+function render({ el }) {
+  const wide = p => p.querySelector('.main-svg')?.clientWidth > p.clientWidth;
+  const plots = () => [...(el.closest('.sae-fitted')?.querySelectorAll('.js-plotly-plot') ?? [])];
+  const timer = setInterval(() => { if (plots().some(wide)) dispatchEvent(new Event('resize')); }, 300);
+  return () => clearInterval(timer);
+}
+export default { render };
+"""
+
+@lru_cache
+def _fit_class()->type:
+    import anywidget
+    class Fit(anywidget.AnyWidget):
+        "Looks after the width of figures"
+        _esm = _FIT
+    return Fit
+
+def fitted(
+    figure, # A `FigureWidget`
+): # A widget
+    "A figure that is never wider than its panel"
+    import ipywidgets as w
+    figure._config = figure._config | dict(responsive=True, displayModeBar=False)
+    box = w.VBox([figure, _fit_class()()], layout=w.Layout(min_width='0', overflow='hidden'))
+    box.add_class('sae-fitted')
+    return box
+
+# %% ../../nbs/faces/widgets.ipynb #a0b5df81
 def panels(
     *parts, # Lists of widgets, one for each panel
     basis:Sequence[str]=(), # The least width at which each stands beside the others
@@ -254,3 +290,8 @@ def html_box(
     box = w.HTML(body, layout=w.Layout(width='auto', min_width='0', **layout))
     box.add_class('sae-face')
     return box
+
+def fields_box(): # A widget
+    "A box whose parts stand in as many columns as there is room for"
+    import ipywidgets as w
+    return w.Box(layout=w.Layout(display='flex', flex_flow='row wrap', align_items='flex-start', width='100%'))

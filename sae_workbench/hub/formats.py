@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from ..core.errors import LoadError
+from ..core.errors import LoadError, unknown
 from ..core.files import not_finite
 from ..core.registry import Registry
 from .places import MissingFile, Place, safe_name
@@ -235,15 +235,18 @@ def detect_format(
     path:str='', # The SAE's path there
 )->Format: # Its reader
     "The reader for an SAE of unknown format"
-    names = _around(place, path)
+    try: names = _around(place, path)
+    except MissingFile: names = set()
     found = [f for f in _formats_of(names, place.repo, path) if not f.configs or f.claims(_main_config(f, place, path))]
     if len(found)==1: return found[0]
     at = f'{place.repo}/{path}'.rstrip('/')
     if found: raise LoadError(f"{at}: could be {' or '.join(f.name for f in found)}: say which with converter=…")
+    there = sorted(n for n in names if n.startswith(path))[:8]
+    if not there and not Path(place.repo, path).exists() and (others := find_saes(place)):
+        raise LoadError(f"{place.repo}: {unknown('SAE', path, others)}")
     ids = [p.removeprefix(path).strip('/') for p in find_saes(place, path) if p != path]
     more = ' …' if len(ids) > 8 else ''
     if ids: raise LoadError(f"{at}: holds {len(ids)} SAEs; name one: {', '.join(ids[:8])}{more}")
-    there = sorted(n for n in names if n.startswith(path))[:8]
     known = next((what for p, what in NOT_YET.items() if any(re.search(p, f'{place.repo}/{n}') for n in there)), None)
     if known: raise LoadError(f"{at}: this is {known}")
     raise LoadError(f"{at}: no SAE of a known format ({', '.join(sorted(FORMATS))}); "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from torch import Tensor
-from ..core.config import DTYPES, device_name, dtype_name
+from ..core.config import DTYPES, check_device, device_name, dtype_name
 from ..core.errors import ConfigError, unknown
 from ..core.registry import get_sae_class
 from .formats import Format, ReadSAE, detect_format, fold_scale, read_sae
@@ -34,6 +34,8 @@ def locate(
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
 )->Source: # Where it is
     "Find out what a name means"
+    if not isinstance(release, (str, Path)):
+        raise ConfigError(f"expected the name of a release or repository, or a folder, got {release!r}")
     name, path = str(release), safe_name(str(sae_id)) if sae_id else ''
     if name in (known := get_pretrained_saes_directory()):
         entry = get_entry(name, path)
@@ -96,8 +98,10 @@ def _dtype(dtype, tensors:dict[str, Tensor], cfg:dict)->str:
 # %% ../../nbs/hub/pretrained.ipynb #330ca8e3
 def _asked(dtype, device)->tuple[str|None, str]:
     "The names of a dtype and a device"
-    try: return None if dtype is None else dtype_name(dtype), device_name(device)
+    try: asked = None if dtype is None else dtype_name(dtype), device_name(device)
     except ValueError as e: raise ConfigError(f"dtype={dtype!r}, device={device!r}: {e}") from None
+    check_device(device)
+    return asked
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
 def load_pretrained(

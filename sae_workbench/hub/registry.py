@@ -7,7 +7,7 @@ __all__ = ['PretrainedSAELookup', 'get_pretrained_saes_directory', 'Entry', 'get
            'get_releases_for_repo_id', 'list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id']
 
 # %% ../../nbs/hub/registry.ipynb #c91f4cc6
-import gzip, json, re
+import gzip, json, re, warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -80,6 +80,9 @@ def get_entry(
     "An SAE by its names"
     r = get_release(release)
     if sae_id in r.saes_map: return _entry(r, sae_id)
+    if not sae_id:
+        raise ConfigError(f"release {release!r}: sae_id is needed, such as {next(iter(r.saes_map))!r} "
+                          f"({len(r.saes_map)} are known)")
     raise ConfigError(f"release {release!r}: " + unknown('sae_id', sae_id, r.saes_map, show=4))
 
 # %% ../../nbs/hub/registry.ipynb #6f825016
@@ -154,6 +157,8 @@ def search(
 )->'pandas.DataFrame': # One row an SAE: release, sae_id, model, layer, width, l0, neuronpedia, format
     "Find published SAEs by words"
     from pandas import DataFrame
+    if not isinstance(query, str) or limit is not None and limit < 1:
+        raise ConfigError(f"search: expected words and a limit of at least 1, got {query!r} and {limit!r}")
     asked = re.search(r'\blayer[ _]?(\d+)\b', query.lower())
     words = _words(query.replace(asked[0], ' ') if asked else query)
     layer = int(asked[1]) if asked else None
@@ -161,6 +166,8 @@ def search(
     best = max(s for s, _ in scored)
     rows = [(*r.entry[:2], r.entry.model, r.layer, r.width, r.entry.l0, r.entry.neuronpedia, r.entry.format)
             for s, r in scored if s==best and best > 0]
+    if 0 < best < len(words) + (layer is not None):
+        warnings.warn(f"no published SAE fits all of {query!r}; these fit the most of it", UserWarning, stacklevel=2)
     names = ['release', 'sae_id', 'model', 'layer', 'width', 'l0', 'neuronpedia', 'format']
     return DataFrame(rows[:limit], columns=names).astype({'layer': 'Int64'})
 
@@ -171,7 +178,9 @@ def neuronpedia_url(
     latent:int|None=None, # One latent's page; the SAE's page if None
 )->str|None: # None for an SAE that is not there
     "The page of a published SAE on neuronpedia.org"
-    name = release.cfg.metadata.neuronpedia_id if isinstance(release, SAE) else get_entry(release, sae_id).neuronpedia
+    if not isinstance(release, SAE): name = get_entry(release, sae_id).neuronpedia
+    elif sae_id is None: name = release.cfg.metadata.neuronpedia_id
+    else: raise ConfigError(f"neuronpedia_url of an SAE takes no sae_id, got {sae_id!r}; write latent=… for a latent")
     return name and f'https://www.neuronpedia.org/{name}' + ('' if latent is None else f'/{latent}')
 
 # %% ../../nbs/hub/registry.ipynb #9bfbf116

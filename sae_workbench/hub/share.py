@@ -55,6 +55,11 @@ def _checked_names(saes:Mapping[str, Any], repo_id:str)->dict[str, Any]:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
     try: validate_repo_id(repo_id)
     except HFValidationError as e: raise ConfigError(f"repo_id={repo_id!r}: {str(e).splitlines()[0]}") from None
+    if not isinstance(saes, Mapping):
+        raise ConfigError(f"expected SAEs by their paths in the repository, such as {{'layer_3': sae}}, "
+                          f"got a {type(saes).__name__}")
+    odd = [f'{n!r}: a {type(s).__name__}' for n, s in saes.items() if not isinstance(s, (SAE, str, Path))]
+    if odd: raise ConfigError(f"expected SAEs or folders, got {', '.join(odd)}")
     try: ids = {name: safe_name(str(name)) for name in saes}
     except LoadError as e: raise ConfigError(f"an SAE's id is its path in the repository: {e}") from None
     bad = [name for name, i in ids.items() if i=='.' or list(ids.values()).count(i) > 1]

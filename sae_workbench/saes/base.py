@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
-from ..core.config import Config, Count, Device, Dtype, as_dtype, dtype_name, from_plain, plain
+from ..core.config import Config, Count, Device, Dtype
+from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
 from ..core.hooks import HookedModule, HookPoint, hooks_off
@@ -521,6 +522,7 @@ class SAE(_Shared, Generic[T]):
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
     )->'SAE': # Of the registered class for the file's architecture
         "Load an SAE from a folder"
+        check_device(device)
         overrides = None if dtype is None else {'dtype': dtype_name(dtype)}
         cfg, tensors = converter(path, device, cfg_overrides=overrides)
         sae = cls._from_parts(cfg, tensors, Path(path))

@@ -6,7 +6,7 @@
 __all__ = ['largest', 'BatchTopK', 'BatchTopKTrainingSAEConfig', 'BatchTopKTrainingSAE']
 
 # %% ../../nbs/saes/batchtopk.ipynb #b8b5941e
-import warnings
+import math, warnings
 from dataclasses import dataclass
 from typing import Any
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError
 from ..core.ops import Pattern
+from ..core.processes import Alone, sharing
 from ..core.registry import register_sae_training_class
 from .base import SAEConfig
 from .jumprelu import JumpReLUSAEConfig
@@ -22,20 +23,28 @@ from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig
 from .training import TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/batchtopk.ipynb #8607a036
+def _first_largest(values:Tensor, n:int)->Tensor:
+    "Where the n largest of (m,) are, ascending; of equal entries the first ones"
+    if len(values) <= n or not n: return torch.arange(len(values), device=values.device)[:n]
+    least = values.topk(n, sorted=False).values.min()
+    above, equal = (values > least).nonzero().flatten(), (values==least).nonzero().flatten()
+    return torch.cat([above, equal[:n - len(above)]]).sort().values
+
 def largest(
     x:Tensor, # Any shape
     n:int, # How many
     guess:float=0., # A value that n entries probably exceed; changes speed only
+    team:Alone=Alone(), # Processes that have other parts of one large tensor, of which n are wanted altogether
 )->Tensor: # (n,) or fewer places in the flattened tensor, ascending
     "Where the n largest positive entries are"
-    flat = x.flatten()
+    flat, guess = x.flatten(), team.lowest(guess)
     near = (flat > guess).nonzero().flatten()
-    if guess > 0 and len(near) < n: near = (flat > 0).nonzero().flatten()
-    if len(near) <= n or not n: return near[:n]
-    values = flat[near]
-    least = values.topk(n, sorted=False).values.min()
-    above, equal = near[values > least], near[values==least]   # of equal entries the first ones, whatever was guessed
-    return torch.cat([above, equal[:n - len(above)]]).sort().values
+    if guess > 0 and team.total(len(near)) < n: near = (flat > 0).nonzero().flatten()
+    near = near[_first_largest(flat[near], n)]
+    if team.size==1: return near
+    parts = team.gather(flat[near])
+    places, start = _first_largest(torch.cat(parts), n), sum(map(len, parts[:team.rank]))
+    return near[places[(places >= start) & (places < start + len(near))] - start]
 
 # %% ../../nbs/saes/batchtopk.ipynb #e0b2eb63
 class BatchTopK(TopK):
@@ -47,7 +56,8 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def pattern(self, x:Tensor)->Pattern:
         "Which entries of (rows, d_sae) are kept"
-        places, d_sae = largest(x, int(self.k*len(x)), self.guess), x.shape[1]
+        team, d_sae = sharing(), x.shape[1]
+        places = largest(x, int(self.k*team.total(len(x))), self.guess, team)
         self.guess = .9*x.flatten()[places].min().item() if len(places) else 0.
         rows = torch.bincount(places // d_sae, minlength=len(x))
         return Pattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
@@ -114,13 +124,15 @@ class BatchTopKTrainingSAE(_Threshold):
     "Trains a BatchTopK SAE, which leaves training as a `JumpReLUSAE`"
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         "The losses of a batch"
-        if self.cfg.k*len(step_input.sae_in) < 1:
-            raise DataError(f"k={self.cfg.k} of {len(step_input.sae_in)} rows is less than one latent: "
+        team, k = sharing(), self.cfg.k
+        if k*(rows := team.total(len(step_input.sae_in))) < 1:
+            raise DataError(f"k={k} of {rows} rows is less than one latent: "
                             "take larger batches or a larger k")
         out = super().training_forward_pass(step_input)
         acts = out.feature_acts if out.active is None else out.active[1]
         positive = acts.detach()[acts > 0]
-        self._smallest = positive.min()[None] if len(positive) else None
+        least = team.lowest(positive.min().item() if len(positive) else math.inf)
+        self._smallest = None if least==math.inf else acts.new_tensor([least])
         out.metrics['topk_threshold'] = lambda: self.topk_threshold
         return out
 

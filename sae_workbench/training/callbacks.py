@@ -65,6 +65,7 @@ def density_counts(
 # %% ../../nbs/training/callbacks.ipynb #61d501fa
 class JSONLLogger(_LogFile, Callback):
     "Writes metrics to a file, a line of JSON each"
+    first_only = True   # of several processes one writes
     def __init__(self,
         path:str|Path, # The file; made if need be, with its folder
     ):
@@ -116,6 +117,7 @@ def read_log(
 # %% ../../nbs/training/callbacks.ipynb #fb13712a
 class ProgressBar(Callback):
     "Shows how far the run is and how it goes"
+    first_only = True   # of several processes one writes
     def __init__(self,
         every:float=0.5, # Seconds between two updates, at least
         **kwargs, # Passed to tqdm
@@ -148,6 +150,7 @@ class ProgressBar(Callback):
 # %% ../../nbs/training/callbacks.ipynb #a07047b5
 class WandBLogger(Callback):
     "Sends metrics to Weights & Biases"
+    first_only = True   # of several processes one writes
     def __init__(self,
         cfg, # A LoggingConfig
         run_config:dict[str, Any]|None=None, # The run's config, shown beside its curves

@@ -66,6 +66,8 @@ class _Record:
     def ask(self, trainer, name:str, value:float):
         "Ask for a change; it is made between two steps"
         check_change(trainer, name, value)
+        if trainer.team.size > 1:
+            raise ConfigError("a run of several processes is changed by a plan that all of them have: Changes(planned)")
         self.asked.append((name, float(value)))
 
     def values(self, trainer)->dict[str, float]:

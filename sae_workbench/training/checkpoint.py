@@ -14,12 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 import torch
-from ..core.errors import ConfigError, LoadError, SaveError, unknown
-from ..core.files import read_json, read_state, read_tensors, write_json, write_state, write_tensors
+from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
+from ..core.files import check_finite, read_json, read_state, read_tensors
+from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import check_folder, is_held, only_one, read_manifest, remove, remove_temporaries
 from ..core.folders import whole_folder
 from ..core.plain import differences
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
+from .optim import optimizer_state
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
 TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors'
@@ -46,6 +48,7 @@ def save_checkpoint(
     "Write a checkpoint"
     with whole_folder(path, format=FORMAT, version=VERSION, position=position_of(trainer)) as tmp:
         trainer.sae.save_model(tmp)
+        for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the optimiser, in tensor {i},')
         write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
         write_state(tmp/TRAINER_FILE, _beside_weights(trainer, tmp))
         if store is not None: write_state(tmp/STORE_FILE, store.state_dict())
@@ -55,7 +58,7 @@ def save_checkpoint(
 # %% ../../nbs/training/checkpoint.ipynb #53ff3130
 MAY_DIFFER = {   # what decides neither the weights nor the data
     'metadata', 'sae', 'logger', 'device', 'llm_device', 'act_store_device', 'output_path', 'checkpoint_path',
-    'n_checkpoints', 'keep_last_checkpoints', 'save_final_checkpoint', 'resume', 'resume_overrides',
+    'n_checkpoints', 'keep_last_checkpoints', 'save_final_checkpoint', 'resume', 'resume_overrides', 'on_nonfinite',
     'resume_from_checkpoint', 'from_pretrained_path', 'verbose', 'n_eval_batches', 'eval_batch_size_prompts',
     'compile_llm', 'llm_compilation_mode', 'compile_sae', 'sae_compilation_mode', 'sae_lens_version',
     'sae_lens_training_version', 'use_cached_activations', 'cached_activations_path'}
@@ -292,6 +295,7 @@ class _Saving(_Held):
 # %% ../../nbs/training/checkpoint.ipynb #f967f70c
 class Checkpointing(_Saving):
     "Writes checkpoints while a trainer runs"
+    first_only = True   # of several processes one writes
     def on_begin(self, trainer):
         if self.checkpoints.folder.is_dir(): self.hold(trainer)
 
@@ -307,6 +311,14 @@ class Checkpointing(_Saving):
     def on_stop(self, trainer):
         self.last = None
         self.save(trainer)
+
+    def on_nonfinite(self, trainer, error):
+        "Keep the good weights, and say in the error where they are"
+        self.last = None
+        try: self.save(trainer)
+        except NonFiniteError: pass   # the weights themselves; what there was before is left alone
+        error.checkpoint = self.last or self.checkpoints.latest()
+        if error.checkpoint: error.add_note(f"The last good checkpoint is {error.checkpoint}")
 
     def on_end(self, trainer):
         if self.final: self.save(trainer, must=True)

@@ -112,6 +112,7 @@ class SAETrainerConfig(Config):
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, and how often
     n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
     keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
+    on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     rules = (
         Rule(lambda c: c.total_training_samples >= c.train_batch_size_samples,
              "total_training_samples={c.total_training_samples} is less than "
@@ -303,6 +304,7 @@ class _RunOptions(_TrainOptions):
     resume:Literal['auto']|None = None # auto: go on from the latest good checkpoint in checkpoint_path, or begin
     resume_overrides:list[str]|None = None # Options that may differ from those of the checkpoint
     keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
+    on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     verbose:bool = True # Print a summary at the start and the end
     model_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's forward pass
     model_from_pretrained_kwargs:PlainDict|None = None # Passed to the model's loader; unprocessed weights if None

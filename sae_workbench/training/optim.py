@@ -115,6 +115,11 @@ class _Stepped:
         scratch.give(self.t.grad if self.low else self.p.grad)
         self.t.grad = self.p.grad = None
 
+    def drop(self):
+        "Drop the gradient, so that the next one is not added to it"
+        scratch.give(self.p.grad)
+        self.p.grad = None
+
 # %% ../../nbs/training/optim.ipynb #0bc3048c
 def make_adam(
     params:Iterable[nn.Parameter], # What is trained
@@ -142,7 +147,10 @@ def clip_and_step(
     "Clip, step, and hand the gradients' memory back for the next step"
     stepped = [s for s in optimizer.stepped if s.p.grad is not None]
     norm = _norm([s.p.grad for s in stepped])
-    check(norm)
+    try: check(norm)
+    except Exception:
+        for s in stepped: s.drop()
+        raise
     for s in stepped: s.before_step()
     scale = (norm + 1e-6).clamp(min=max_norm) / max_norm
     if optimizer.defaults['fused'] and scale.dtype==torch.float32:   # torch's own way to divide gradients on the fly

@@ -6,7 +6,7 @@
 __all__ = ['ABOUT', 'check_rows_of', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import threading, warnings
+import math, threading, warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
 from ..core.folders import only_one, remove_temporaries
+from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
 from ..activations.store import ActivationsStore, open_cache
@@ -27,6 +28,7 @@ from .checkpoint import RUN_FILE, SPARSITY_FILE
 from .checkpoint import Checkpointing, Checkpoints, find_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
+from .guards import Guards
 from .preempt import Interrupted, Stop
 from .trainer import Callback, SAETrainer
 
@@ -116,7 +118,9 @@ class _Parts(_Describing):
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
-        self.stopping, self.trainer, self.callbacks = Stop(), None, []   # callbacks: more of them, of your own
+        self.stopping, self.trainer, self.team = Stop(), None, processes()
+        self.callbacks:list[Callback] = []   # more of them, of your own
+        self.verbose = cfg.verbose and self.team.is_first
         try:
             with self.stopping.signals(), self.stopping.at_once():
                 self._make(override_dataset, override_model, override_sae)
@@ -151,7 +155,7 @@ class _Preparing(_Parts):
     "The trainer of a run, where the run stands"
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
-        callbacks = [ProgressBar(disable=not cfg.verbose)]
+        callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
         if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
@@ -178,11 +182,13 @@ class _Resuming(_Preparing):
     "Where a run goes on"
     def _prepare(self, auto:bool, must:bool)->SAETrainer:
         "A trainer where a checkpoint is, or, if it need not be, at the start"
-        cfg, began = self.cfg, self._find_folder(auto)
+        cfg = self.cfg
+        began, self.checkpoint_folder = self.team.first_does(lambda: (self._find_folder(auto), self.checkpoint_folder))
         trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
-                             callbacks=self._callbacks())
+                             callbacks=self._callbacks(), team=self.team)
         trainer.stop = self.stopping
-        found = Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
+        def latest(): return Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
+        found = self.team.first_does(latest)
         if must and not found: raise LoadError(
             f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; make a new runner, and run it")
         if found: self._go_to(Path(found), trainer)
@@ -191,7 +197,7 @@ class _Resuming(_Preparing):
 
     def _go_to(self, path:Path, trainer:SAETrainer):
         load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(), self.cfg.resume_overrides or ())
-        if self.cfg.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
+        if self.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
 
 # %% ../../nbs/training/runner.ipynb #8f34a154
 class _Run(_Resuming):
@@ -220,13 +226,14 @@ class _Run(_Resuming):
             return self._train()
 
     def _train(self)->TrainingSAE:
-        if self.cfg.verbose and threading.current_thread() is not threading.main_thread():
+        if self.verbose and threading.current_thread() is not threading.main_thread():
             print("Signals do not reach a run outside the main thread; runner.stop() stops it")
         try:
             with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
         except Interrupted as e: raise self._interrupted(e) from None
         except NonFiniteError as e:
-            where = self.save_checkpoint(self.trainer)
+            where = getattr(e, 'checkpoint', None)
+            self.team.wait()   # one that ends before the writer would have torchrun end the writer
             if where: print(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
                             f"the state before it: resume_from_checkpoint={str(where)!r}")
             raise
@@ -239,13 +246,14 @@ class _Stopped(_Run):
         "Inside the block no other run writes to the output folder"
         path = self.cfg.output_path
         with ExitStack() as held:
-            if path: held.enter_context(only_one(path)), remove_temporaries(path)
+            if path and self.team.is_first: held.enter_context(only_one(path)), remove_temporaries(path)
             yield
 
     def _interrupted(self, e:Interrupted)->Interrupted:
         "The same with what the reader needs to know"
-        t, where = self.trainer, self.checkpointing and self.checkpointing.last
+        t = self.trainer
         if t.ended: return Interrupted(f"{e} when the run was complete", e.signum)
+        where = self.team.first_does(lambda: self.checkpointing and self.checkpointing.last)
         at = f"{e} at step {t.n_training_steps} ({t.n_training_samples:,} of {self.cfg.training_tokens:,} tokens)"
         saved = f"saved in {where}" if where else "no checkpoint was written"
         later = "; resume='auto' (--resume) goes on in another process" if where else ''
@@ -255,7 +263,7 @@ class _Stopped(_Run):
 
     def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
-        if self.checkpointing is None: return None
+        if self.checkpointing is None or not self.team.is_first: return None
         held = self.checkpointing.held is not None
         path = self.checkpointing.save(trainer)
         if not held: self.checkpointing.release(trainer)
@@ -270,20 +278,30 @@ class LanguageModelSAETrainingRunner(_Stopped):
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
         path, tokens = Path(path), self.trainer.n_training_samples
-        metrics = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = self._last_metrics()
+        if not self.team.is_first: return path
         sae = self.sae.to_inference()
-        sae.cfg.metadata.update(training_tokens=tokens, metrics={k: v for k, v in metrics.items() if isfinite(v)})
+        sae.cfg.metadata.update(training_tokens=tokens, metrics=metrics)
         sae.save_model(path)
         write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
         write_json(path/RUN_FILE, self.cfg.to_dict())
         write_json(path/'metrics.json', metrics)
         write_text(path/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
-        if self.cfg.verbose: self._say(metrics, tokens, path)
+        if self.verbose: self._say(metrics, tokens, path)
         return path
+
+    def _last_metrics(self)->dict[str, float]:
+        found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
+        metrics = {k: v for k, v in found.items() if isfinite(v)}
+        if bad := found.keys() - metrics.keys():
+            warnings.warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
+                          "the model's activations or losses on its contexts are not finite", stacklevel=4)
+        return metrics
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
-        if not m: return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        if not {'explained_variance', 'ce_loss_score'} <= m.keys():
+            return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
         print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")

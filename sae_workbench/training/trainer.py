@@ -14,14 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..core.errors import DataError, NonFiniteError, SAEWorkbenchError
+from ..core.errors import ConfigError, DataError, NonFiniteError, SAEWorkbenchError
+from ..core.files import not_finite
 from ..core.metrics import log_sparsity
+from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
 from .checkpoint import Checkpointing
 from .config import SAETrainerConfig
+from .parallel import agree_to_stop, check_parts, number, same_data, share_random, shared_pass
+from .parallel import start_together, whole_output
+from .guards import Skips, check_batch, cause, position_text
 from .preempt import Interrupted, Stop
 from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler
 from .optim import load_optimizer_state, make_adam, optimizer_state
@@ -37,6 +42,7 @@ class Callback:
     def on_log(self, trainer, metrics:dict[str, Any]): "Metrics of the step or of an evaluation are to be logged"
     def on_end(self, trainer): "Training ended as planned"
     def on_stop(self, trainer): "Training was asked to stop between two steps: the moment for a last checkpoint"
+    def on_nonfinite(self, trainer, error:NonFiniteError): "NaN or infinity ends the run; the weights are good"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
 
 # %% ../../nbs/training/trainer.ipynb #6cd7b313
@@ -88,7 +94,8 @@ class _Running:
     def __init__(self, cfg:SAETrainerConfig, sae:TrainingSAE):
         self.cfg, self.sae, self.activation_scaler = cfg, sae.to(cfg.device), ActivationScaler()
         self.n_training_steps = self.n_training_samples = 0
-        self.norm, self.stop = NormEstimate(), Stop()
+        self.data_provider = None
+        self.norm, self.stop, self.skips = NormEstimate(), Stop(), Skips()
         self.random, self.in_turn = None, False   # random: of the global generators, between its turns
         self.mid_step = self.evaluation_due = self.folded = self.ended = False
         self.statistics = LatentStatistics(sae.cfg.d_sae, cfg.dead_feature_window, cfg.device)
@@ -107,27 +114,41 @@ class _Running:
         "(d_sae,) true for latents that have not fired for long"
         return self.statistics.dead_neurons
 
+    def _set_lr(self, step:int):
+        "Put the learning rate where it is after so many steps"
+        self.lr_scheduler.last_epoch = step
+        for g, f in zip(self.optimizer.param_groups, self.lr_scheduler.lr_lambdas): g['lr'] = self.cfg.lr * f(step)
+
     def _is_logging_step(self)->bool: return (self.n_training_steps + 1) % self.cfg.logger.wandb_log_frequency == 0
 
 # %% ../../nbs/training/trainer.ipynb #2b0879ae
 class _Checks(_Running):
     "Looks for NaN and infinity before anything is changed"
-    def _check_batch(self, batch:Tensor):
-        at, d_in = f"step {self.n_training_steps}", self.sae.cfg.d_in
-        if batch.dim()!=2 or batch.shape[1]!=d_in:
-            raise DataError(f"{at}: a batch must be (rows, d_in={d_in}), got {tuple(batch.shape)}")
-        if batch.sum(dtype=torch.float32).isfinite(): return
-        bad = (~batch.isfinite().all(-1)).nonzero().flatten()
-        if len(bad):
-            raise NonFiniteError(f"{at}: {len(bad)} of {len(batch)} activations hold NaN or infinity "
-                                 f"(first row {bad[0].item()} of the batch); the weights are those of the step before")
+    def _scaling_is_due(self)->bool:
+        wanted = self.sae.cfg.normalize_activations=='expected_average_only_in'
+        return wanted and self.activation_scaler.scaling_factor is None
 
-    def _check_norm(self, norm:Tensor):
-        if norm.isfinite(): return
-        bad = [n for n, p in self.sae.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        which = ', '.join(bad) or 'all tensors together'
-        raise NonFiniteError(f"step {self.n_training_steps}: the gradient of {which} is NaN or infinite; "
-                             "the weights are those of the step before. A lower lr or l1/l0 warm-up helps most often")
+    def _at(self, rows:int)->str:
+        if self._scaling_is_due() and not self.n_training_samples:
+            return f"the estimate of the norm, batch {self.norm.batches}"
+        a = self.n_training_samples
+        return f"step {self.n_training_steps} (rows {a:,} to {a + rows - 1:,} of the run)"
+
+    def _not_changed(self)->str:
+        return f"{position_text(self.data_provider)}the weights are those of the step before"
+
+    def _check_batch(self, batch:Tensor):
+        check_batch(batch, self.sae.cfg.d_in, self._at(len(batch)), self._not_changed())
+
+    def _check_step(self, norm:Tensor, out:TrainStepOutput):
+        if (norm + out.loss.detach()).isfinite(): return
+        raise NonFiniteError(f"{self._at(len(out.sae_in))}: {cause(self.sae, out)}; {self._not_changed()}")
+
+    def _check_weights(self):
+        if not (bad := not_finite(self.sae.state_dict())): return
+        self.mid_step = True   # there is no going on from here
+        raise NonFiniteError(f"step {self.n_training_steps}: {', '.join(bad)} of the SAE became NaN or infinite, "
+                             "although the gradients are finite; go on from the last checkpoint")
 
 # %% ../../nbs/training/trainer.ipynb #b1f224e1
 class _TrainStep(_Checks):
@@ -142,17 +163,19 @@ class _TrainStep(_Checks):
         "One step of training; does not advance `n_training_steps`"
         self._check_batch(batch)
         self.sae.train()
-        x = self.activation_scaler(batch.to(self.sae.device))
+        x = self.activation_scaler(self.team.part(batch).to(self.sae.device))
         step_input = TrainStepInput(
             x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step())
-        with self._autocast(): out = self.sae.training_forward_pass(step_input)
+        with self._autocast(): out = shared_pass(self.sae, step_input, self.team)
         out.loss.backward()
-        clip_and_step(self.optimizer, check=self._check_norm)
+        self.team.sum_gradients(self.sae.parameters())
+        clip_and_step(self.optimizer, check=lambda norm: self._check_step(norm, out))
         self.sae.after_optimizer_step()
-        self.statistics.update(out.firing_counts(), len(batch))
+        self.statistics.update(self.team.sum(out.firing_counts()), len(batch))
         self.n_training_samples += len(batch)
         self.lr_scheduler.step()
         for c in self.coefficient_schedulers.values(): c.step()
+        self.skips.in_a_row = 0
         return out.detach()
 
 # %% ../../nbs/training/trainer.ipynb #cf9b779e
@@ -165,7 +188,12 @@ class _Given(_TrainStep):
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Are told what happens
+        team:Alone|None=None, # The processes that train together; those of torchrun if None
     ):
+        self.team = processes() if team is None else team
+        check_parts(cfg.train_batch_size_samples, cfg.device, self.team)
+        if self.team.size > 1 and cfg.on_nonfinite=='skip':
+            raise ConfigError("on_nonfinite='skip' is for one process: of several, one may meet what the others do not")
         super().__init__(cfg, sae)
         self.data_provider = iter(data_provider)
         self.evaluator, self.save_checkpoint_fn = evaluator, save_checkpoint_fn
@@ -174,6 +202,7 @@ class _Given(_TrainStep):
             self.callbacks += Checkpointing.for_config(cfg)
         self.changes = next((cb for cb in self.callbacks if isinstance(cb, Changes)), None) or Changes()
         self.callbacks = [cb for cb in self.callbacks if cb is not self.changes] + [self.changes]
+        self.callbacks = [cb for cb in self.callbacks if self.team.is_first or not getattr(cb, 'first_only', False)]
         for cb in self.callbacks:
             if isinstance(cb, Checkpointing): cb.look_at(self.data_provider)
         self.sae.cfg.metadata.sae_lens_training_version = self.sae.cfg.metadata.sae_lens_version
@@ -185,11 +214,21 @@ class _Given(_TrainStep):
 # %% ../../nbs/training/trainer.ipynb #5e17b048
 class _Fed(_Given):
     "Where batches come from"
+    compared = False   # whether all processes are known to read the same data
+
+    def _skip(self, e:NonFiniteError):
+        "Count something that is left out; an error if that is not wanted, or happens again and again"
+        if self.cfg.on_nonfinite=='stop' or not_finite(self.sae.state_dict()): raise e from None
+        self.skips.add(e, self.n_training_steps)
+        self.sae.cfg.metadata.n_skipped_steps = self.skips.total
+        self.tell('on_log', {'details/skipped_steps': self.skips.total})
+
     def next_batch(self)->Tensor:
         "The next batch, or an error that says how far the run was"
-        try: return next(self.data_provider)
+        try: return self._compared(next(self.data_provider))
         except NonFiniteError as e:
-            raise NonFiniteError(f"step {self.n_training_steps}: {e}; the weights are those of the step before") from None
+            self._skip(NonFiniteError(f"{self._at(self.cfg.train_batch_size_samples)}: {e}; {self._not_changed()}"))
+            return self.next_batch()   # a source goes on behind what it refused to give
         except StopIteration:
             raise DataError(f"the data ended after {self.n_training_samples} rows, "
                             f"but the run is to train on {self.cfg.total_training_samples}: "
@@ -198,37 +237,63 @@ class _Fed(_Given):
             self.stop.check()   # Ctrl-C reaches the workers of a DataLoader, too, and then they are what failed
             raise
 
+    def _compared(self, batch:Tensor)->Tensor:
+        if not self.compared: same_data(batch, self.team)
+        self.compared = True
+        return batch
+
 # %% ../../nbs/training/trainer.ipynb #d020b2a8
 class _Start(_Fed):
     "Before the first step"
     def _prepare(self)->Iterator[None]:
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
         scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
-        scaled = self.sae.cfg.normalize_activations=='expected_average_only_in'
-        if not scaled or scaler.scaling_factor is not None: return
-        for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2):
-            self.norm.add(self.next_batch())
+        if not self._scaling_is_due(): return
+        for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2,
+                      disable=not self.team.is_first):
+            self.norm.add(self._finite_batch())
             yield
         scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
+
+    def _finite_batch(self)->Tensor:
+        while True:
+            batch = self.next_batch()
+            try: self._check_batch(batch)
+            except NonFiniteError as e: self._skip(e)
+            else:
+                self.skips.in_a_row = 0
+                return batch
 
 # %% ../../nbs/training/trainer.ipynb #c1e304ce
 class _OneStep(_Start):
     "A step, and what is due after it"
-    def _train(self)->TrainStepOutput:
+    def _train(self)->TrainStepOutput|None: # None if the step was skipped
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
         self.mid_step = True
-        try: out = self.step(self.next_batch())
+        try:
+            batch = self.next_batch()
+            out = self._step_or_skip(batch)
         except (Interrupted, DataError, NonFiniteError):   # raised before anything was changed
             self.mid_step = False
             raise
-        self.tell('on_step', out)
+        if out is not None: self.tell('on_step', out)
         self.mid_step = False
         return out
+
+    def _step_or_skip(self, batch:Tensor)->TrainStepOutput|None:
+        try: return self.step(batch)
+        except NonFiniteError as e: self._skip(e)
+        self.n_training_samples += len(batch)
+        self._set_lr(self.lr_scheduler.last_epoch + 1)
+        for c in self.coefficient_schedulers.values(): c.step()
 
     def _train_and_log(self):
         n, logger, out = self.n_training_steps, self.cfg.logger, self._train()
         if not self._is_logging_step(): return
-        self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
+        self._check_weights()
+        if out is not None:
+            out = whole_output(out, self.team)
+            self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
         self.evaluation_due = (n + 1) % (logger.wandb_log_frequency*logger.eval_every_n_wandb_logs) == 0
 
     def _one_step(self):
@@ -269,25 +334,36 @@ class _Loop(_Steps):
             self.random, self.in_turn = random_state(), False
             set_random_state(others)
 
+    def _start_together(self):
+        start_together(self.sae, [self.n_training_steps, self.n_training_samples, self.norm.batches], self.team)
+        self.compared = False
+
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
         if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
         self.ended = False
         try:
             self.tell('on_begin')
+            self._start_together()
             for _ in self._prepare():
                 yield
-                self.stop.check()
+                agree_to_stop(self.stop, self.team)
             self.tell('on_start')
             while self.evaluation_due or self.n_training_samples < self.cfg.total_training_samples:
                 self._one_step()
                 yield
-                self.stop.check()
+                agree_to_stop(self.stop, self.team)
             self._fold()
             self.tell('on_end')
+            self.team.wait()
             self.ended = True
+        except NonFiniteError as e:
+            if not self.mid_step: self.tell('on_nonfinite', e)
+            raise
         except (Interrupted, GeneratorExit):   # the second where another run of train_together was interrupted
-            if self.stop.asked: self.tell('on_stop')
+            if self.stop.asked:
+                self.tell('on_stop')
+                self.team.wait()
             raise
         finally: self.tell('on_close')
 
@@ -319,7 +395,7 @@ class _Logged(_Measured):
     def build_train_step_log_dict(self, output:TrainStepOutput, n_training_samples:int)->dict[str, float]:
         "The metrics of a step by name"
         x, error = output.sae_in.float(), (output.sae_out - output.sae_in).float()
-        losses = {f'losses/{k}': _number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
+        losses = {f'losses/{k}': number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
         metrics = {
             'metrics/explained_variance': 1 - (error.pow(2).sum()/(x - x.mean(0)).pow(2).sum()).item(),
             'metrics/l0': output.firing_counts().sum().item()/len(x),
@@ -328,7 +404,11 @@ class _Logged(_Measured):
             'details/current_learning_rate': self.optimizer.param_groups[0]['lr'],
             'details/n_training_samples': n_training_samples}
         coefficients = {f'details/{k}_coefficient': c for k, c in self.get_coefficients().items()}
-        return losses | metrics | coefficients | {f'metrics/{k}': _number(v) for k, v in output.metrics.items()}
+        if self.skips.total: metrics['details/skipped_steps'] = self.skips.total
+        return losses | metrics | coefficients | {f'metrics/{k}': number(v) for k, v in output.metrics.items()}
+
+    def _evaluated(self)->dict[str, Any]:
+        with self.stop.at_once(): return self.evaluator(self.sae, self.data_provider, self.activation_scaler)
 
     @torch.no_grad()
     def evaluate(self)->dict[str, Any]:
@@ -337,17 +417,14 @@ class _Logged(_Measured):
         self.sae.eval()
         before = random_state()
         try:
-            with self.stop.at_once(): metrics = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
+            metrics = self.team.first_does(self._evaluated)
+            share_random(self.team)
         except Interrupted:   # it will be made again, from the same state
             set_random_state(before)
             raise
         finally: self.sae.train()
         self.tell('on_log', metrics)
         return metrics
-
-def _number(v)->float:
-    v = v() if callable(v) else v
-    return v.item() if isinstance(v, Tensor) else v
 
 # %% ../../nbs/training/trainer.ipynb #e769675f
 class _State(_Logged):
@@ -369,6 +446,7 @@ class _State(_Logged):
             lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
             coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()},
             scaling_factor=self.activation_scaler.scaling_factor, norm=self.norm.state_dict(),
+            skips=self.skips.state_dict(),
             evaluation_due=self.evaluation_due, folded=self.folded,
             random=random_state() if self.in_turn or self.random is None else self.random,
             callbacks={k: cb.state_dict() for k, cb in self._kept_callbacks().items()})
@@ -382,12 +460,13 @@ class SAETrainer(_State):
         self.n_training_samples = int(state['n_training_samples'])
         self.sae.load_state_dict(state['sae'])
         load_optimizer_state(self.optimizer, state['optimizer'])
-        step = self.lr_scheduler.last_epoch = int(state['lr_scheduler_step'])
-        for g, f in zip(self.optimizer.param_groups, self.lr_scheduler.lr_lambdas): g['lr'] = self.cfg.lr * f(step)
+        self._set_lr(int(state['lr_scheduler_step']))
         self.statistics.load_state_dict(state['statistics'])
         for k, s in state['coefficients'].items(): self.coefficient_schedulers[k].load_state_dict(s)
         self.activation_scaler.scaling_factor = state['scaling_factor']
         self.norm.load_state_dict(state['norm'])
+        self.skips.load_state_dict(state['skips'])
+        if self.skips.total: self.sae.cfg.metadata.n_skipped_steps = self.skips.total
         self.evaluation_due, self.folded, self.mid_step = state['evaluation_due'], state['folded'], False
         if self.folded: self.sae.cfg.normalize_activations = 'none'
         for k, cb in self._kept_callbacks().items():

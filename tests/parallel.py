@@ -1,0 +1,199 @@
+"""Runs of one and of several processes that talk through gloo: `parallel.py CASES.json FOLDER` prints a JSON line for each case.
+
+Torch is imported once; each process of a case is a fork. A case names a function below, what it gets, and on how many processes it runs.
+"""
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch._dynamo   # else every child imports it at its first step
+import torch.distributed as dist
+
+import faults
+import sae_workbench.saes
+from sae_workbench import MixingBuffer, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE
+from sae_workbench.activations.passes import share_passes
+from sae_workbench.core.files import write_tensors
+from sae_workbench.core.processes import processes
+from sae_workbench.training.callbacks import JSONLLogger
+from sae_workbench.training.checkpoint import Checkpoints
+from sae_workbench.training.parallel import shared_pass
+from sae_workbench.training.preempt import Interrupted
+from sae_workbench.saes.training import TrainStepInput
+
+torch.set_num_threads(1)
+ROWS = 31   # not divisible: the parts of a batch differ in size
+
+
+def sae_of(case: dict, dtype='float64') -> TrainingSAE:
+    torch.manual_seed(0)
+    options = dict(faults.OPTIONS[case['architecture']], **case.get('options', {}))
+    return TrainingSAE.from_dict(faults.sae_config(case | dict(dtype=dtype)).to_dict() | options)
+
+
+def gradients(case: dict, folder: Path) -> dict:
+    "Losses, gradients and counts of one batch, where half of the latents are dead"
+    team, sae = processes(), sae_of(case, case.get('dtype', 'float64'))
+    x = torch.randn(ROWS, faults.D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(sae.dtype)
+    dead = torch.arange(faults.D_SAE) % 2 == 0
+    out = shared_pass(sae, TrainStepInput(team.part(x), {'l1': .3, 'l0': .3}, dead, 5), team)
+    out.loss.backward()
+    team.sum_gradients(sae.parameters())
+    sae.after_optimizer_step()
+    return dict(sae.named_buffers()) | {n: p.grad for n, p in sae.named_parameters()} | dict(
+        loss=out.loss.detach(), counts=team.sum(out.firing_counts()), **{f'loss {k}': v.detach() for k, v in out.losses.items()})
+
+
+class Keeps:
+    "Keeps the batches, and what is logged"
+    def __init__(self): self.logged = []
+    def on_log(self, trainer, metrics): self.logged.append({k: v for k, v in metrics.items()})
+
+
+def source_of(case: dict):
+    "A source of batches, which the processes share out where it runs a model"
+    if case['source'] == 'synthetic':
+        return SyntheticSource(n_features=12, d_in=faults.D_IN, batch_size=faults.BATCH)
+    if case['source'] == 'tensor':
+        return MixingBuffer(TensorSource(torch.randn(400, faults.D_IN, generator=torch.Generator().manual_seed(2)), rows=50, shuffle=True), 128, faults.BATCH)
+    tokens = torch.tensor([t['tokens'] for t in faults.texts()])
+    return MixingBuffer(share_passes(faults.ModuleSource(faults.Model(), 'layer', tokens, batch_size=7, shuffle=True), processes()), 128, faults.BATCH)
+
+
+class StopsAfter:
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step and trainer.team.rank == trainer.team.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)   # one process is told, the last one
+
+
+class Dies:
+    def __init__(self, step, rank, how): self.step, self.rank, self.how = step, rank, how
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step and trainer.team.rank == self.rank:
+            if self.how == 'kill': os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError('something of mine')
+
+
+SEEN: list[torch.Tensor] = []
+plain_next = SAETrainer.next_batch
+
+
+def noted(self):
+    SEEN.append(plain_next(self).clone())
+    return SEEN[-1]
+
+
+SAETrainer.next_batch = noted
+
+
+def train(case: dict, folder: Path) -> dict:
+    "A whole run, or a part of it: weights, statistics, batches, what was logged"
+    own = case['source'] in ('live', 'cached')
+    keeps = Keeps()
+    more = [make(case[name]) for name, make in (('stop', StopsAfter), ('dies', lambda d: Dies(**d))) if name in case]
+    if own:
+        r = faults.runner(case, folder, faults.NOTHING)
+        r._callbacks = lambda make=r._callbacks: make() + [keeps, *more]
+        r.run()
+        t = r.trainer
+    else:
+        cfg = SAETrainerConfig(faults.STEPS*faults.BATCH, faults.BATCH, checkpoint_path=str(folder/'checkpoints'),
+                               logger=faults.LoggingConfig(**faults.LOGGER), **faults.LOOP)
+        torch.manual_seed(processes().rank)   # the first one's weights are everybody's
+        sae = TrainingSAE.from_dict(faults.sae_config(case).to_dict())
+        def evaluator(sae, data, scaler): return {'eval/drawn': torch.rand(1).item(), 'eval/norm': sae.W_dec.norm().item()}
+        t = SAETrainer(cfg, sae, source_of(case), evaluator, callbacks=[JSONLLogger(folder/'log.jsonl'), keeps, *more])
+        if case.get('resume'):
+            Checkpoints(folder/'checkpoints').load(t)
+        t.fit()
+    out = {f'weights {k}': v for k, v in t.sae.state_dict().items()} | {f'statistics {k}': torch.as_tensor(v) for k, v in t.statistics.state_dict().items()}
+    for i, line in enumerate(keeps.logged): out |= {f'logged {i} {k}': torch.tensor(float(v)) for k, v in line.items()}
+    return out | {f'batch {i}': b for i, b in enumerate(SEEN)} | dict(position=torch.tensor([t.n_training_steps, t.n_training_samples]))
+
+
+def own_data(case: dict, folder: Path) -> dict:
+    "Processes that draw data of their own"
+    source = SyntheticSource(n_features=12, d_in=faults.D_IN, batch_size=faults.BATCH, seed=processes().rank)
+    SAETrainer(SAETrainerConfig(64, 32), sae_of(case, 'float32'), source).fit()
+
+
+def small_batch(case: dict, folder: Path) -> dict:
+    SAETrainer(SAETrainerConfig(2, 1), sae_of(case, 'float32'), SyntheticSource(n_features=12, d_in=faults.D_IN, batch_size=1)).fit()
+
+
+def passes(case: dict, folder: Path) -> dict:
+    "The rows of a source, with NaN in one batch, and a saved position gone back to"
+    from sae_workbench.core.errors import NonFiniteError
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    x[9] = float('nan')
+    def source(): return share_passes(faults.ModuleSource(torch.nn.Sequential(torch.nn.Identity()), '0', x, batch_size=2, epochs=1), processes())
+    s, out, at = source(), [], {}
+    for i in range(11):
+        if i == 3: at = s.state_dict()
+        try: out.append(next(s).clone())
+        except NonFiniteError as e: out.append(torch.tensor([float(str(e).split('batch ')[1].split()[0])]))
+        except StopIteration: out.append(torch.zeros(0))
+    s = source()
+    s.load_state_dict(at)
+    assert torch.equal(next(s), out[3])
+    return {f'{i}': o for i, o in enumerate(out)}
+
+
+def child(case: dict, folder: Path, rank: int, size: int) -> None:
+    code = 99
+    try:
+        warnings.simplefilter('ignore')
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with open(folder/f'stderr-{rank}.txt', 'a') as err:
+            os.dup2(err.fileno(), 2)
+        if size > 1:
+            os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
+            dist.init_process_group('gloo', init_method=f'file://{folder}/meet-{size}-{os.getppid()}-{case["number"]}', rank=rank, world_size=size)
+        out = globals()[case['function']](case, folder)
+        if out: write_tensors(folder/f'result-{rank}.safetensors', {k: v.contiguous() for k, v in out.items()})
+        code = 0
+    except Interrupted as e:
+        print(e, file=sys.stderr)
+        code = e.exit_code
+    except BaseException as e:
+        traceback.print_exc()
+        code = 2
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(case: dict, folder: Path) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    pids, size = [], case.get('processes', 1)
+    for rank in range(size):
+        if not (pid := os.fork()): child(case, folder, rank, size)
+        pids.append(pid)
+    begin, codes = time.time(), {}
+    ended = {}
+    while len(codes) < size:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[pids.index(pid)], ended[pids.index(pid)] = os.waitstatus_to_exitcode(status), time.time() - begin
+        elif time.time() - begin > 100:
+            for p in pids: os.kill(p, signal.SIGKILL)
+            return dict(case=case, codes='hangs')
+        else:
+            time.sleep(.005)
+    errors = [(folder/f'stderr-{r}.txt').read_text()[-1500:] for r in range(size)]
+    return dict(case=case, codes=[codes[r] for r in range(size)], errors=errors, seconds=max(ended.values()) - min(ended.values()))
+
+
+if __name__ == '__main__':
+    cases, home = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    for i, case in enumerate(cases):
+        folder = home/case['folder']
+        if case.get('source') == 'cached' and not (folder.parent/'acts').exists(): faults.cache(folder.parent)
+        print(json.dumps(run(case | dict(number=i), folder)), flush=True)

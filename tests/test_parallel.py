@@ -1,0 +1,151 @@
+"""Two and three processes against one, through gloo: see `parallel.py`, which runs them."""
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sae_workbench.core.files import read_tensors
+from test_faults import ARCHITECTURES, ENV, HERE, command, tiny_model, wait_for   # noqa: F401
+
+SAME = dict(rtol=1e-6, atol=1e-6)
+TRAINED = dict(rtol=1e-3, atol=1e-5)   # float32, 24 steps of Adam
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory): return tmp_path_factory.mktemp('parallel')
+
+
+def run(home: Path, *cases: dict) -> list[dict]:
+    (home/'cases.json').write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, str(HERE/'parallel.py'), str(home/'cases.json'), str(home)], env=ENV, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def fine(found: list[dict]) -> None:
+    for f in found:
+        assert set(f['codes']) == {0}, f
+
+
+def compare(a: Path, b: Path, rank: int = 0, first: int = 0, close=SAME, skip=()) -> dict:
+    "All that two runs leave is close; batches are equal to the bit. `first`: the batch of `a` with which `b` begins"
+    one, other = read_tensors(a/'result-0.safetensors'), read_tensors(b/f'result-{rank}.safetensors')
+    for k, v in other.items():
+        if k.startswith('batch'):
+            assert torch.equal(v, one[f'batch {int(k[6:]) + first}']), k
+        elif not k.startswith(skip):
+            torch.testing.assert_close(v, one[k], **close, msg=lambda m: f'{b.name}, {k}: {m}')
+    return other
+
+
+OPTIONS = [{}]*len(ARCHITECTURES) + [dict(lp_norm=.7), dict(jumprelu_sparsity_loss_mode='tanh', pre_act_loss_coefficient=.1), dict(k=.7),
+                                     dict(jumprelu_sparsity_loss_mode='quadratic', target_l0=4., jumprelu_ste_to_input=True)]
+VARIANTS = list(zip((*ARCHITECTURES, 'standard', 'jumprelu', 'batchtopk', 'jumprelu'), OPTIONS))
+
+
+def test_gradients_of_every_architecture(home):
+    "The loss, each of its terms, every gradient, counts and thresholds, with 31 rows and half of the latents dead"
+    cases = [dict(function='gradients', architecture=a, options=o, folder=f'gradients/{i}-{n}', processes=n)
+             for i, (a, o) in enumerate(VARIANTS) for n in (1, 2, 3)]
+    fine(run(home, *cases))
+    for i in range(len(VARIANTS)):
+        for n in (2, 3):
+            for rank in range(n):
+                found = compare(home/f'gradients/{i}-1', home/f'gradients/{i}-{n}', rank)
+                assert found['W_dec'].abs().max() > 0
+
+
+RUNS = [('live', 'batchtopk', dict(norm='expected_average_only_in')), ('cached', 'topk', {}), ('module', 'jumprelu', {}),
+        ('tensor', 'gated', {}), ('synthetic', 'matching_pursuit', {}), ('synthetic', 'topk', dict(dtype='bfloat16'))]
+
+
+@pytest.mark.parametrize('source, architecture, more', RUNS, ids=[f'{s}-{a}' for s, a, _ in RUNS])
+def test_whole_runs(home, source, architecture, more):
+    "The same batches to the bit; the same weights in all processes, and close to those of one; the same counts and log; one writer"
+    case = dict(function='train', source=source, architecture=architecture, **more)
+    name = f'{source}-{architecture}'
+    fine(run(home, *(case | dict(folder=f'{name}/{n}', processes=n) for n in (1, 2, 3))))
+    rounded = more.get('dtype') == 'bfloat16'   # the gradient of each part is rounded, so runs come apart: see the next test
+    for n in (2, 3):
+        compare(home/name/'1', home/name/f'{n}', close=TRAINED, skip=('logged', 'statistics', 'weights') if rounded else ())
+        results = [read_tensors(home/name/f'{n}'/f'result-{r}.safetensors') for r in range(n)]
+        for r in results[1:]:
+            assert all(torch.equal(v, results[0][k]) for k, v in r.items())
+        folder = home/name/f'{n}'
+        lines = [[json.loads(line) for line in next((home/name/f'{m}').rglob('log.jsonl')).read_text().splitlines()] for m in (1, n)]
+        assert [line['step'] for line in lines[0]] == [line['step'] for line in lines[1]] and len(list(folder.rglob('log*.jsonl'))) == 1
+        names = [sorted(p.parent.name for p in (home/name/f'{m}').rglob('manifest.json')) for m in (1, n)]
+        assert names[0] == names[1] and len(names[0]) == 3 and not list(folder.rglob('.*.tmp'))
+
+
+def test_bfloat16_gradients_differ_by_their_rounding(home):
+    fine(run(home, *(dict(function='gradients', architecture='topk', dtype='bfloat16', folder=f'rounded-{n}', processes=n) for n in (1, 2, 3))))
+    one = read_tensors(home/'rounded-1'/'result-0.safetensors')
+    for n in (2, 3):
+        found = read_tensors(home/f'rounded-{n}'/'result-0.safetensors')
+        for k in ('W_enc', 'W_dec'):
+            assert (found[k].float() - one[k].float()).norm() < 2**-7*one[k].float().norm(), k
+
+
+@pytest.mark.parametrize('before, after', [(2, 1), (1, 2), (3, 2)])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(home, before, after):
+    "Stopped by a signal that one process gets in the middle; then the same batches as without a stop"
+    for source, architecture in (('live', 'batchtopk'), ('module', 'topk')):
+        case = dict(function='train', source=source, architecture=architecture)
+        whole, folder = home/f'whole-{source}', f'resumed-{source}-{before}-{after}'
+        part = case | dict(folder=folder)
+        cases = [] if whole.exists() else [case | dict(folder=whole.name)]
+        found = run(home, *cases, part | dict(processes=before, stop=10), part | dict(processes=after, resume=True))
+        assert found[-2]['codes'] == [143]*before, found[-2]
+        fine(found[:-2] + found[-1:])
+        compare(whole, home/folder, first=10, close=TRAINED, skip=('logged',))
+        assert len(read_tensors(home/folder/'result-0.safetensors')) > 10
+
+
+def test_one_that_dies_ends_all(home):
+    cases = [dict(function='train', source='synthetic', architecture='topk', processes=2, folder=f'dies-{how}-{rank}', dies=dict(step=5, rank=rank, how=how))
+             for how in ('kill', 'raise') for rank in (0, 1)]
+    for found in run(home, *cases):
+        how, rank = found['case']['dies']['how'], found['case']['dies']['rank']
+        assert found['codes'][rank] == (-9 if how == 'kill' else 2) and found['codes'][1 - rank] == 2, found
+        assert found['seconds'] < 10
+        assert f'another process of this run failed or is gone, so process {1 - rank} of 2 stops' in found['errors'][1 - rank], found
+
+
+def test_what_cannot_be_shared_is_refused(home):
+    cases = [dict(function=f, architecture='topk', processes=2, folder=f) for f in ('own_data', 'small_batch')]
+    data, small = run(home, *cases)
+    for found, text in ((data, 'process 1 has another first batch than process 0'), (small, 'a batch of 1 rows cannot be shared by 2 processes')):
+        assert found['codes'] == [2, 2] and all(text in e for e in found['errors']), found
+
+
+def test_shared_passes(home):
+    "Five passes of which one fails: it fails for all, in its turn, and the others come"
+    fine(run(home, *(dict(function='passes', folder=f'passes-{n}', processes=n) for n in (1, 2, 3))))
+    for n in (2, 3):
+        found = compare(home/'passes-1', home/f'passes-{n}', n - 1)
+        assert found['4'].tolist() == [5] and len(found['9']) == 2 and not len(found['10'])
+
+
+def test_the_command_under_torchrun(tiny_model, tmp_path):   # noqa: F811
+    "SIGTERM to torchrun: one checkpoint; the same command goes on, with one process, to the same SAE as two that were left alone"
+    from sae_workbench import SAE
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'sae_workbench.faces.cli']
+    many = ['--training-tokens', '20000']
+    whole = command(tiny_model, tmp_path/'whole', *many, program=torchrun)
+    assert whole.wait(600) == 0, whole.communicate()[1][-3000:]
+    one = command(tiny_model, tmp_path/'one', *many, program=torchrun)
+    log = tmp_path/'one'/'sae'/'log.jsonl'
+    wait_for(lambda: log.exists() and log.read_text().count('\n') > 3, one)
+    one.send_signal(signal.SIGTERM)
+    said = one.communicate(timeout=300)[1]
+    assert one.returncode != 0 and 'stopped by SIGTERM at step' in said, said[-3000:]
+    assert len([p for p in (tmp_path/'one'/'ck').glob('*/*') if (p/'manifest.json').exists()]) == 1
+    again = command(tiny_model, tmp_path/'one', *many)
+    assert again.wait(600) == 0, again.communicate()[1][-3000:]
+    a, b = (SAE.load_from_disk(tmp_path/n/'sae').state_dict() for n in ('whole', 'one'))
+    for k, v in a.items():
+        torch.testing.assert_close(b[k], v, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,292 @@
+"""The widgets in a real JupyterLab and a real Chromium: what a person would do with the mouse and the keyboard.
+
+Needs jupyterlab and playwright (`pip install "sae_workbench[browser]"`) and a Chromium; skipped without them.
+SAE_SCREENSHOTS=FOLDER keeps pictures of what was seen.
+"""
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+MISSING = [name for name in ('jupyterlab', 'playwright', 'ipykernel') if find_spec(name) is None] + ['chromium'] * (CHROMIUM is None)
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
+         '--disable-sync').split()
+ROOT = Path(__file__).resolve().parent.parent
+
+CHOOSER = """
+from sae_workbench import choose_architecture
+chooser = choose_architecture()
+chooser
+"""
+EXPLORER = """
+import torch
+from sae_workbench import explore, SAEMetadata
+from sae_workbench.activations.offline import toy_model
+from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig
+torch.manual_seed(0)
+model = toy_model(n_layers=2, d_model=32)
+sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=300, k=4, metadata=SAEMetadata(hook_name='blocks.1.hook_resid_pre')))
+evil = '<img src=x onerror="document.title=1/0"> The cat sat on the mat. '
+explorer = explore(sae, model, [evil * 40], n_tokens=4000)
+explorer
+"""
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+def notebook(source: str) -> str:
+    "A notebook with one cell"
+    cell = dict(cell_type='code', id='first', execution_count=None, metadata={}, outputs=[], source=source.strip())
+    spec = dict(name='python3', display_name='Python 3', language='python')
+    return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=spec), nbformat=4, nbformat_minor=5))
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A JupyterLab: its address and its folder"
+    folder = tmp_path_factory.mktemp('lab')
+    (folder/'chooser.ipynb').write_text(notebook(CHOOSER))
+    (folder/'explorer.ipynb').write_text(notebook(EXPLORER))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    own = {name: str(folder/name) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PLOTLY_RENDERER')} | own | dict(PYTHONPATH=paths)
+    command = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', f'--port={port}', '--ip=127.0.0.1',
+               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={folder}', '--LabApp.news_url=None',
+               '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    settings = Path(own['JUPYTER_CONFIG_DIR'], 'lab/user-settings/@jupyterlab/apputils-extension')
+    settings.mkdir(parents=True)
+    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}')
+    with open(folder/'lab.log', 'w') as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=1):
+                break
+            time.sleep(.25)
+        yield f'http://127.0.0.1:{port}', folder
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+@contextlib.contextmanager
+def opened(lab, browser, name: str, selector: str, width: int = 1280):
+    "The notebook, run; errors of the page and requests that leave the machine fail the test"
+    address, _ = lab
+    context = browser.new_context(viewport=dict(width=width, height=1500 if width > 600 else 2600))
+    context.grant_permissions(['clipboard-read', 'clipboard-write'], origin=address)
+    page, errors, outside = context.new_page(), [], []
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    page.on('request', lambda r: outside.append(r.url) if not re.match(r'http://127\.0\.0\.1|ws://127\.0\.0\.1|data:|blob:', r.url) else None)
+    try:
+        page.goto(f'{address}/lab/workspaces/{name}{width}/tree/{name}.ipynb?reset')
+        page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=90_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000, state='attached')
+        if page.locator('.jp-SideBar .lm-mod-current').count():   # fold the file browser away
+            page.keyboard.press('Control+b')
+        for _ in range(30):   # a press can be lost while the page still wires itself up
+            for accept in page.locator('.jp-Dialog .jp-mod-accept').all():   # which kernel
+                accept.click()
+                page.wait_for_timeout(1500)
+            page.locator('.jp-Notebook .jp-CodeCell').first.click()
+            page.keyboard.press('Control+Enter')
+            page.wait_for_timeout(1500)
+            if page.locator('.jp-InputPrompt').first.inner_text().strip() not in ('[ ]:', ''):
+                break
+        page.wait_for_selector(selector, timeout=90_000)
+        yield page
+        assert not errors and not outside, (errors, outside)
+    except Exception:
+        keep(page, f'{name}_failed')
+        raise
+    finally:
+        context.close()
+
+
+def keep(page, name: str) -> None:
+    "A picture, if somebody wants to see it"
+    if folder := os.environ.get('SAE_SCREENSHOTS'):
+        page.wait_for_timeout(400)
+        page.screenshot(path=f'{folder}/{name}.png')
+
+
+def curve(page) -> str:
+    "The line that is drawn"
+    return page.locator('.js-plotly-plot .scatterlayer path.js-line').first.get_attribute('d')
+
+
+def until(page, holds, seconds: float = 20) -> None:
+    "Wait for something"
+    end = time.time() + seconds
+    while not holds():
+        assert time.time() < end, 'it did not happen'
+        page.wait_for_timeout(50)
+
+
+def counts(page) -> dict:
+    "What the page holds, after a collection"
+    session = page.context.new_cdp_session(page)
+    session.send('HeapProfiler.collectGarbage')
+    found = session.send('Memory.getDOMCounters')
+    session.detach()
+    return found
+
+
+def test_choose_an_architecture(lab, browser):
+    with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
+        wrong, k = page.locator('.opt-sae-k .sae-bad'), page.locator('.opt-sae-k input')
+        before = curve(page)
+        keep(page, 'chooser_1280')
+        k.fill('5000')   # a mistake, and its error at the field
+        wrong.wait_for()
+        assert 'k=5000 is more than d_sae=4096' in wrong.inner_text()
+        page.locator('.opt-lr input').fill('-1')
+        until(page, lambda: '2 mistakes' in page.locator('.sae-summary').inner_text())
+        keep(page, 'chooser_mistakes_1280')
+        page.locator('.opt-lr input').fill('')
+        k.fill('32')
+        until(page, lambda: wrong.count() == 0)
+        until(page, lambda: curve(page) != before)   # the plot follows
+        before = curve(page)
+        page.locator('.opt-sae-k .noUi-handle').focus()
+        for _ in range(20):
+            page.keyboard.press('ArrowRight')
+        until(page, lambda: curve(page) != before and int(k.input_value()) > 32)
+        page.wait_for_timeout(2000)   # until all of the twenty have come back
+
+        page.locator('.sae-copy').first.click()   # the config goes along
+        until(page, lambda: page.locator('.sae-copy').first.inner_text() == 'Copied')
+        names = {}
+        exec(page.evaluate('navigator.clipboard.readText()'), names)
+        assert names['cfg'].sae.k == int(k.input_value())
+
+        page.get_by_role('tab', name='Command line').click()
+        until(page, lambda: '--architecture topk' in page.locator('.sae-code:visible').inner_text())
+        page.locator('select[title=architecture]').select_option('jumprelu')
+        page.locator('.opt-sae-jumprelu_bandwidth input').wait_for()
+        until(page, lambda: page.locator('.js-plotly-plot .scatterlayer path.js-line').count() == 2)
+        keep(page, 'chooser_jumprelu_1280')
+
+        page.locator('textarea[title="old config"]').fill("LanguageModelSAERunnerConfig(architecture='gated', d_in=512, expansion_factor=4, l1_coefficient=5)")
+        page.get_by_role('button', name='Read').click()
+        until(page, lambda: page.locator('select[title=architecture]').input_value() == 'gated')
+        until(page, lambda: page.locator('.opt-sae-d_sae input:visible').input_value() == '2048')
+        page.get_by_role('button', name='Measure a step').click()
+        until(page, lambda: 'measured on this machine' in page.locator('.sae-chooser').inner_text())
+        keep(page, 'chooser_old_1280')
+
+
+def test_chooser_does_not_grow(lab, browser):
+    with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
+        select, k = page.locator('select[title=architecture]'), page.locator('.opt-sae-k input')
+
+        def turn(n):
+            for i in range(n):
+                select.select_option(('jumprelu', 'gated')[i % 2])
+                select.select_option('topk')
+                k.wait_for()
+                k.fill(str(20 + i % 7))
+                until(page, lambda: f'k={20 + i % 7},' in page.locator('.sae-code').first.inner_text())
+
+        turn(10)
+        before = counts(page)
+        turn(70)   # 210 changes
+        after = counts(page)
+        assert after['nodes'] < 1.2*before['nodes'] and after['jsEventListeners'] < 1.2*before['jsEventListeners'], (before, after)
+
+
+def test_explore_latents(lab, browser):
+    with opened(lab, browser, 'explorer', '.sae-explorer .sae-grid tbody tr') as page:
+        rows, title = page.locator('.sae-grid').first.locator('tbody tr'), page.title()
+        keep(page, 'explorer_1280')
+        search = page.locator('input[placeholder="a token or a number"]')
+        search.fill('17')
+        until(page, lambda: rows.count() == 1)
+        rows.first.click()   # its page opens
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == 'Latent 17')
+        search.fill('')
+        until(page, lambda: rows.count() == 100)
+        head = page.locator('.sae-grid').first.get_by_role('button', name='max')
+        head.click()   # sort
+        until(page, lambda: page.locator('.sae-grid').first.locator('th[aria-sort=descending]').count() == 1)
+        assert numbers(rows, 3) == sorted(numbers(rows, 3), reverse=True)
+        page.get_by_role('button', name='Similar to').click()
+        until(page, lambda: rows.first.get_attribute('data-id') == '17')
+
+        page.get_by_role('tab', name='Text').click()   # which latents fire on a text
+        page.locator('textarea[title=text]').fill('The <b>cat</b> sat')
+        page.get_by_role('button', name='Read').click()
+        tokens = page.locator('.sae-tokens span')
+        until(page, lambda: tokens.count() == len('The <b>cat</b> sat') + 1)
+        fires = page.locator('.sae-grid').nth(1).locator('tbody tr')
+        until(page, lambda: fires.count() > 4)   # more than fire on one token
+        everywhere = fires.count()
+        tokens.nth(5).click()
+        until(page, lambda: 0 < fires.count() < everywhere)
+        fires.first.click()
+        chosen = fires.first.get_attribute('data-id')
+        keep(page, 'explorer_text_1280')
+
+        page.get_by_role('tab', name='Steer').click()
+        until(page, lambda: f'Latent {chosen}' in page.locator('.sae-explorer').inner_text())
+        page.get_by_label('Begin with').fill('The cat')
+        page.get_by_role('button', name='Write').click()
+        page.locator('.sae-pair').wait_for(timeout=60_000)
+        assert page.locator('.sae-text').count() == 2
+        keep(page, 'explorer_steer_1280')
+        page.get_by_label('Begin with').fill('')
+        page.get_by_role('button', name='Write').click()
+        until(page, lambda: 'no text to begin with' in page.locator('.sae-explorer').inner_text())
+        assert page.title() == title   # nothing of the data ran
+
+        def turn(n):
+            for i in range(n):
+                search.fill(str(i % 9))
+                until(page, lambda: rows.count() == 1)
+                rows.first.click()
+            until(page, lambda: page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count() == 1, 60)
+
+        page.get_by_role('tab', name='Page').click()
+        turn(20)
+        before = counts(page)
+        turn(200)
+        after = counts(page)
+        assert after['nodes'] < 1.2*before['nodes'] and after['jsEventListeners'] < 1.2*before['jsEventListeners'], (before, after)
+
+
+def numbers(rows, column: int) -> list[float]:
+    "A column of a table"
+    return [float(t) for t in rows.evaluate_all('(rs, k) => rs.map(r => r.cells[k].textContent)', column)]
+
+
+@pytest.mark.parametrize('name, selector', [('chooser', '.sae-chooser .js-plotly-plot path.js-line'), ('explorer', '.sae-explorer .sae-grid tbody tr')])
+def test_a_phone(lab, browser, name, selector):
+    with opened(lab, browser, name, selector, width=390) as page:
+        widget = page.locator(f'.sae-{name}')
+        assert widget.evaluate('e => e.scrollWidth <= e.clientWidth + 1')
+        for plot in page.locator('.js-plotly-plot').all():   # fits its panel
+            until(page, lambda: plot.evaluate('e => e.querySelector(".main-svg").clientWidth <= e.parentElement.clientWidth'))
+        page.locator('.jp-Cell-inputWrapper').first.evaluate('e => e.style.display = "none"')
+        keep(page, f'{name}_390')
