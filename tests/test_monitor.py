@@ -101,12 +101,10 @@ def test_a_hand_at_the_monitor(tmp_path):
         lab.until(lambda: not page.wait_for_timeout(100) and step_of(page) > paused_at + 20)
         nb.keep('monitor_1280')
         page.set_viewport_size(dict(width=390, height=2600))
-        page.wait_for_timeout(3000)
+        lab.until(lambda: not page.wait_for_timeout(300) and fits(page), 30)
         nb.keep('monitor_390')
-        assert fits(page)
         page.set_viewport_size(dict(width=1280, height=1100))
-        page.wait_for_timeout(3000)
-        assert fits(page)
+        lab.until(lambda: not page.wait_for_timeout(300) and fits(page), 30)
 
         button('Stop and save').click()
         lab.until(lambda: not page.wait_for_timeout(100) and state.inner_text().startswith('stopped'))
@@ -117,9 +115,9 @@ def test_a_hand_at_the_monitor(tmp_path):
 
         said = nb.run(3, 300)
         assert re.search(r'same \[True, True\] steps 1500 changes [1-5] done', said), said
-        lab.until(lambda: not page.wait_for_timeout(200) and state.inner_text().startswith('done'))
+        lab.until(lambda: not page.wait_for_timeout(200) and state.inner_text().startswith('done') and fits(page))
         nb.keep('monitor_done_1280')
         nb.command('docmanager:save')
         page.wait_for_timeout(1500)
     saved = path.read_text()
-    assert saved.count('<svg') == 6 or saved.count('<svg') >= 6   # the still picture of the whole run
+    assert saved.count('<svg') >= 6   # the still picture of the whole run

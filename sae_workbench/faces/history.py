@@ -21,7 +21,8 @@ class Curve:
     def __init__(self,
         max_points:int=500, # Points that are kept, an even number
     ):
-        if max_points < 2 or max_points % 2: raise ConfigError(f"max_points={max_points} must be an even number of at least 2")
+        if max_points < 2 or max_points % 2:
+            raise ConfigError(f"max_points={max_points} must be an even number of at least 2")
         self.table, self.n, self.per_point = np.empty((max_points, 6)), 0, 1
         # columns of the table: step, samples, how many values, their mean, the lowest, the highest
 
@@ -100,7 +101,8 @@ class RunHistory:
         self.changes.extend((self.step, name, v) for name, v in changed.items())
         if 'details/n_training_samples' in found:
             before, self._timed = self._timed, (self.samples, self.seconds)
-            if before and self.seconds > before[1]: found['rate'] = (self.samples - before[0])/(self.seconds - before[1])
+            if before and self.seconds > before[1]:
+                found['rate'] = (self.samples - before[0])/(self.seconds - before[1])
         return found
 
     def _back_to(self, step:int):
@@ -130,8 +132,8 @@ class _Tail:
             while (data := f.read(self.chunk)):
                 whole = data[:data.rfind(b'\n') + 1]
                 if not whole:
-                    if len(data)==self.chunk: raise LoadError(f"{self.path}: a line of more than {self.chunk:,} bytes; not a log")
-                    return
+                    if len(data) < self.chunk: return
+                    raise LoadError(f"{self.path}: a line of more than {self.chunk:,} bytes; not a log")
                 self.offset, self.end = self.offset + len(whole), whole[-64:]
                 f.seek(self.offset)
                 yield whole

@@ -34,7 +34,8 @@ def _trace(line, color:str, name:str)->list[dict]:
     style = dict(color=color, width=1.8, dash='dot' if line.name=='evaluation' else 'solid')
     wide = len(line.x) > 1 and (line.high > line.low).any()
     x, y = (np.concatenate([line.x, line.x[::-1]]), np.concatenate([line.high, line.low[::-1]])) if wide else ([], [])
-    return [dict(type='scatter', name=name, x=line.x, y=line.y, mode=mode, line=style, marker=dict(size=5, color=color)),
+    dots = dict(size=5, color=color)
+    return [dict(type='scatter', name=name, x=line.x, y=line.y, mode=mode, line=style, marker=dots),
             dict(type='scatter', name=f'{name} extremes', x=x, y=y, fill='toself', fillcolor=_pale(color), mode='lines',
                  line=dict(width=0, color=color), hoverinfo='skip', showlegend=False)]
 
@@ -54,8 +55,9 @@ def panel_traces(
 def density_traces(runs:Sequence[RunHistory])->list[dict[str, Any]]:
     "How many latents of each run fire how often"
     known = [(i, run, d) for i, run in enumerate(runs) if (d := density_line(run)) is not None]
-    return [dict(type='scatter', name=run.name or 'latents', x=x, y=y, mode='lines', fill='tozeroy', fillcolor=_pale(_color(i)),
-                 line=dict(shape='hvh', width=1.5, color=_color(i)), hovertemplate='10^%{x:.1f}: %{y} latents')
+    return [dict(type='scatter', name=run.name or 'latents', x=x, y=y, mode='lines', fill='tozeroy',
+                 fillcolor=_pale(_color(i)), line=dict(shape='hvh', width=1.5, color=_color(i)),
+                 hovertemplate='10^%{x:.1f}: %{y} latents')
             for i, run, (x, y) in known]
 
 # %% ../../nbs/faces/monitor.ipynb #112e0202
@@ -68,8 +70,9 @@ def change_trace(
     steps = [l for l in lines_of(run, PANELS[0], 'step') if l.name=='loss']
     changes = list(run.changes) if losses and len(losses[0].x) else []
     at = [min(int(np.searchsorted(steps[0].x, step)), len(steps[0].x) - 1) for step, *_ in changes]
-    return dict(type='scatter', name='changed', mode='markers', x=[losses[0].x[i] for i in at], y=[losses[0].y[i] for i in at],
-                marker=dict(symbol='triangle-down', size=10, color='#c62828'), showlegend=False, hovertemplate='%{text}',
+    return dict(type='scatter', name='changed', mode='markers', showlegend=False, hovertemplate='%{text}',
+                x=[losses[0].x[i] for i in at], y=[losses[0].y[i] for i in at],
+                marker=dict(symbol='triangle-down', size=10, color='#c62828'),
                 text=[f'{name} is {value:.3g} from step {step:,} on' for step, name, value in changes])
 
 def all_traces(
@@ -98,7 +101,7 @@ def compare_runs(
 ): # A plotly figure
     "The curves of runs in one figure"
     from plotly.subplots import make_subplots
-    if not runs: raise ConfigError("compare_runs needs at least one run: the path of a log, or a folder with a log.jsonl")
+    if not runs: raise ConfigError("compare_runs needs at least one run: a log, or a folder with a log.jsonl")
     if x not in ('step', 'samples'): raise ConfigError(f"x={x!r} must be 'step' or 'samples'")
     found = [run_history(r, n) for r, n in zip(runs, names or [None]*len(runs), strict=True)]
     parts = all_traces(found, x)
@@ -138,15 +141,18 @@ def _lasts(run:RunHistory, panel:Panel):
     return [(l, run.last[k]) for k, l in zip(keys, lines_of(run, panel)) if l.name != 'evaluation']
 
 # %% ../../nbs/faces/monitor.ipynb #960d5e04
-_GRID = ('.sae-panels{display:flex;flex-wrap:wrap;gap:10px 18px}.sae-panels>div{flex:1 1 260px;min-width:0;max-width:460px}'
+_GRID = ('.sae-panels{display:flex;flex-wrap:wrap;gap:10px 18px}'
+         '.sae-panels>div{flex:1 1 260px;min-width:0;max-width:460px}'
          '.sae-panels .sae-title{margin:.3em 0 .1em}.sae-numbers b{display:block;font-variant-numeric:tabular-nums}'
-         '.sae-numbers{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:6px 12px;margin:.5em 0}')
+         '.sae-numbers{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr))}'
+         '.sae-numbers{gap:6px 12px;margin:.5em 0}')
 
 def numbers_html(
     facts:Sequence[tuple[str, str]], # What, and how much
 )->str: # HTML
     "Numbers side by side"
-    cells = ''.join(f'<div><span class="sae-dim">{html.escape(k)}</span><b>{html.escape(v)}</b></div>' for k, v in facts)
+    def cell(k, v): return f'<div><span class="sae-dim">{html.escape(k)}</span><b>{html.escape(v)}</b></div>'
+    cells = ''.join(cell(k, v) for k, v in facts)
     return f'<div class="sae-numbers">{cells}</div>'
 
 def _still_panel(title:str, traces:list[dict], what:str='')->str:
@@ -191,7 +197,8 @@ class _Moving:
     "One panel, whose figure is made when there is something to draw"
     def __init__(self, title:str, redraw:Callable[[], None]):
         import ipywidgets as w
-        self.title, self.names, self.figure, self.ruler = title, None, None, _ruler_class()(layout=w.Layout(width='100%', height='0'))
+        self.title, self.names, self.figure = title, None, None
+        self.ruler = _ruler_class()(layout=w.Layout(width='100%', height='0'))
         self.ruler.observe(lambda _: redraw(), 'width')
         place = w.Layout(flex='1 1 300px', min_width='0', overflow='hidden')
         self.box = w.VBox([self.ruler, html_box(_still_panel(title, []))], layout=place)
@@ -200,10 +207,11 @@ class _Moving:
         "A figure with all its lines"
         import plotly.graph_objects as go
         many = len([t for t in traces if t.get('showlegend', True)]) > 1
-        layout = dict(title=dict(text=self.title, font=dict(size=13), x=0, xanchor='left', y=.98, yanchor='top'), height=215,
-                      margin=dict(l=48, r=8, t=46 if many else 28, b=24), xaxis=dict(**_AXIS), yaxis=_y_axis(self.title),
-                      showlegend=many, legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10)),
-                      width=self.ruler.width or None, **_LOOK)
+        title = dict(text=self.title, font=dict(size=13), x=0, xanchor='left', y=.98, yanchor='top')
+        legend = dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10))
+        margin = dict(l=48, r=8, t=46 if many else 28, b=24)
+        layout = dict(title=title, legend=legend, showlegend=many, margin=margin, height=215,
+                      width=self.ruler.width or None, xaxis=_AXIS, yaxis=_y_axis(self.title), **_LOOK)
         old, self.figure = self.figure, go.FigureWidget(traces, layout)
         self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()
@@ -216,7 +224,8 @@ class _Moving:
         if before != self.names: return self._make(traces)
         with self.figure.batch_update():
             if self.ruler.width: self.figure.layout.width = self.ruler.width
-            for old, new in zip(self.figure.data, traces): old.update({k: new[k] for k in ('x', 'y', 'text', 'mode') if k in new})
+            for old, new in zip(self.figure.data, traces):
+                old.update({k: new[k] for k in ('x', 'y', 'text', 'mode') if k in new})
 
 class _Panels:
     "All of them"
@@ -224,9 +233,10 @@ class _Panels:
         redraw:Callable[[], None], # Called when a place has become wider or narrower
     ):
         import ipywidgets as w
-        if not in_colab(): import plotly.graph_objects   # takes a moment, which is better spent before the first picture
+        if not in_colab(): import plotly.graph_objects   # takes a moment, better spent before the first picture
         self.panels = [_Moving(title, redraw) for title in (*(p.title for p in PANELS), DENSITY)]
-        self.box = w.Box([p.box for p in self.panels], layout=w.Layout(display='flex', flex_flow='row wrap', width='100%'))
+        row = w.Layout(display='flex', flex_flow='row wrap', width='100%')
+        self.box = w.Box([p.box for p in self.panels], layout=row)
 
     def show(self, runs:Sequence[RunHistory], x:str='step'):
         "Draw what is known of some runs"
@@ -441,8 +451,8 @@ RUNNING = ('preparing', 'training', 'pausing', 'paused', 'stopping')
 def _slider(name:str, value:float):
     "A slider for a coefficient, on a logarithmic scale if it is not zero"
     import ipywidgets as w
-    look = dict(description=name, continuous_update=False, layout=w.Layout(flex='1 1 260px', max_width='420px', min_width='0'),
-                style=dict(description_width='3em'))
+    look = dict(description=name, continuous_update=False, style=dict(description_width='3em'),
+                layout=w.Layout(flex='1 1 260px', max_width='420px', min_width='0'))
     if value > 0:
         middle = round(np.log10(value), 1)
         return w.FloatLogSlider(value, base=10, min=middle - 2, max=middle + 2, step=.02, readout_format='.2g', **look)
@@ -454,16 +464,18 @@ class _Buttons:
         import ipywidgets as w
         self.monitor, self.redraw, self.quiet = monitor, redraw, False
         look = dict(layout=w.Layout(width='auto', min_width='6em'))
-        self.train, self.hold = w.Button(description='Train', icon='play', **look), w.Button(description='Pause', icon='pause', **look)
+        self.train = w.Button(description='Train', icon='play', **look)
+        self.hold = w.Button(description='Pause', icon='pause', **look)
         self.end = w.Button(description='Stop and save', icon='stop', **look)
         self.train.on_click(self._do(monitor.start))
-        self.hold.on_click(self._do(lambda: monitor.resume() if monitor.state in ('pausing', 'paused') else monitor.pause()))
+        self.hold.on_click(self._do(lambda: monitor.pause() if monitor.go.is_set() else monitor.resume()))
         self.end.on_click(self._do(monitor.stop))
         self.sliders = {k: _slider(k, v) for k, v in monitor.coefficients().items()}
         for s in self.sliders.values(): s.observe(self._moved, 'value')
         row = dict(display='flex', flex_flow='row wrap', width='100%', overflow='hidden')
         buttons = w.Box([self.train, self.hold, self.end], layout=w.Layout(**row))
-        self.box = w.VBox([buttons, w.Box(list(self.sliders.values()), layout=w.Layout(**row))], layout=w.Layout(width='100%'))
+        sliders = w.Box(list(self.sliders.values()), layout=w.Layout(**row))
+        self.box = w.VBox([buttons, sliders], layout=w.Layout(width='100%'))
 
     def _do(self, what:Callable): return lambda _: (what(), self.redraw())
 
@@ -476,7 +488,8 @@ class _Buttons:
         "What can be pressed now, and where the sliders stand"
         running = state in RUNNING
         self.train.description = 'Train' if state=='ready' else 'Go on'
-        self.hold.description, self.hold.icon = ('Resume', 'play') if state in ('pausing', 'paused') else ('Pause', 'pause')
+        held = state in ('pausing', 'paused')
+        self.hold.description, self.hold.icon = ('Resume', 'play') if held else ('Pause', 'pause')
         self.train.disabled = running or state=='done'
         self.hold.disabled = self.end.disabled = not running or state=='stopping'
         for s in self.sliders.values(): s.disabled = state=='done'
@@ -524,9 +537,11 @@ class TrainingMonitor(_Hand, _Monitor):
     def _head(self)->str:
         "The state, why the run stopped, and what was changed"
         at = f' at step {self.trainer.n_training_steps:,}' if self.trainer is not None else ''
-        why = f'<div class="sae-{"dim" if self.state=="stopped" else "bad"}">{html.escape(str(self.error))}</div>' if self.error else ''
+        kind = 'sae-dim' if self.state=='stopped' else 'sae-bad'
+        why = f'<div class="{kind}">{html.escape(str(self.error))}</div>' if self.error else ''
         asked = self.trainer.changes.asked if self.trainer is not None else self.before_start
-        return (f'<div class="sae-title sae-state">{_SAYS[self.state]}{at}</div>{why}' + _changes_html(self.history, asked))
+        title = f'<div class="sae-title sae-state">{_SAYS[self.state]}{at}</div>'
+        return title + why + _changes_html(self.history, asked)
 
     def _make(self):
         self.view = _View(self)
@@ -553,10 +568,13 @@ class LogMonitor(_Monitor):
     ):
         if not paths: raise ConfigError("LogMonitor needs at least one log, or a folder with a log.jsonl")
         self.logs, self.x, self.every, self.open = [FollowedLog(p) for p in paths], x, every, True
-        for log, name in zip(self.logs, names or [None]*len(paths), strict=True): log.history.name = name or log.history.name
+        for log, name in zip(self.logs, names or [None]*len(paths), strict=True):
+            if name: log.history.name = name
         self.update()
 
-    def __repr__(self): return 'LogMonitor: ' + ', '.join(f'{r.name} at step {max(r.step, 0):,}' for r in self._histories())
+    def __repr__(self):
+        return 'LogMonitor: ' + ', '.join(f'{r.name} at step {max(r.step, 0):,}' for r in self._histories())
+
     def _histories(self): return [log.history for log in self.logs]
 
     def update(self)->int: # How many lines were new

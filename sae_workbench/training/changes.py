@@ -98,7 +98,8 @@ class _OnDisk(_Record):
         if path is None or not path.is_file(): return []
         if self.fresh: return path.unlink() or []
         try: return read_json(path)['changes']
-        except (LoadError, KeyError) as e: return warnings.warn(f"{e}; changes after the checkpoint are not made again") or []
+        except (LoadError, KeyError) as e: warnings.warn(f"{e}; changes after the checkpoint are not made again")
+        return []
 
 # %% ../../nbs/training/changes.ipynb #fa1c26bf
 class Changes(_OnDisk):
