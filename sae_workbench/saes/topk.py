@@ -126,6 +126,8 @@ class TopKTrainingSAEConfig(TrainingSAEConfig, TopKSAEConfig):
 # %% ../../nbs/saes/topk.ipynb #970a334f
 class _DeadLatents:
     "The auxiliary loss of a `TopKTrainingSAE`"
+    aux_loss_coefficient = None   # in place of the config's, where it is changed during a run
+
     def _dead(self, step_input:TrainStepInput)->Tensor|None:
         "(n,) the dead latents, None where there are none"
         if step_input.dead_neuron_mask is None: return None
@@ -143,7 +145,8 @@ class _DeadLatents:
         "How far the dead latents are from the residual"
         if self._last.scale is not None: recons = recons * self._last.scale
         scale = min(n_dead/(self.cfg.d_in//2), 1.) if self.cfg.d_in > 1 else 1.
-        return self.cfg.aux_loss_coefficient * scale * (recons - (sae_in - sae_out).detach()).pow(2).sum(-1).mean()
+        weight = self.cfg.aux_loss_coefficient if self.aux_loss_coefficient is None else self.aux_loss_coefficient
+        return weight * scale * (recons - (sae_in - sae_out).detach()).pow(2).sum(-1).mean()
 
 # %% ../../nbs/saes/topk.ipynb #4a03fbb3
 class _TopKStep(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):

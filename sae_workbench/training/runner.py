@@ -119,6 +119,7 @@ class _Parts(_Describing):
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.stopping, self.trainer, self.team = Stop(), None, processes()
+        self.callbacks:list[Callback] = []   # more of them, of your own
         self.verbose = cfg.verbose and self.team.is_first
         try:
             with self.stopping.signals(), self.stopping.at_once():
@@ -163,7 +164,7 @@ class _Preparing(_Parts):
         callbacks.append(_SavesSAE(self))
         if cfg.logger.log_to_wandb:   # after the SAE is saved: its folder is uploaded
             callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
-        return callbacks
+        return callbacks + self.callbacks
 
     def _find_folder(self, auto:bool)->bool: # Whether it is the folder of a run that began already
         "Settle where this run's checkpoints are"

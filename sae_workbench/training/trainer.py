@@ -21,6 +21,7 @@ from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
+from .changes import Changes
 from .checkpoint import Checkpointing
 from .config import SAETrainerConfig
 from .parallel import agree_to_stop, check_parts, number, same_data, share_random, shared_pass
@@ -199,6 +200,8 @@ class _Given(_TrainStep):
         self.callbacks = list(callbacks)
         if not any(isinstance(cb, Checkpointing) for cb in self.callbacks):
             self.callbacks += Checkpointing.for_config(cfg)
+        self.changes = next((cb for cb in self.callbacks if isinstance(cb, Changes)), None) or Changes()
+        self.callbacks = [cb for cb in self.callbacks if cb is not self.changes] + [self.changes]
         self.callbacks = [cb for cb in self.callbacks if self.team.is_first or not getattr(cb, 'first_only', False)]
         for cb in self.callbacks:
             if isinstance(cb, Checkpointing): cb.look_at(self.data_provider)

@@ -1,0 +1,123 @@
+"""The training monitor in a real JupyterLab and a real browser: train, pause, resume, change, stop, go on."""
+import re
+
+import lab
+import pytest
+
+pytestmark = pytest.mark.skipif(bool(lab.MISSING), reason=f"not installed: {', '.join(lab.MISSING)}")
+
+SETUP = '''
+import time, torch
+from datasets import Dataset
+from pathlib import Path
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
+import sae_workbench as sw
+from sae_workbench.activations.tokens import word_tokenizer
+words = 'the cat dog bird sat ran flew on under a mat tree and then home again'
+tok = word_tokenizer(words)
+tiny = TransformerBridgeConfig(n_layers=2, d_model=16, d_head=8, n_heads=2, d_mlp=32, n_ctx=16, d_vocab=len(tok), act_fn='gelu', seed=0)
+model = TransformerBridge.boot_native(tiny, device='cpu').eval()
+model.tokenizer = tok
+g, vocab = torch.Generator().manual_seed(0), words.split()
+texts = Dataset.from_dict({'text': [' '.join(vocab[i] for i in torch.randint(len(vocab), (40,), generator=g)) for _ in range(200)]})
+class Slow(sw.Callback):
+    "Makes a step take a moment, so that a hand can keep up"
+    seconds = .05
+    def after_step(self, trainer): time.sleep(self.seconds)
+slow = Slow()
+def runner_in(folder, **kw):
+    return sw.LanguageModelSAETrainingRunner(sw.LanguageModelSAERunnerConfig(
+        sae=sw.StandardTrainingSAEConfig(d_in=16, d_sae=64, l1_coefficient=.05), hook_name='blocks.0.hook_resid_post', context_size=16,
+        is_dataset_tokenized=False, training_tokens=256*1500, train_batch_size_tokens=256, store_batch_size_prompts=16, lr=1e-3, n_eval_batches=2,
+        logger=sw.LoggingConfig(wandb_log_frequency=5, eval_every_n_wandb_logs=40), verbose=False,
+        output_path=folder + '/sae', checkpoint_path=folder + '/checkpoints', **kw), texts, model)
+runner = runner_in('a')
+runner.callbacks.append(slow)
+'''
+USABLE = '''sum(range(10)), monitor.state'''
+EXACT = '''
+import shutil
+slow.seconds = 0
+shutil.copytree('a', 'b')                                            # as another process would find it
+runner.resume()
+other = runner_in('b', resume='auto')
+other.run()
+again = runner_in('c')
+again.callbacks.append(sw.Changes(sw.changes_of(sw.read_log('a/sae/log.jsonl'))))
+again.run()
+same = [all(torch.equal(x, y) for x, y in zip(runner.sae.parameters(), r.sae.parameters())) for r in (other, again)]
+print('same', same, 'steps', runner.trainer.n_training_steps, 'changes', len(runner.trainer.changes.made), monitor.state)
+'''
+
+
+def first_line(page) -> str: return page.evaluate("document.querySelector('.js-plotly-plot .scatterlayer .js-line')?.getAttribute('d') || ''")
+
+
+def step_of(page) -> int:
+    found = re.search(r'at step ([\d,]+)', page.locator('.sae-state').first.inner_text())
+    return int(found[1].replace(',', '')) if found else -1
+
+
+def fits(page) -> bool:
+    "Whether nothing of the widget is wider than its place"
+    wide = """[...document.querySelectorAll('.sae-monitor, .sae-monitor .js-plotly-plot')].map(e => [e.scrollWidth, e.clientWidth,
+        e.querySelector('.main-svg').getBoundingClientRect().width, e.parentElement.clientWidth])"""
+    return all(inner <= own + 1 and drawn <= outer + 1 for inner, own, drawn, outer in page.evaluate(wide))
+
+
+def test_a_hand_at_the_monitor(tmp_path):
+    path = lab.write_notebook(tmp_path/'monitor.ipynb', [SETUP, 'monitor = sw.TrainingMonitor(runner)\nmonitor', USABLE, EXACT])
+    with lab.notebook(path, height=1100) as nb:
+        page = nb.page
+        nb.run(0, 180)
+        nb.run(1)
+        button = lambda name: page.locator('button.jupyter-button', has_text=name)
+        state = page.locator('.sae-state').first
+        state.wait_for()
+        assert state.inner_text() == 'ready'
+        button('Train').click()
+        lab.until(lambda: not page.wait_for_timeout(200) and first_line(page))
+        seen = {first_line(page)}
+        lab.until(lambda: not page.wait_for_timeout(200) and (seen.add(first_line(page)) or len(seen) > 4))   # the plot moves
+        assert nb.run(2) == "(45, 'training')"                                                                # the notebook is free
+
+        button('Pause').click()
+        lab.until(lambda: not page.wait_for_timeout(100) and state.inner_text().startswith('paused'))
+        paused_at = step_of(page)
+        page.wait_for_timeout(1500)
+        assert step_of(page) == paused_at and state.inner_text().startswith('paused')
+        assert nb.run(2) == "(45, 'paused')"
+
+        handle = page.locator('.widget-hslider', has_text='l1').get_by_role('slider').first
+        handle.focus()
+        for _ in range(5):
+            page.keyboard.press('ArrowRight')
+        page.keyboard.press('Tab')
+        page.get_by_text('l1 will be').wait_for()
+        nb.keep('monitor_paused_1280')
+        button('Resume').click()
+        page.get_by_text(re.compile(r'l1 is [\d.]+ from step')).wait_for()
+        lab.until(lambda: not page.wait_for_timeout(100) and step_of(page) > paused_at + 20)
+        nb.keep('monitor_1280')
+        page.set_viewport_size(dict(width=390, height=2600))
+        lab.until(lambda: not page.wait_for_timeout(300) and fits(page), 30)
+        nb.keep('monitor_390')
+        page.set_viewport_size(dict(width=1280, height=1100))
+        lab.until(lambda: not page.wait_for_timeout(300) and fits(page), 30)
+
+        button('Stop and save').click()
+        lab.until(lambda: not page.wait_for_timeout(100) and state.inner_text().startswith('stopped'))
+        stopped_at = step_of(page)
+        page.get_by_text('runner.resume() goes on here').wait_for()
+        assert any(p.name == str(256*stopped_at) for p in (tmp_path/'a'/'checkpoints').glob('*/*'))
+        assert 0 < stopped_at < 1500
+
+        said = nb.run(3, 300)
+        assert re.search(r'same \[True, True\] steps 1500 changes [1-5] done', said), said
+        lab.until(lambda: not page.wait_for_timeout(200) and state.inner_text().startswith('done') and fits(page))
+        nb.keep('monitor_done_1280')
+        nb.command('docmanager:save')
+        page.wait_for_timeout(1500)
+    saved = path.read_text()
+    assert saved.count('<svg') >= 6   # the still picture of the whole run
