@@ -12,13 +12,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
+
+import yaml
+from sidebar import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC = ROOT/'_proc'
 SITE = ROOT/'_docs'
 PLOTLY = 'application/vnd.plotly.v1+json'
-KATEX_CDN = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
+BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
+KATEX = 'katex@0.16.11'
+KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
 
 FIGURE = '''<div id="{id}" class="plotly-graph-div" style="width:100%;height:{height}px"></div>
 <script type="text/javascript">(function(){{
@@ -34,6 +43,7 @@ REDIRECT = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" con
 def figure_html(figure: dict, name: str) -> str:
     "A stored plotly figure as HTML that uses the page's plotly.js"
     kept = {k: figure[k] for k in ('data', 'layout', 'config') if k in figure}
+    kept.setdefault('layout', {}).setdefault('margin', dict(l=60, r=20, t=60, b=50))   # the usual 80 leave a phone little
     text = json.dumps(kept).replace('</', '<\\/')
     return FIGURE.format(id=name, height=figure.get('layout', {}).get('height', 450), figure=text)
 
@@ -47,15 +57,30 @@ def draw_figures(notebook: dict, name: str, up: str) -> None:
         out['data'] = {'text/html': [script + html if i == 0 else html]}
 
 
+def fence_tabs(notebook: dict) -> None:
+    "Tabs are HTML in the notebooks, which GitHub and Jupyter show as plain headings; both renderers want fences"
+    opening, closing = {'<div class="panel-tabset">': '::: {.panel-tabset}'}, {'</div>': ':::'}
+    now = opening
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'markdown':
+            lines = ''.join(cell['source']).split('\n')
+            for i, line in enumerate(lines):
+                if line in now:
+                    lines[i], now = now[line], closing if now is opening else opening
+            cell['source'] = '\n'.join(lines).splitlines(keepends=True)
+
+
 def finish_page(path: Path, doc_url: str) -> None:
-    "Figures as HTML, and links between our own pages that stay inside the site"
+    "Figures and tabs, and links between our own pages that stay inside the site"
     notebook = json.loads(path.read_text())
     front = notebook['cells'][0]['source']
     front[:] = [line for line in front if not line.startswith('output-file:')]   # a page is called as its notebook anyway
     up = '../'*(len(path.relative_to(PROC/'nbs').parts) - 1) or './'
     draw_figures(notebook, path.stem, up)
+    fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up))
+    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
+    path.write_text(re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text))   # private names have no entry to link to
 
 
 def stage() -> None:
@@ -79,9 +104,22 @@ def copy_plotly() -> None:
     shutil.copy2(Path(plotly.__file__).parent/'package_data'/'plotly.min.js', folder)
 
 
+def fetch_katex(folder: Path) -> None:
+    "KaTeX from npm, once"
+    if folder.exists() or not shutil.which('npm'):
+        return
+    with tempfile.TemporaryDirectory() as tmp:
+        done = subprocess.run(['npm', 'pack', '--silent', KATEX], cwd=tmp, capture_output=True)
+        if done.returncode == 0:
+            with tarfile.open(next(Path(tmp).glob('*.tgz'))) as packed:
+                packed.extractall(tmp, filter='data')
+            shutil.copytree(Path(tmp)/'package'/'dist', folder)
+
+
 def use_local_katex() -> None:
-    "Serve KaTeX from the site where `npm pack katex@0.16.11` was unpacked into .assets/katex, so that maths shows offline"
+    "Serve KaTeX from the site, so that maths shows offline; without npm or a network the pages ask a CDN for it"
     source, target = ROOT/'.assets'/'katex', SITE/'site_libs'/'katex'
+    fetch_katex(source)
     if not source.exists():
         return
     for name in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'):
@@ -95,6 +133,12 @@ def use_local_katex() -> None:
             page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'))
 
 
+def break_long_names(page: str) -> str:
+    "Let code in tables break after an underscore, a dot or an equals sign, and nowhere else"
+    def cell(found): return re.sub(r'(?<=[_=])(?=\w)|(?<=\.)(?=[a-zA-Z])', '<wbr>', found[0])
+    return re.sub(r'<td\b.*?</td>', lambda td: re.sub(r'(?<=<code>)[^<]+(?=</code>)', cell, td[0]), page, flags=re.S)
+
+
 def render(renderer: str) -> None:
     "Render _proc/ and move the site to _docs/"
     command = ['quarto', 'render', '.', '--no-execute'] if renderer == 'quarto' else [sys.executable, '-m', 'smalldocs.cli', 'render', '.']
@@ -102,18 +146,47 @@ def render(renderer: str) -> None:
     shutil.move(PROC/'_docs', SITE)
     if renderer == 'smalldocs':
         use_local_katex()
+    for page in SITE.rglob('*.html'):
+        page.write_text(break_long_names(page.read_text()))
+    for style in SITE.rglob('*.css'):   # the themes ask for fonts from elsewhere, and have others to fall back on
+        style.write_text(re.sub(r'@import\s*url\([^)]*fonts\.googleapis[^)]*\)\s*;?', '', style.read_text()))
+    write_llms_txt()
     if not (SITE/'index.html').exists():
         (SITE/'index.html').write_text(REDIRECT)
 
 
-def broken_links() -> list[str]:
-    "Links from one page of the site to a page or file that is not there"
-    broken = []
-    for page in SITE.rglob('*.html'):
-        for link in re.findall(r'<(?:a|img|script|link)\b[^>]*?\s(?:href|src)="([^"#?]+)', page.read_text()):
-            if not re.match(r'[a-z][a-z+.-]*:|//', link) and not (page.parent/link).exists():
-                broken.append(f'{page.relative_to(SITE)}: {link}')
-    return sorted(set(broken))
+def write_llms_txt(site: Path = SITE) -> None:
+    "The index of the site for language models, in reading order and with what each page is about"
+    about = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+    lines = [f"# {about['title']}", '', f"> {about['description']}", '']
+    for section, names in sections():
+        lines += [f'## {section}', '']
+        for name in names:
+            title, _, what = ''.join(json.loads((ROOT/name).read_text())['cells'][0]['source']).partition('\n')
+            lines.append(f"- [{title.lstrip('# ')}]({about['site-url']}/{Path(name).with_suffix('.llms.md')}): {what.strip().lstrip('> ')}")
+        lines.append('')
+    (site/'llms.txt').write_text('\n'.join(lines))
+
+
+def targets(page: str) -> set[str]:
+    "The anchors of a page"
+    return {unescape(t) for t in re.findall(r'\s(?:id|name)="([^"]+)"', page)}
+
+
+def broken_links(site: Path = SITE) -> list[str]:
+    "Links from one page of the site to a page, file or anchor that is not there"
+    pages = {page.resolve(): page.read_text() for page in site.rglob('*.html')}
+    anchors = {page: targets(text) for page, text in pages.items()}
+    broken = set()
+    for page, text in pages.items():
+        for link in map(unescape, re.findall(r'<(?:a|img|script|link)\b[^>]*?\s(?:href|src)="([^"]+)', text)):
+            if re.match(r'[a-z][a-z+.-]*:|//', link):
+                continue
+            path, _, anchor = link.partition('#')
+            there = (page.parent/unquote(path.split('?')[0])).resolve() if path else page
+            if not there.exists() or (anchor and there in anchors and unquote(anchor) not in anchors[there]):
+                broken.add(f'{page.relative_to(site.resolve())}: {link}')
+    return sorted(broken)
 
 
 def main() -> int:

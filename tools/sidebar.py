@@ -22,6 +22,15 @@ def listed(root: Path = ROOT) -> list[str]:
     return [name for name in walk(site['sidebar']['contents']) if name.endswith('.ipynb')]
 
 
+def sections(root: Path = ROOT) -> list[tuple[str, list[str]]]:
+    "The sidebar's sections with their notebooks; what stands in none comes under Start"
+    found = {}
+    for item in yaml.safe_load((root/'_quarto.yml').read_text())['website']['sidebar']['contents']:
+        alone = isinstance(item, str)
+        found.setdefault('Start' if alone else item['section'], []).extend([item] if alone else item['contents'])
+    return list(found.items())
+
+
 def on_disk(root: Path = ROOT) -> list[str]:
     "Notebooks of the folder `nbs`, less hidden ones and checkpoints"
     found = (p.relative_to(root) for p in (root/'nbs').rglob('*.ipynb'))

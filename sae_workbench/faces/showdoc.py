@@ -8,6 +8,7 @@ __all__ = ['Parameter', 'own', 'parameters', 'table', 'packaged', 'signature', '
 # %% ../../nbs/faces/showdoc.ipynb #92dbf802
 import ast, dataclasses, inspect, io, re, tokenize
 from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from importlib import import_module
 from textwrap import dedent
 from typing import Generic, NamedTuple
@@ -69,6 +70,7 @@ def own(
     private = [b for b in cls.__bases__ if b.__name__.startswith('_')]
     return {k: v for b in reversed(private) for k, v in own(b).items()} | dict(vars(cls))
 
+@lru_cache(maxsize=None)
 def _definition(sym)->tuple[ast.AST|None, dict[int, str]]:
     "The syntax tree of a class or function, and its comments; None where there is no source"
     try: source = dedent(inspect.getsource(sym))
@@ -190,11 +192,14 @@ class TableRenderer:
         self.sym, self.title_level = packaged(sym), title_level
         self.name = name or getattr(getattr(sym, 'fget', sym), '__qualname__', str(sym))
 
-    def _repr_markdown_(self)->str:
+    @cached_property
+    def markdown(self)->str:
+        "All of it as text"
         doc = inspect.getdoc(self.sym) or ''
         if doc.startswith(f"{getattr(self.sym, '__name__', '')}("): doc = ''   # the signature that dataclass makes up
         return '\n\n'.join(filter(None, ['---', _source_link(self.sym), '#'*self.title_level + f' {self.name}',
             f'```python\n{signature(self.sym, self.name)}\n```', doc, table(parameters(self.sym)),
             members(self.sym) if inspect.isclass(self.sym) else '']))
 
+    def _repr_markdown_(self)->str: return self.markdown
     def __repr__(self): return f'TableRenderer({self.name})'

@@ -1,0 +1,192 @@
+"""The documentation site in a real browser: every page opens quietly and is drawn, at two widths, and the search finds what it should.
+
+Building the site takes a minute: run with `-m slow`. SAE_WORKBENCH_SITE names a site that is built already.
+"""
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import fields
+from html import unescape
+from pathlib import Path
+
+import pytest
+from docs import KATEX_CDN, broken_links
+from sidebar import ROOT, listed
+
+import sae_workbench
+from sae_workbench import (GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig,
+                           StandardTrainingSAEConfig, TopKTrainingSAEConfig)
+from sae_workbench.core.old_options import OLD_OPTIONS
+
+CONFIGS = (LanguageModelSAERunnerConfig, SAETrainerConfig, LoggingConfig, StandardTrainingSAEConfig, GatedTrainingSAEConfig,
+           JumpReLUTrainingSAEConfig, TopKTrainingSAEConfig)
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+DESKTOP, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
+PAGES = [str(Path(name).with_suffix('.html')) for name in listed()]
+OLD_NAMES = 'nbs/guides/old_names.html'
+GUIDE = 'nbs/guides/migration.html'
+FOUND = {   # any of these tells what to write instead
+    'expansion_factor': (f'{OLD_NAMES}#expansion_factor', f'{GUIDE}#expansion_factor'),
+    'SAETrainingRunner': (f'{OLD_NAMES}#saetrainingrunner', f'{GUIDE}#saetrainingrunner', 'nbs/training/runner.html#saetrainingrunner'),
+    'b_dec_init_method': (f'{OLD_NAMES}#b_dec_init_method',),
+    'use_ghost_grads': (f'{OLD_NAMES}#use_ghost_grads',),
+    'ghost grads': (f'{OLD_NAMES}#ghost-grads', f'{GUIDE}#ghost-grads'),
+    'from_pretrained tuple': (f'{OLD_NAMES}#from_pretrained-tuple-sae-cfg-sparsity',),
+}
+UNDRAWN = """() => {
+    const bad = [], size = e => e.getBoundingClientRect(), seen = e => e.getClientRects().length;
+    document.querySelectorAll('main img').forEach(e => { if (seen(e) && !(e.complete && e.naturalWidth)) bad.push('image ' + e.src); });
+    document.querySelectorAll('.plotly-graph-div').forEach(e => {
+        const drawn = e.querySelector('.main-svg');
+        if (seen(e) && !(drawn && size(drawn).width > 50 && size(drawn).height > 50)) bad.push('figure ' + e.id);
+    });
+    return bad;
+}"""
+TOO_WIDE = """() => {
+    const bad = [], width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth > width) bad.push('the page: ' + document.documentElement.scrollWidth);
+    document.querySelectorAll('main img, .plotly-graph-div .main-svg').forEach(e => {
+        const box = e.getBoundingClientRect();
+        if (box.width > width) bad.push(e.tagName + ' ' + (e.src || e.closest('[id]').id) + ': ' + box.width);
+    });
+    return bad;
+}"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='session')
+def site() -> Path:
+    "The folder of the built site"
+    if ready := os.environ.get('SAE_WORKBENCH_SITE'):
+        return (ROOT/ready).resolve()
+    done = subprocess.run([sys.executable, 'tools/docs.py', '--renderer', 'smalldocs'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT/'_docs'
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='session')
+def address(site):
+    "The site, served on this machine"
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope='session')
+def browser():
+    api = pytest.importorskip('playwright.sync_api')
+    if CHROMIUM is None:
+        pytest.skip('no chromium')
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    "A window that notes errors, and what it asks of other machines"
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    page.errors, page.asked = [], []
+    page.on('console', lambda m: page.errors.append(m.text) if m.type == 'error' else None)
+    page.on('pageerror', lambda e: page.errors.append(str(e)))
+
+    def elsewhere(route):
+        page.asked.append(route.request.url)
+        route.fulfill(status=200, body='')
+
+    page.route(lambda url: not url.startswith((address, 'data:')), elsewhere)
+    yield page
+    context.close()
+
+
+def first_hit(page, text: str) -> str:
+    "Where the first result of a search leads"
+    page.evaluate("document.querySelectorAll('.navbar .search-result').forEach(e => e.remove())")   # those of the search before
+    page.locator('.navbar .smalldocs-search input:visible').fill(text)
+    return page.locator('.navbar .search-result').first.get_attribute('href')
+
+
+def test_no_link_is_broken(site):
+    assert not broken_links(site)
+
+
+def test_every_public_name_leads_to_its_reference(site):
+    api = (site/'nbs'/'api.html').read_text()
+    links = {unescape(name): link for link, name in re.findall(r'<a href="([^"]+)"><code>([^<]+)</code></a>', api.replace('<wbr>', ''))}
+    missing = [n for n in sae_workbench.__all__ if not links.get(n, '').endswith(f'#{n.lower()}')]
+    assert missing == ['SAETransformerBridge'] and links[missing[0]] == 'analysis/bridge.html'   # a class that is made when it is asked for
+
+
+def test_llms_txt_names_every_page(site):
+    text = (site/'llms.txt').read_text()
+    names = [p.replace('.html', '.llms.md') for p in PAGES]
+    assert not [n for n in names if f'/{n})' not in text or not (site/n).is_file()]
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_page(name, page, address):
+    "No error, nothing from elsewhere, images and figures drawn, and nothing wider than the window of a phone"
+    page.goto(address + name)
+    if page.locator('.plotly-graph-div').count():
+        page.wait_for_function("() => [...document.querySelectorAll('.plotly-graph-div')].every(e => !e.getClientRects().length || e.querySelector('.main-svg'))", timeout=20_000)
+    assert not page.evaluate(UNDRAWN)
+    page.set_viewport_size(PHONE)
+    for _ in range(20):   # figures follow the window, in their own time
+        page.wait_for_timeout(200)
+        if not (wide := page.evaluate(TOO_WIDE)):
+            break
+    assert not wide
+    assert not page.errors
+    assert not [url for url in page.asked if not url.startswith(KATEX_CDN)]   # unless .assets/katex is there
+
+
+@pytest.mark.parametrize('text', FOUND)
+def test_search_lands_on_the_answer(text, page, address):
+    page.goto(address + 'nbs/index.html')
+    assert first_hit(page, text).endswith(FOUND[text])
+    page.locator('.navbar .search-result').first.click()
+    page.wait_for_function("names => names.some(n => location.href.endsWith(n))", arg=FOUND[text])
+    assert page.evaluate('document.getElementById(decodeURIComponent(location.hash.slice(1))) !== null')
+
+
+def test_search_finds_every_option_that_is_gone(page, address):
+    page.goto(address + 'nbs/index.html')
+    there = {f.name for c in CONFIGS for f in fields(c)}
+    names = sorted({o.name for o in OLD_OPTIONS} - there)
+    assert len(names) > 30
+    hits = {n: first_hit(page, n) for n in names}
+    assert not {n: hit for n, hit in hits.items() if not hit.endswith((f'{OLD_NAMES}#{n}', f'{GUIDE}#{n}'))}
+
+
+def test_tabs_of_the_migration_guide(page, address):
+    page.goto(address + 'nbs/guides/migration.html')
+    tabs = page.locator('.panel-tabset').filter(has_text='decoder_init_norm').first
+    before, now = tabs.locator('.tab-pane').all()
+    assert 'decoder_heuristic_init_norm' in before.inner_text() and before.is_visible() and not now.is_visible()
+    tabs.get_by_role('tab', name='Now').click()
+    assert 'decoder_init_norm=0.1' in now.inner_text() and now.is_visible() and not before.is_visible()
+
+
+def test_light_and_dark(page, address):
+    def paper(): return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
+    page.goto(address + 'nbs/tutorials/ground_truth.html')
+    assert min(paper()) > 200
+    page.locator('.quarto-color-scheme-toggle:visible').first.click()
+    page.wait_for_timeout(300)
+    assert max(paper()) < 80
