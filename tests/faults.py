@@ -92,7 +92,7 @@ class Model(nn.Module):
         self.disturbance = disturbance
 
     def forward(self, tokens):
-        self.disturbance.happens('evaluation' if '_three_passes' in callers() else 'model')
+        self.disturbance.happens('evaluation' if 'evaluate_sae' in callers() else 'model')
         return self.out(self.layer(self.embed(tokens)))
 
 
