@@ -187,8 +187,9 @@ def command_line(
     for full, tp in dict(_options(run_class(cfg.sae.architecture())).values()).items():
         part, _, name = full.rpartition('.')
         place = getattr(cfg, part) if part else cfg
-        f, value = type(place).__dataclass_fields__[name], getattr(place, name)
-        if not is_chosen(value) and value != _default(f): args += _written(full, tp, value)
+        value, usual = getattr(place, name), _default(type(place).__dataclass_fields__[name])
+        same = value==usual and type(value) is type(usual)   # 0 is not False
+        if not is_chosen(value) and not same: args += _written(full, tp, value)
     if (back := _read_back(args)) != cfg:
         lost = [n for n, v in cfg.to_dict().items() if back is None or back.to_dict()[n] != v]
         raise ConfigError(f"{', '.join(lost)}: a value that a command line cannot hold; use --config with a file")
