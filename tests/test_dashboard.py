@@ -1,18 +1,16 @@
 """The dashboard in a real browser: it searches, sorts and turns pages, and nothing of the data runs."""
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 import torch
+from lab import CHROMIUM, FLAGS
 
 from sae_workbench import RowLatents, dashboard, latent_stats
 from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync --window-size=1200,900 --virtual-time-budget=4000 --enable-logging=stderr --dump-dom').split()
+DUMP = '--headless --window-size=1200,900 --virtual-time-budget=4000 --enable-logging=stderr --dump-dom'.split()
 EVIL = '<script>document.title = "hacked"</script><img src=x onerror="document.title=\'hacked\'">'
 ACTIONS = """
 const log = [], rows = () => [...document.querySelectorAll('#index tbody tr')].filter(r => !r.hidden).map(r => r.id);
@@ -45,7 +43,7 @@ def stats():
 
 def dom(path, folder) -> tuple[str, str]:
     "The document after its script has run, and what the console said"
-    done = subprocess.run([CHROMIUM, *FLAGS, f'--user-data-dir={folder}', path.as_uri()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([CHROMIUM, *FLAGS, *DUMP, f'--user-data-dir={folder}', path.as_uri()], capture_output=True, text=True, timeout=60)
     return done.stdout, '\n'.join(line for line in done.stderr.splitlines() if 'CONSOLE' in line)
 
 

@@ -6,7 +6,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from docs import KATEX_CDN, broken_links
+from lab import CHROMIUM, FLAGS
 from sidebar import ROOT, listed
 
 import sae_workbench
@@ -26,8 +26,6 @@ from sae_workbench.core.old_options import OLD_OPTIONS
 CONFIGS = (LanguageModelSAERunnerConfig, SAETrainerConfig, LoggingConfig, StandardTrainingSAEConfig, GatedTrainingSAEConfig,
            JumpReLUTrainingSAEConfig, TopKTrainingSAEConfig)
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 DESKTOP, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 PAGES = [str(Path(name).with_suffix('.html')) for name in listed()]
 OLD_NAMES = 'nbs/guides/old_names.html'

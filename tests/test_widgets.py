@@ -4,24 +4,11 @@ Needs jupyterlab and playwright (`pip install "sae_workbench[browser]"`) and a C
 SAE_SCREENSHOTS=FOLDER keeps pictures of what was seen.
 """
 import contextlib
-import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-MISSING = [name for name in ('jupyterlab', 'playwright', 'ipykernel') if find_spec(name) is None] + ['chromium'] * (CHROMIUM is None)
-FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync').split()
-ROOT = Path(__file__).resolve().parent.parent
+from lab import CHROMIUM, FLAGS, MISSING, Notebook, server, write_notebook
 
 CHOOSER = """
 from sae_workbench import choose_architecture
@@ -44,42 +31,14 @@ explorer
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
-def notebook(source: str) -> str:
-    "A notebook with one cell"
-    cell = dict(cell_type='code', id='first', execution_count=None, metadata={}, outputs=[], source=source.strip())
-    spec = dict(name='python3', display_name='Python 3', language='python')
-    return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=spec), nbformat=4, nbformat_minor=5))
-
-
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    "A JupyterLab: its address and its folder"
+    "The address of a JupyterLab with the notebooks"
     folder = tmp_path_factory.mktemp('lab')
-    (folder/'chooser.ipynb').write_text(notebook(CHOOSER))
-    (folder/'explorer.ipynb').write_text(notebook(EXPLORER))
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    own = {name: str(folder/name) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PLOTLY_RENDERER')} | own | dict(PYTHONPATH=paths)
-    command = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', f'--port={port}', '--ip=127.0.0.1',
-               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={folder}', '--LabApp.news_url=None',
-               '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    settings = Path(own['JUPYTER_CONFIG_DIR'], 'lab/user-settings/@jupyterlab/apputils-extension')
-    settings.mkdir(parents=True)
-    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}')
-    with open(folder/'lab.log', 'w') as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=1):
-                break
-            time.sleep(.25)
-        yield f'http://127.0.0.1:{port}', folder
-    finally:
-        server.terminate()
-        server.wait(30)
+    for name, source in dict(chooser=CHOOSER, explorer=EXPLORER).items():
+        write_notebook(folder/f'{name}.ipynb', [source.strip()])
+    with server(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope='module')
@@ -94,14 +53,13 @@ def browser():
 @contextlib.contextmanager
 def opened(lab, browser, name: str, selector: str, width: int = 1280):
     "The notebook, run; errors of the page and requests that leave the machine fail the test"
-    address, _ = lab
     context = browser.new_context(viewport=dict(width=width, height=1500 if width > 600 else 2600))
-    context.grant_permissions(['clipboard-read', 'clipboard-write'], origin=address)
+    context.grant_permissions(['clipboard-read', 'clipboard-write'], origin=lab)
     page, errors, outside = context.new_page(), [], []
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.on('request', lambda r: outside.append(r.url) if not re.match(r'http://127\.0\.0\.1|ws://127\.0\.0\.1|data:|blob:', r.url) else None)
     try:
-        page.goto(f'{address}/lab/workspaces/{name}{width}/tree/{name}.ipynb?reset')
+        page.goto(f'{lab}/lab/workspaces/{name}{width}/tree/{name}.ipynb?reset')
         page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=90_000)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000, state='attached')
         if page.locator('.jp-SideBar .lm-mod-current').count():   # fold the file browser away
@@ -125,11 +83,7 @@ def opened(lab, browser, name: str, selector: str, width: int = 1280):
         context.close()
 
 
-def keep(page, name: str) -> None:
-    "A picture, if somebody wants to see it"
-    if folder := os.environ.get('SAE_SCREENSHOTS'):
-        page.wait_for_timeout(400)
-        page.screenshot(path=f'{folder}/{name}.png')
+def keep(page, name: str) -> None: Notebook(page).keep(name)
 
 
 def curve(page) -> str:
