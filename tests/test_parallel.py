@@ -90,6 +90,16 @@ def test_bfloat16_gradients_differ_by_their_rounding(home):
             assert (found[k].float() - one[k].float()).norm() < 2**-7*one[k].float().norm(), k
 
 
+def test_bfloat16_runs_come_apart_by_less_than_bfloat16_makes_of_one(home):
+    case = dict(function='train', source='synthetic', architecture='topk')
+    fine(run(home, case | dict(folder='rounding/whole'), *(case | dict(dtype='bfloat16', folder=f'rounding/{n}', processes=n) for n in (1, 2, 3))))
+    found = {n: read_tensors(home/'rounding'/n/'result-0.safetensors') for n in ('whole', '1', '2', '3')}
+    for k in ('weights W_enc', 'weights W_dec'):
+        def distance(a, b): return (found[a][k].float() - found[b][k].float()).norm()
+        for n in ('2', '3'):
+            assert distance('1', n) < distance('whole', '1')/4
+
+
 def test_skipped_steps(home):
     "NaN or an overflow in the rows of the last process: all leave the step out, and go on as one process does"
     case = dict(function='train', source='spoilt', architecture='topk', on_nonfinite='skip')
