@@ -56,6 +56,10 @@ TOO_WIDE = """() => {
     });
     return bad;
 }"""
+FIGURES = """() => [...document.querySelectorAll('.plotly-graph-div')].map(e => {
+    const style = s => [...e.querySelectorAll(s)].map(e => getComputedStyle(e));
+    return { paper: style('.main-svg')[0].backgroundColor, plot: style('.bglayer .bg').some(s => +s.fillOpacity), texts: style('text').map(s => s.fill) };
+})"""
 
 pytestmark = pytest.mark.slow
 
@@ -181,10 +185,36 @@ def test_tabs_of_the_migration_guide(page, address):
     assert 'decoder_init_norm=0.1' in now.inner_text() and now.is_visible() and not before.is_visible()
 
 
+def test_no_link_is_left_as_markdown(site):
+    prose = {page: re.sub(r'(?s)<(pre|script|style|code)\b.*?</\1>', '', page.read_text()) for page in site.rglob('*.html')}
+    assert not [f'{page.name}: {found[0]}' for page, text in prose.items() for found in re.finditer(r'.{0,60}\]\([^)\s]*\)', text)]
+
+
 def test_light_and_dark(page, address):
-    def paper(): return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
+    "The page and its figures follow the theme, when it is switched and when it was chosen before"
+    def shade(color): return sum(map(float, re.findall(r'[\d.]+', color)[:3]))/3
+    def paper(): return shade(page.evaluate('getComputedStyle(document.body).backgroundColor'))
+
+    def drawn():
+        page.wait_for_function("document.querySelectorAll('.plotly-graph-div .xtick text').length > 9")
+        page.wait_for_timeout(500)
+        return page.evaluate(FIGURES)
+
+    def legible():
+        for f in drawn():
+            assert f['paper'] == 'rgba(0, 0, 0, 0)' and not f['plot']   # the page shows through
+            assert all(abs(shade(color) - paper()) > 120 for color in f['texts']), f
+
     page.goto(address + 'nbs/tutorials/ground_truth.html')
-    assert min(paper()) > 200
-    page.locator('.quarto-color-scheme-toggle:visible').first.click()
-    page.wait_for_timeout(300)
-    assert max(paper()) < 80
+    legible()
+    assert paper() > 200
+    switch = page.locator('.quarto-color-scheme-toggle:visible').first
+    switch.click()
+    legible()
+    assert paper() < 80
+    page.goto(address + 'nbs/saes/topk.html')
+    legible()
+    assert paper() < 80
+    switch.click()
+    legible()
+    assert paper() > 200

@@ -30,11 +30,7 @@ KATEX = 'katex@0.16.11'
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
 
 FIGURE = '''<div id="{id}" class="plotly-graph-div" style="width:100%;height:{height}px"></div>
-<script type="text/javascript">(function(){{
-var figure={figure};
-function draw(){{Plotly.newPlot("{id}",figure.data,figure.layout,Object.assign({{responsive:true}},figure.config||{{}}));}}
-if(window.Plotly)draw();else window.addEventListener("load",draw);
-}})();</script>'''
+<script type="text/javascript">drawFigure("{id}",{figure});</script>'''
 
 REDIRECT = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html">'
             '<a href="nbs/index.html">Home</a>\n')
@@ -49,8 +45,8 @@ def figure_html(figure: dict, name: str) -> str:
 
 
 def draw_figures(notebook: dict, name: str, up: str) -> None:
-    "Turn the plotly outputs of a page into HTML; the first of them loads plotly.js"
-    script = f'<script src="{up}site_plotly/plotly.min.js"></script>\n'
+    "Turn the plotly outputs of a page into HTML; the first of them loads what draws them"
+    script = ''.join(f'<script src="{up}site_plotly/{name}"></script>\n' for name in ('plotly.min.js', 'figures.js'))
     outputs = (out for cell in notebook['cells'] for out in cell.get('outputs', []) if PLOTLY in out.get('data', {}))
     for i, out in enumerate(outputs):
         html = figure_html(out['data'].pop(PLOTLY), f'plotly-{name}-{i}')
@@ -80,7 +76,8 @@ def finish_page(path: Path, doc_url: str) -> None:
     fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
     text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
-    path.write_text(re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text))   # private names have no entry to link to
+    text = re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text)   # private names have no entry to link to
+    path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text))   # nbdev links inside links too
 
 
 def stage() -> None:
@@ -97,11 +94,12 @@ def stage() -> None:
 
 
 def copy_plotly() -> None:
-    "One plotly.min.js for the whole site, so that figures show without a network"
+    "One plotly.min.js for the whole site, so that figures show without a network, and our few lines that draw them"
     import plotly
     folder = PROC/'nbs'/'site_plotly'
     folder.mkdir(exist_ok=True)
-    shutil.copy2(Path(plotly.__file__).parent/'package_data'/'plotly.min.js', folder)
+    for source in (Path(plotly.__file__).parent/'package_data'/'plotly.min.js', ROOT/'tools'/'figures.js'):
+        shutil.copy2(source, folder)
 
 
 def fetch_katex(folder: Path) -> None:
