@@ -72,9 +72,7 @@ class _Making:
         cfg = self.cfg
         if cfg.compile_llm and self.model is not None:
             self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
-        if cfg.compile_sae:
-            compiled = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
-            self.sae.training_forward_pass = compiled
+        if cfg.compile_sae: self.sae.compile_step(mode=cfg.sae_compilation_mode)
 
 # %% ../../nbs/training/runner.ipynb #ff1bc2c4
 class _Describing(_Making):
