@@ -141,16 +141,23 @@ class ModelSource:
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f7
 class SavedModelSource(ModelSource):
     "A `ModelSource` for one hook, whose position can be saved and returned to"
+    failed = None   # the position before a pass that failed, which is made again
     def __iter__(self): return self
     def __next__(self)->Tensor: # (rows, d_in)
         name = self.activations.name
-        return self.next_pass()[name]
+        if self.failed: self.load_state_dict(self.failed)
+        before = self.state_dict()
+        try: return self.next_pass()[name]
+        except (NonFiniteError, StopIteration): raise   # whoever asks again gets the pass behind it
+        except BaseException:
+            self.failed = before
+            raise
 
-    def state_dict(self)->dict: return dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches)
+    def state_dict(self)->dict: return self.failed or dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches)
     def load_state_dict(self, state:dict):
         "Go to a saved position"
         self.inputs.load_state_dict(state['inputs'])
-        self.n_batches = state['n_batches']
+        self.n_batches, self.failed = state['n_batches'], None
 
 # %% ../../nbs/activations/sources.ipynb #23a4e1bd
 def as_slice(

@@ -320,6 +320,11 @@ class Checkpointing(_Saving):
         error.checkpoint = self.last or self.checkpoints.latest()
         if error.checkpoint: error.add_note(f"The last good checkpoint is {error.checkpoint}")
 
+    def on_error(self, trainer, error):
+        "Keep what there is, and let nothing hide the error"
+        try: self.on_nonfinite(trainer, error)
+        except Exception as e: error.add_note(f"No checkpoint was written: {type(e).__name__}: {e}")
+
     def on_end(self, trainer):
         if self.final: self.save(trainer, must=True)
 

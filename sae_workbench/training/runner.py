@@ -102,7 +102,9 @@ class _Describing(_Making):
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
         if not hasattr(self, '_eval_tokens'):
             n = self.cfg.n_eval_batches * (self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts)
-            self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
+            in_order = not any(hasattr(self.activations_store.dataset, a) for a in ('shuffle', '__getitem__'))
+            seed = None if in_order else self.cfg.seed   # an iterable of one's own is read from its start
+            self._eval_tokens = self.activations_store.eval_contexts(seed=seed).take(n, wrap=False)
         return self._eval_tokens
 
 # %% ../../nbs/training/runner.ipynb #f01c000a
