@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sae_workbench import SAE, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, SyntheticSource
+from sae_workbench import SAE, LanguageModelSAETrainingRunner, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, SyntheticSource
 from sae_workbench import TopKTrainingSAE, TopKTrainingSAEConfig, train_together
 
-from sae_workbench.core.errors import DataError
+from sae_workbench.core.errors import ConfigError, DataError
 from sae_workbench.core.files import read_state, write_state
 from sae_workbench.training.checkpoint import Checkpoints, latest
 from sae_workbench.training.preempt import Interrupted
@@ -297,6 +297,51 @@ def test_a_second_ctrl_c_stops_at_once_and_a_torn_step_is_not_gone_on_from(tmp_p
 
 
 # The command line
+
+# Files of others in the folder
+
+def test_only_what_the_run_wrote_is_deleted(tmp_path):
+    "keep_last and the cleaning at the start leave alone what merely has a similar name"
+    for name in ('96', '2024'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'mine.txt').write_text('mine')
+    (tmp_path/'.notes.tmp').write_text('mine')
+    (tmp_path/'.96.123.tmp').mkdir()   # of a killed run
+    small(tmp_path, n_checkpoints=4, keep_last_checkpoints=2).fit()
+    assert [p.name for p in Checkpoints(tmp_path).all()] == ['512', '384']
+    assert {p.name for p in tmp_path.iterdir()} >= {'96', '2024', '.notes.tmp'} and not (tmp_path/'.96.123.tmp').exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path):
+    (tmp_path/'file').write_text('')
+    (tmp_path/'link').symlink_to(tmp_path/'nowhere'/'below')
+    for place in ('file', 'file/below', 'link'):
+        with pytest.raises(ConfigError, match='is not a folder'): small(tmp_path/place)
+
+
+@pytest.mark.parametrize('changed', ['order', 'end', 'model'])
+def test_a_run_on_something_else_than_before_is_refused(changed, tmp_path):
+    "The model and the data came as objects: no option names them"
+    from datasets import Dataset
+    from faults import NOTHING, Model, runner, texts
+    case = dict(architecture='topk', source='live')
+    run = runner(case, tmp_path, NOTHING)
+    run.callbacks.append(Asks(5))
+    with pytest.raises(Interrupted): run.run()
+    rows, model = texts(), Model()
+    if changed == 'order': rows[1:] = rows[:0:-1]
+    if changed == 'end': rows[50:] = rows[:10]
+    if changed == 'model': model.embed.weight.data[7] += 1
+    other = LanguageModelSAETrainingRunner(run.cfg, Dataset.from_list(rows), model)
+    with pytest.raises(DataError, match='the saved position belongs to'): other.run()
+    assert other.trainer is None and latest(next((tmp_path/'checkpoints').iterdir())).name == '192'
+
+
+class Asks:
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step + 1: trainer.stop('a test')
+
 
 # Errors of others: of the source, the model, an evaluator, a callback
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
-from ..core.folders import only_one, remove_temporaries
+from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
@@ -53,9 +53,7 @@ class _Making:
     def _check_folders(self):
         "Find out now that results cannot be written, not at the end"
         for name in ('output_path', 'checkpoint_path'):
-            path = getattr(self.cfg, name)
-            if path and any(p.exists() and not p.is_dir() for p in (Path(path), *Path(path).parents)):
-                raise ConfigError(f"{name}={path!r}: a file of that name stands where the folder should be")
+            if (path := getattr(self.cfg, name)): check_place(path, name)
 
     def _load_model(self)->nn.Module:
         cfg = self.cfg
