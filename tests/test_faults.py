@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sae_workbench import SAE, LanguageModelSAETrainingRunner, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, SyntheticSource
-from sae_workbench import TopKTrainingSAE, TopKTrainingSAEConfig, train_together
+from sae_workbench import SAE, LanguageModelSAETrainingRunner, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, ShardSource, SyntheticSource
+from sae_workbench import TensorSource, TopKTrainingSAE, TopKTrainingSAEConfig, train_together, write_cache
 
 from sae_workbench.core.errors import ConfigError, DataError
 from sae_workbench.core.files import read_state, write_state
@@ -335,6 +336,17 @@ def test_a_run_on_something_else_than_before_is_refused(changed, tmp_path):
     other = LanguageModelSAETrainingRunner(run.cfg, Dataset.from_list(rows), model)
     with pytest.raises(DataError, match='the saved position belongs to'): other.run()
     assert other.trainer is None and latest(next((tmp_path/'checkpoints').iterdir())).name == '192'
+
+
+def test_other_activations_in_memory_or_in_a_cache_are_refused(tmp_path):
+    x = torch.randn(50, 4)
+    y = x.flip(0)
+    for name, rows in (('x', x), ('y', y)): write_cache(TensorSource(rows, rows=10), tmp_path/name, max_rows=50)
+    shutil.copytree(tmp_path/'x', tmp_path/'moved')
+    for a, same_data, other in [(TensorSource(x), TensorSource(x.clone()), TensorSource(y)),
+                                (ShardSource(tmp_path/'x'), ShardSource(tmp_path/'moved'), ShardSource(tmp_path/'y'))]:
+        same_data.load_state_dict(a.state_dict())
+        with pytest.raises(DataError, match='of other activations'): other.load_state_dict(a.state_dict())
 
 
 class Asks:

@@ -7,7 +7,7 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'as_slice', 'excluded_ids', 'HookedActivations', 'KeptActivations', 'ContextSource', 'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import math
+import hashlib, math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -68,8 +68,22 @@ class TensorSource:
             self.order = torch.randperm(len(self.acts), generator=stream(self.seed, 'rows', self.epoch))
         return self.acts[self.order[a:self.row].to(self.acts.device)]
 
-    def state_dict(self)->dict: return dict(epoch=self.epoch, row=self.row, seed=self.seed)
+    kind = 'tensor'
+    def mark(self)->str: # 16 hex digits
+        "By what the activations are recognised: a hash of 16 rows from everywhere"
+        some = self.acts[torch.linspace(0, len(self.acts) - 1, 16, dtype=torch.float64).long().to(self.acts.device)]
+        return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def state_dict(self)->dict:
+        return dict(epoch=self.epoch, row=self.row, seed=self.seed, n_rows=len(self.acts), mark=self.mark())
+
     def load_state_dict(self, state:dict):
+        "Go to a saved position; the activations must be the same"
+        if (n := state.get('n_rows', len(self.acts))) != len(self.acts):
+            raise DataError(f"the saved position belongs to a {self.kind} of {n} rows; this one has {len(self.acts)}")
+        if (saved := state.get('mark', self.mark())) != self.mark():
+            raise DataError(f"the saved position belongs to a {self.kind} of other activations: they had the hash "
+                            f"{saved}, now it is {self.mark()}")
         self.epoch, self.row, self.seed, self.order = state['epoch'], state['row'], state['seed'], None
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f1
