@@ -40,6 +40,7 @@ def sae_of(case: dict, dtype='float64') -> TrainingSAE:
 def gradients(case: dict, folder: Path) -> dict:
     "Losses, gradients and counts of one batch, where half of the latents are dead"
     team, sae = processes(), sae_of(case, case.get('dtype', 'float64'))
+    if case.get('compiled'): sae.compile_step(backend='eager')
     x = torch.randn(ROWS, faults.D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(sae.dtype)
     dead = torch.arange(faults.D_SAE) % 2 == 0
     out = shared_pass(sae, TrainStepInput(team.part(x), {'l1': .3, 'l0': .3}, dead, 5), team)

@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sae_workbench import SAE, SAETrainer, SAETrainerConfig, SyntheticSource, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_workbench import SAE, LanguageModelSAETrainingRunner, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, ShardSource, SyntheticSource
+from sae_workbench import TensorSource, TopKTrainingSAE, TopKTrainingSAEConfig, train_together, write_cache
 
+from sae_workbench.core.errors import ConfigError, DataError
 from sae_workbench.core.files import read_state, write_state
 from sae_workbench.training.checkpoint import Checkpoints, latest
 from sae_workbench.training.preempt import Interrupted
@@ -295,6 +298,132 @@ def test_a_second_ctrl_c_stops_at_once_and_a_torn_step_is_not_gone_on_from(tmp_p
 
 
 # The command line
+
+# Files of others in the folder
+
+def test_only_what_the_run_wrote_is_deleted(tmp_path):
+    "keep_last and the cleaning at the start leave alone what merely has a similar name"
+    for name in ('96', '2024'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'mine.txt').write_text('mine')
+    (tmp_path/'.notes.tmp').write_text('mine')
+    (tmp_path/'.96.123.tmp').mkdir()   # of a killed run
+    small(tmp_path, n_checkpoints=4, keep_last_checkpoints=2).fit()
+    assert [p.name for p in Checkpoints(tmp_path).all()] == ['512', '384']
+    assert {p.name for p in tmp_path.iterdir()} >= {'96', '2024', '.notes.tmp'} and not (tmp_path/'.96.123.tmp').exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path):
+    (tmp_path/'file').write_text('')
+    (tmp_path/'link').symlink_to(tmp_path/'nowhere'/'below')
+    for place in ('file', 'file/below', 'link'):
+        with pytest.raises(ConfigError, match='is not a folder'): small(tmp_path/place)
+
+
+@pytest.mark.parametrize('changed', ['order', 'end', 'model'])
+def test_a_run_on_something_else_than_before_is_refused(changed, tmp_path):
+    "The model and the data came as objects: no option names them"
+    from datasets import Dataset
+    from faults import NOTHING, Model, runner, texts
+    case = dict(architecture='topk', source='live')
+    run = runner(case, tmp_path, NOTHING)
+    run.callbacks.append(Asks(5))
+    with pytest.raises(Interrupted): run.run()
+    rows, model = texts(), Model()
+    if changed == 'order': rows[1:] = rows[:0:-1]
+    if changed == 'end': rows[50:] = rows[:10]
+    if changed == 'model': model.embed.weight.data[7] += 1
+    other = LanguageModelSAETrainingRunner(run.cfg, Dataset.from_list(rows), model)
+    with pytest.raises(DataError, match='the saved position belongs to'): other.run()
+    assert other.trainer is None and latest(next((tmp_path/'checkpoints').iterdir())).name == '192'
+
+
+def test_other_activations_in_memory_or_in_a_cache_are_refused(tmp_path):
+    x = torch.randn(50, 4)
+    y = x.flip(0)
+    for name, rows in (('x', x), ('y', y)): write_cache(TensorSource(rows, rows=10), tmp_path/name, max_rows=50)
+    shutil.copytree(tmp_path/'x', tmp_path/'moved')
+    for a, same_data, other in [(TensorSource(x), TensorSource(x.clone()), TensorSource(y)),
+                                (ShardSource(tmp_path/'x'), ShardSource(tmp_path/'moved'), ShardSource(tmp_path/'y'))]:
+        same_data.load_state_dict(a.state_dict())
+        with pytest.raises(DataError, match='of other activations'): other.load_state_dict(a.state_dict())
+
+
+class Asks:
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step + 1: trainer.stop('a test')
+
+
+# Errors of others: of the source, the model, an evaluator, a callback
+
+class FailsOnce(torch.nn.Embedding):
+    "A model that fails at its n-th call, half of the batches of a buffer made already"
+    def __init__(self, n):
+        super().__init__(20, 8, _weight=torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
+        self.n = n
+
+    def forward(self, tokens):
+        self.n -= 1
+        if not self.n: raise MemoryError('out of memory')
+        return super().forward(tokens)
+
+
+class Raises:
+    def __init__(self, event, step): setattr(self, event, lambda t, *a: self.check(t.n_training_steps == step))
+    def check(self, now):
+        if now: raise OSError('the network is away')
+
+
+def failing(folder, model=0, evaluation=None, callbacks=()) -> SAETrainer:
+    torch.manual_seed(0)
+    tokens = torch.randint(20, (90, 7), generator=torch.Generator().manual_seed(1))
+    source = MixingBuffer(ModuleSource(torch.nn.Sequential(FailsOnce(model + 1 if model else 0)), '0', tokens, batch_size=8, shuffle=True), 128, 32)
+    def evaluator(sae, data, scaler):
+        draws = torch.rand(1).item()
+        if trainer.n_training_steps == evaluation: raise RuntimeError('out of memory')
+        return dict(draws=draws)
+    cfg = SAETrainerConfig(640, 32, checkpoint_path=str(folder), n_batches_for_norm_estimate=3,
+                           logger=LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=2))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3, normalize_activations='expected_average_only_in'))
+    trainer = SAETrainer(cfg, sae, source, evaluator, callbacks=callbacks)
+    return trainer
+
+
+@pytest.mark.parametrize('how', [dict(model=9), dict(model=14), dict(evaluation=7), dict(callbacks=[Raises('on_log', 5)]), dict(callbacks=[Raises('on_log', 7)]),
+                                 dict(callbacks=[Raises('after_step', 8)])], ids=str)
+def test_an_error_between_two_steps_loses_nothing(how, tmp_path):
+    whole = failing(tmp_path/'whole')
+    whole.fit()
+    first = failing(tmp_path/'run', **how)
+    with pytest.raises((OSError, RuntimeError, MemoryError, DataError)) as e: first.fit()
+    assert 'The last good checkpoint is' in e.value.__notes__[0] and e.value.checkpoint == latest(tmp_path/'run')
+    second = failing(tmp_path/'run')
+    assert Checkpoints(tmp_path/'run').load(second)
+    for t in (second, first):   # another process, and this one
+        for cb in t.callbacks: vars(cb).pop('on_log', None), vars(cb).pop('after_step', None)
+        t.evaluator = second.evaluator
+        t.fit()
+        assert same(*[{k: v for k, v in x.state_dict().items() if k != 'callbacks'} for x in (t, whole)])
+
+
+def test_the_others_of_train_together_write_checkpoints(tmp_path):
+    a, b = small(tmp_path/'a'), small(tmp_path/'b')
+    b.callbacks.append(Raises('after_step', 5))
+    with pytest.raises(OSError): train_together([a, b])
+    assert [latest(tmp_path/n).name for n in 'ab'] == ['160', '160']
+
+
+@pytest.mark.parametrize('state', [{'x': {1, 2}}, {'x': {1: 2}}, {'x': {'': 2}}, {'x': [torch.ones(2)]}], ids=str)
+def test_a_callback_without_a_plain_state_costs_no_checkpoint(state, tmp_path):
+    class Mine:
+        def state_dict(self): return state
+    t = small(tmp_path)
+    t.callbacks.append(Mine())
+    with pytest.warns(UserWarning, match="without the state of the callback Mine-0"): Checkpoints(tmp_path).save(t)
+    second = small(tmp_path)
+    assert Checkpoints(tmp_path).load(second)
+
 
 @pytest.fixture(scope='module')
 def tiny_model(tmp_path_factory) -> Path:

@@ -58,6 +58,16 @@ def test_gradients_of_every_architecture(home):
                 assert found['W_dec'].abs().max() > 0
 
 
+def test_gradients_of_a_compiled_step(home):
+    "torch.compile breaks a step where it reads a number, or talks to other processes, and goes on behind"
+    which = ('jumprelu', 'batchtopk', 'matching_pursuit', 'matryoshka_batchtopk')
+    cases = [dict(function='gradients', architecture=a, options=dict(normalize_activations='layer_norm'), compiled=n > 0,
+                  folder=f'compiled/{a}-{n}', processes=max(n, 1)) for a in which for n in (0, 1, 2)]
+    fine(run(home, *cases))
+    for a in which:
+        for n in (1, 2): compare(home/f'compiled/{a}-0', home/f'compiled/{a}-{n}')
+
+
 RUNS = [('live', 'batchtopk', dict(norm='expected_average_only_in')), ('cached', 'topk', {}), ('module', 'jumprelu', {}),
         ('tensor', 'gated', {}), ('synthetic', 'matching_pursuit', {}), ('synthetic', 'topk', dict(dtype='bfloat16'))]
 

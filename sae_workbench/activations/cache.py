@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'cache
            'KeptRows', 'ReadAgain', 'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
-import math, shutil, sys, warnings
+import hashlib, math, shutil, sys, warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 import torch
@@ -378,6 +378,7 @@ class KeptRows(MappedRows):
 # %% ../../nbs/activations/cache.ipynb #9baec58a
 class ReadAgain(TensorSource):
     "A source of rows that are read again, with their tokens"
+    kind = 'cache'
     @property
     def token_ids(self)->Tensor|None: # (rows,)
         "The tokens of the rows that were given last, if the cache has them"
@@ -389,12 +390,11 @@ class ReadAgain(TensorSource):
             warnings.warn(f"the cache ({len(self.acts)} rows) has been used once; a second epoch begins", stacklevel=2)
         return x
 
-    def state_dict(self)->dict: return super().state_dict() | dict(n_rows=len(self.acts))
-    def load_state_dict(self, state:dict):
-        "Go to a saved position; the cache must have as many rows"
-        if (n := state['n_rows']) != len(self.acts):
-            raise DataError(f"the saved position belongs to a cache of {n} rows; this one has {len(self.acts)}")
-        super().load_state_dict(state)
+    def mark(self)->str: # 16 hex digits
+        "By what the cache is recognised, wherever its folder is: the hashes of its shards"
+        shards = ''.join(str(s.get('sha256')) for s in self.manifest['shards'])
+        return hashlib.sha256(shards.encode()).hexdigest()[:16]
+
 
 # %% ../../nbs/activations/cache.ipynb #c0d95d9d
 class ShardSource(ReadAgain):

@@ -7,7 +7,7 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'as_slice', 'excluded_ids', 'HookedActivations', 'KeptActivations', 'ContextSource', 'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import math
+import hashlib, math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -68,8 +68,22 @@ class TensorSource:
             self.order = torch.randperm(len(self.acts), generator=stream(self.seed, 'rows', self.epoch))
         return self.acts[self.order[a:self.row].to(self.acts.device)]
 
-    def state_dict(self)->dict: return dict(epoch=self.epoch, row=self.row, seed=self.seed)
+    kind = 'tensor'
+    def mark(self)->str: # 16 hex digits
+        "By what the activations are recognised: a hash of 16 rows from everywhere"
+        some = self.acts[torch.linspace(0, len(self.acts) - 1, 16, dtype=torch.float64).long().to(self.acts.device)]
+        return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def state_dict(self)->dict:
+        return dict(epoch=self.epoch, row=self.row, seed=self.seed, n_rows=len(self.acts), mark=self.mark())
+
     def load_state_dict(self, state:dict):
+        "Go to a saved position; the activations must be the same"
+        if (n := state.get('n_rows', len(self.acts))) != len(self.acts):
+            raise DataError(f"the saved position belongs to a {self.kind} of {n} rows; this one has {len(self.acts)}")
+        if (saved := state.get('mark', self.mark())) != self.mark():
+            raise DataError(f"the saved position belongs to a {self.kind} of other activations: they had the hash "
+                            f"{saved}, now it is {self.mark()}")
         self.epoch, self.row, self.seed, self.order = state['epoch'], state['row'], state['seed'], None
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f1
@@ -141,16 +155,23 @@ class ModelSource:
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f7
 class SavedModelSource(ModelSource):
     "A `ModelSource` for one hook, whose position can be saved and returned to"
+    failed = None   # the position before a pass that failed, which is made again
     def __iter__(self): return self
     def __next__(self)->Tensor: # (rows, d_in)
         name = self.activations.name
-        return self.next_pass()[name]
+        if self.failed: self.load_state_dict(self.failed)
+        before = self.state_dict()
+        try: return self.next_pass()[name]
+        except (NonFiniteError, StopIteration): raise   # whoever asks again gets the pass behind it
+        except BaseException:
+            self.failed = before
+            raise
 
-    def state_dict(self)->dict: return dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches)
+    def state_dict(self)->dict: return self.failed or dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches)
     def load_state_dict(self, state:dict):
         "Go to a saved position"
         self.inputs.load_state_dict(state['inputs'])
-        self.n_batches = state['n_batches']
+        self.n_batches, self.failed = state['n_batches'], None
 
 # %% ../../nbs/activations/sources.ipynb #23a4e1bd
 def as_slice(

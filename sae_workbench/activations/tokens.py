@@ -158,12 +158,25 @@ class MapRows:
         if hasattr(self.dataset, 'column_names'): return self.dataset[a:self.row][self.column]
         return [self.dataset[i][self.column] for i in range(a, self.row)]
 
+    mark = None
+    def sample(self)->str: # 16 hex digits
+        "A hash of 16 rows from everywhere, by which the data are recognised"
+        if self.mark is None:
+            n = len(self.dataset)
+            rows = [self.dataset[i][self.column] for i in sorted({k*(n - 1)//15 for k in range(16)})]
+            plain = [r if isinstance(r, str) else np.asarray(r).tolist() for r in rows]
+            self.mark = hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
+        return self.mark
+
     def rewind(self): self.row = 0
-    def state_dict(self)->dict: return dict(row=self.row, n_rows=len(self.dataset))
+    def state_dict(self)->dict: return dict(row=self.row, n_rows=len(self.dataset), sample=self.sample())
     def load_state_dict(self, state:dict):
-        "Go to a saved position; the dataset must have the same number of rows"
+        "Go to a saved position; the dataset must have the same number of rows, and the same rows as far as looked at"
         if (n := state.get('n_rows', len(self.dataset))) != len(self.dataset):
             raise DataError(f"the saved position belongs to a dataset of {n} rows; this one has {len(self.dataset)}")
+        if (saved := state.get('sample', self.sample())) != self.sample():
+            raise DataError(f"the saved position belongs to other data, or to another order of the rows: 16 of them had "
+                            f"the hash {saved}, now it is {self.sample()}")
         self.row = state['row']
 
 # %% ../../nbs/activations/tokens.ipynb #00268999

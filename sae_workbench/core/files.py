@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sync', 'file_hash', 'atomic', 'write_text', 'write_json', 'write_tensors', 'not_finite', 'check_finite', 'read_json',
-           'read_tensors', 'write_state', 'read_state']
+           'read_tensors', 'not_plain', 'write_state', 'read_state']
 
 # %% ../../nbs/core/files.ipynb #ef845d06
 import hashlib, json, os, tempfile
@@ -136,11 +136,24 @@ def read_tensors(
         raise LoadError(f"{path}: not a whole safetensors file ({e})") from None
 
 # %% ../../nbs/core/files.ipynb #2c042d88
+def not_plain(
+    node, # Nested dicts; leaves are tensors or plain data
+    at:str='', # Where it stands, for the message
+)->str|None: # What cannot; None if all can
+    "What of a nest a file cannot give back as it was"
+    if isinstance(node, Tensor): return None
+    if isinstance(node, dict):
+        if bad := [k for k in node if not isinstance(k, str) or not k]: return f"the key {bad[0]!r} of {at or 'it'}"
+        return next(filter(None, (not_plain(v, f'{at}/{k}') for k, v in node.items())), None)
+    try: json.dumps(node)
+    except (TypeError, ValueError): return f"{at or 'it'}, a {type(node).__name__}"
+
 def write_state(
     path:str|Path, # The file
     state:dict, # Nested dicts with text keys; leaves are tensors or plain data
 )->Path: # The file
     "Write a nest of tensors and plain data, atomically"
+    if bad := not_plain(state): raise SaveError(f"{path}: text keys, tensors and plain data can be saved, not {bad}")
     tensors = {}
     def strip(node, at):
         if isinstance(node, Tensor):

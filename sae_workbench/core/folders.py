@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'LOCK', 'HOLDER', 'whole_folder', 'remove', 'remove_temporaries', 'check_folder', 'read_manifest',
-           'only_one', 'is_held']
+           'only_one', 'check_place', 'is_held']
 
 # %% ../../nbs/core/folders.ipynb #89a7b68e
-import hashlib, json, os, shutil, socket, sys
+import hashlib, json, os, re, shutil, socket, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +61,13 @@ def remove(
     else: path.unlink(missing_ok=True)
 
 # %% ../../nbs/core/folders.ipynb #86c433d9
+_TEMPORARY = re.compile(r'\..+\.(\d+|old|[a-z0-9_]{8})\.tmp')   # as `whole_folder`, `Checkpoints` and `atomic` name them
+
 def remove_temporaries(
     folder:str|Path, # Where something was being written
 )->list[Path]: # What was removed
     "Delete what killed writers left behind; only for the one process that writes there"
-    left = sorted(Path(folder).glob('.*.tmp'))
+    left = sorted(p for p in Path(folder).glob('.*.tmp') if _TEMPORARY.fullmatch(p.name))
     for p in left: remove(p)
     return left
 
@@ -125,6 +127,17 @@ def only_one(
         except OSError: pass   # a full disk: the lock holds without the note
         yield
     finally: lock.release()
+
+def check_place(
+    folder:str|Path, # Need not exist yet
+    option:str, # What it was given as, for the message
+):
+    "A `ConfigError` now if nothing can be written there later"
+    places = (Path(folder), *Path(folder).absolute().parents)
+    there = next(p for p in places if os.path.lexists(p))
+    if not there.is_dir(): raise ConfigError(f"{option}={str(folder)!r}: {there} is not a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}={str(folder)!r}: no permission to write in {there}; choose another place")
 
 def is_held(
     folder:str|Path, # Any folder

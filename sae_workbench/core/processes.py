@@ -150,6 +150,11 @@ def _as_told(e:BaseException)->BaseException:
 
 class Team(_Gathering):
     "Processes that train one SAE together"
+    def __init__(self):
+        super().__init__()
+        for n in ('sum', 'total', 'lowest', 'gather', 'objects'):   # a step that torch.compile traces may call them
+            setattr(self, n, torch.compiler.disable(getattr(self, n)))
+
     def first_does(self, fn:Callable[[], Any])->Any:
         if not self.is_first: result, error = self.from_first(None)
         else:

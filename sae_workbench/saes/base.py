@@ -115,9 +115,12 @@ def normalize_rows(
     return x, None, None
 
 # %% ../../nbs/saes/base.ipynb #7842f44d
-class _Remembered(threading.local):
+class _Measures:
     "What `encode` measured and `decode` needs: scale and shift of the rows, and the head size"
     scale = shift = d_head = None
+
+class _Remembered(_Measures, threading.local):
+    "The same, in each thread its own"
     def __deepcopy__(self, memo): return _Remembered()
     def __reduce__(self): return _Remembered, ()
 

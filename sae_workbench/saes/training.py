@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import Pattern, can_be_sparse
 from ..core.registry import get_sae_class, get_sae_training_class
-from .base import SAE, WEIGHTS_FILE, SAEConfig, _config_from_dict
+from .base import SAE, WEIGHTS_FILE, SAEConfig, _config_from_dict, _Measures
 
 # %% ../../nbs/saes/training.ipynb #13842a26
 NO_FLOAT16 = ("dtype='float16' cannot be trained: gradients below 6e-8 and losses above 65,504 do not fit into it; "
@@ -190,7 +190,16 @@ class _Step(_Trainable[T]):
         return TrainStepOutput(step_input.sae_in, sae_out, feature_acts, hidden_pre, loss, losses, active=active)
 
 # %% ../../nbs/saes/training.ipynb #a998e689
-class _Choosing(_Step[T]):
+class _Compiled(_Step[T]):
+    "A step that torch.compile has been through"
+    def compile_step(self,
+        **options, # Passed to torch.compile, such as mode
+    ):
+        "Compile `training_forward_pass`; from then on this SAE is for one thread"
+        self._last = _Measures()   # torch.compile loses what is written to a threading.local before a graph break
+        self.training_forward_pass = torch.compile(self.training_forward_pass, **options)
+
+class _Choosing(_Compiled[T]):
     "Between the fast pass and the dense one"
     def _untouched(self, owner:type, *names:str)->bool:
         "Whether these methods are still those of `owner`"

@@ -17,7 +17,8 @@ import torch
 from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
-from ..core.folders import check_folder, is_held, only_one, read_manifest, remove, remove_temporaries
+from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_one, read_manifest, remove
+from ..core.folders import remove_temporaries
 from ..core.folders import whole_folder
 from ..core.plain import differences
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
@@ -103,7 +104,8 @@ def _compare(path:Path, trainer, run_config:dict, overrides:Sequence[str])->tupl
                               "\nA new run needs a folder of its own; resume_overrides=[…] names what may differ")
     changed = [[k.partition('.')[0] for k, *_ in _differing(saved, now)] for saved, now in pairs]
     new_data = [k for k in changed[1] if k not in KEEPS_DATA]
-    if 'dataset_path' in overrides and not new_data: new_data = ['dataset_path']   # a data set in memory has no name
+    for name in ('dataset_path', 'model_name'):   # one in memory has no name
+        if name in overrides and not new_data: new_data = [name]
     return bool(changed[0]), new_data
 
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
@@ -137,6 +139,14 @@ def _saved_position(path:Path)->list[int]:
         kind, n = _NAME.fullmatch(path.name).groups()
         return [0, int(n), 0] if kind=='norm_' else [int(n), 0, int(kind=='final_')]
 
+_FILES = {MANIFEST, CFG_FILE, WEIGHTS_FILE, TRAINER_FILE, STORE_FILE, RUN_FILE, SPARSITY_FILE}
+
+def _is_checkpoint(path:Path)->bool:
+    "Whether it is one, perhaps damaged, rather than a folder of somebody else's that is called 2024"
+    if not (_NAME.fullmatch(path.name) and path.is_dir()): return False
+    names = {p.name for p in path.iterdir()}
+    return not names or bool(names & _FILES)
+
 class _Folder:
     "Finds the checkpoints in a folder"
     def __init__(self,
@@ -149,7 +159,7 @@ class _Folder:
     def all(self)->list[Path]: # The latest first
         "The checkpoints that are there, whether good or not"
         here = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted((p for p in here if _NAME.fullmatch(p.name) and p.is_dir()), key=_saved_position, reverse=True)
+        return sorted(filter(_is_checkpoint, here), key=_saved_position, reverse=True)
 
     def latest(self)->Path|None: # None where there is none
         "The latest checkpoint that is whole; a warning for each that is passed over"
@@ -175,7 +185,7 @@ class Checkpoints(_Folder):
         "Write a checkpoint, and delete those that `keep_last` leaves out"
         path, data = self.folder/_name(trainer), trainer.data_provider
         if path.exists() and self._is_good(path): return path   # the same moment of the same run
-        remove(path)
+        if _is_checkpoint(path): remove(path)
         try: save_checkpoint(path, trainer, data if hasattr(data, 'state_dict') else None, run_config)
         except OSError as e: return self._not_written(path, e, must)
         self._forget(path)
@@ -239,6 +249,7 @@ class _Wanted:
         keep_last:int|None=None, # Checkpoints that stay when a new one was written; all of them if None
         run_config:dict|None=None, # The run's config as plain data; the trainer's if None
     ):
+        check_place(folder, 'checkpoint_path')
         self.checkpoints, self.n, self.final = Checkpoints(folder, keep_last), n_checkpoints, final
         self.run_config, self.held, self.marks = run_config, None, []
         self.last = None   # the checkpoint that was written last
@@ -319,6 +330,11 @@ class Checkpointing(_Saving):
         except NonFiniteError: pass   # the weights themselves; what there was before is left alone
         error.checkpoint = self.last or self.checkpoints.latest()
         if error.checkpoint: error.add_note(f"The last good checkpoint is {error.checkpoint}")
+
+    def on_error(self, trainer, error):
+        "Keep what there is, and let nothing hide the error"
+        try: self.on_nonfinite(trainer, error)
+        except Exception as e: error.add_note(f"No checkpoint was written: {type(e).__name__}: {e}")
 
     def on_end(self, trainer):
         if self.final: self.save(trainer, must=True)

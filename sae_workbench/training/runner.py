@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
-from ..core.folders import only_one, remove_temporaries
+from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
@@ -53,9 +53,7 @@ class _Making:
     def _check_folders(self):
         "Find out now that results cannot be written, not at the end"
         for name in ('output_path', 'checkpoint_path'):
-            path = getattr(self.cfg, name)
-            if path and any(p.exists() and not p.is_dir() for p in (Path(path), *Path(path).parents)):
-                raise ConfigError(f"{name}={path!r}: a file of that name stands where the folder should be")
+            if (path := getattr(self.cfg, name)): check_place(path, name)
 
     def _load_model(self)->nn.Module:
         cfg = self.cfg
@@ -72,9 +70,7 @@ class _Making:
         cfg = self.cfg
         if cfg.compile_llm and self.model is not None:
             self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
-        if cfg.compile_sae:
-            compiled = torch.compile(self.sae.training_forward_pass, mode=cfg.sae_compilation_mode)
-            self.sae.training_forward_pass = compiled
+        if cfg.compile_sae: self.sae.compile_step(mode=cfg.sae_compilation_mode)
 
 # %% ../../nbs/training/runner.ipynb #ff1bc2c4
 class _Describing(_Making):
@@ -104,7 +100,9 @@ class _Describing(_Making):
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
         if not hasattr(self, '_eval_tokens'):
             n = self.cfg.n_eval_batches * (self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts)
-            self._eval_tokens = self.activations_store.eval_contexts(seed=self.cfg.seed).take(n, wrap=False)
+            in_order = not any(hasattr(self.activations_store.dataset, a) for a in ('shuffle', '__getitem__'))
+            seed = None if in_order else self.cfg.seed   # an iterable of one's own is read from its start
+            self._eval_tokens = self.activations_store.eval_contexts(seed=seed).take(n, wrap=False)
         return self._eval_tokens
 
 # %% ../../nbs/training/runner.ipynb #f01c000a

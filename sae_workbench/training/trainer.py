@@ -6,7 +6,7 @@
 __all__ = ['TORN', 'Callback', 'LatentStatistics', 'SAETrainer', 'train_together']
 
 # %% ../../nbs/training/trainer.ipynb #ae7b8dcd
-import contextlib, math
+import contextlib, math, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..core.errors import DataError, NonFiniteError, SAEWorkbenchError
-from ..core.files import not_finite
+from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError, SaveError
+from ..core.files import not_finite, not_plain
 from ..core.metrics import log_sparsity
 from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
-from .checkpoint import Checkpointing
+from .checkpoint import Checkpointing, position_of
 from .config import SAETrainerConfig
 from .parallel import agree_to_stop, check_parts, number, same_data, share_random, shared_pass
 from .parallel import start_together, whole_output
@@ -43,6 +43,7 @@ class Callback:
     def on_end(self, trainer): "Training ended as planned"
     def on_stop(self, trainer): "Training was asked to stop between two steps: the moment for a last checkpoint"
     def on_nonfinite(self, trainer, error:NonFiniteError): "NaN or infinity ends the run; the weights are good"
+    def on_error(self, trainer, error:Exception): "Another exception ends the run between two steps"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
 
 # %% ../../nbs/training/trainer.ipynb #6cd7b313
@@ -273,10 +274,12 @@ class _OneStep(_Start):
     def _train(self)->TrainStepOutput|None: # None if the step was skipped
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
         self.mid_step = True
-        try:
-            batch = self.next_batch()
-            out = self._step_or_skip(batch)
-        except (Interrupted, DataError, NonFiniteError):   # raised before anything was changed
+        try: batch = self.next_batch()
+        except (Exception, Interrupted):   # without a batch there is no step
+            self.mid_step = False
+            raise
+        try: out = self._step_or_skip(batch)
+        except (DataError, NonFiniteError):   # raised before anything was changed
             self.mid_step = False
             raise
         if out is not None: self.tell('on_step', out)
@@ -294,10 +297,16 @@ class _OneStep(_Start):
         n, logger, out = self.n_training_steps, self.cfg.logger, self._train()
         if not self._is_logging_step(): return
         self._check_weights()
-        if out is not None:
-            out = whole_output(out, self.team)
-            self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
         self.evaluation_due = (n + 1) % (logger.wandb_log_frequency*logger.eval_every_n_wandb_logs) == 0
+        try: self._log(out)
+        except Exception:
+            if not self.evaluation_due: self.n_training_steps += 1   # the step is complete, whatever a logger says
+            raise
+
+    def _log(self, out:TrainStepOutput|None):
+        if out is None: return
+        out = whole_output(out, self.team)
+        self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
 
     def _one_step(self):
         if not self.evaluation_due: self._train_and_log()   # else a run goes on that was stopped in an evaluation
@@ -344,7 +353,7 @@ class _Loop(_Steps):
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
         if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
-        self.ended = False
+        self.ended, began = False, position_of(self)
         try:
             self.tell('on_begin')
             self._start_together()
@@ -367,6 +376,10 @@ class _Loop(_Steps):
             if self.stop.asked:
                 self.tell('on_stop')
                 self.team.wait()
+            raise
+        except (ProcessError, SaveError): raise
+        except Exception as e:
+            if not self.mid_step and position_of(self) != began: self.tell('on_error', e)
             raise
         finally: self.tell('on_close')
 
@@ -422,7 +435,7 @@ class _Logged(_Measured):
         try:
             metrics = self.team.first_does(self._evaluated)
             share_random(self.team)
-        except Interrupted:   # it will be made again, from the same state
+        except BaseException:   # it will be made again, from the same state
             set_random_state(before)
             raise
         finally: self.sae.train()
@@ -441,6 +454,14 @@ class _State(_Logged):
             seen[type(cb)] += 1
         return kept
 
+    def _callback_states(self)->dict[str, Any]:
+        "The states of callbacks; one that no file can hold is left out, so that it does not cost the whole checkpoint"
+        states = {k: cb.state_dict() for k, cb in self._kept_callbacks().items()}
+        for k, bad in {k: not_plain(s, k) for k, s in states.items()}.items():
+            if bad: warnings.warn(f"the checkpoint is without the state of the callback {k}: text keys, tensors and "
+                                  f"plain data can be saved, not {bad}", stacklevel=4)
+        return {k: s for k, s in states.items() if not not_plain(s)}
+
     def state_dict(self)->dict[str, Any]:
         "Tensors and numbers, nested in dicts with text keys"
         return dict(
@@ -452,7 +473,7 @@ class _State(_Logged):
             skips=self.skips.state_dict(),
             evaluation_due=self.evaluation_due, folded=self.folded,
             random=random_state() if self.in_turn or self.random is None else self.random,
-            callbacks={k: cb.state_dict() for k, cb in self._kept_callbacks().items()})
+            callbacks=self._callback_states())
 
 # %% ../../nbs/training/trainer.ipynb #885c4756
 class SAETrainer(_State):
@@ -498,5 +519,9 @@ def train_together(
     with stop.signals(), contextlib.ExitStack() as stack:
         for t in trainers: t.stop = stop
         runs = [_turns(t, stack) for t in trainers]
-        for _ in zip_longest(*runs): pass
+        try:
+            for _ in zip_longest(*runs): pass
+        except Exception:
+            if trainers[0].team.size==1: stop('the failure of another run')   # so that they write checkpoints
+            raise
     return [t.sae for t in trainers]
