@@ -28,7 +28,7 @@ from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, facts_html, fields_box, fitted, html_box
+from .widgets import Face, code_html, entry, facts_html, fields_box, fitted, html_box
 from .widgets import in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
@@ -451,22 +451,19 @@ def mistakes_html(
     return ''.join(f'<div class="sae-bad">{html.escape(m)}</div>' for found in mistakes.values() for m in found)
 
 # %% ../../nbs/faces/chooser.ipynb #e47b27d0
-def _input(o:Option):
+def _input(o:Option, with_slider:bool):
     import ipywidgets as w
     auto = w.Layout(width='auto', min_width='0')
     if o.kind=='switch': return w.Checkbox(indent=False, description=o.name, layout=auto, tooltip=o.path)
     if o.kind=='choice': return w.Dropdown(options=[(str(c), c) for c in o.choices], layout=auto, tooltip=o.path)
     hint = '' if o.required else value_text(o.default)
-    return w.Text(placeholder=hint, layout=auto, tooltip=o.path, continuous_update=True)
+    return entry(label=o.path, hint=hint, scale=_scale(o) if with_slider else [])
 
-def _slider(o:Option):
-    "A slider for a positive number"
-    import ipywidgets as w
-    if o.kind not in ('whole', 'number') or not o.default or o.default < 0: return None
-    middle = math.log10(o.default)
-    low, high = (0, max(4, middle + 2)) if o.kind=='whole' else (middle - 2, middle + 2)
-    return w.FloatLogSlider(value=o.default, base=10, min=low, max=high, step=.01, readout=False, tooltip=o.path,
-                            layout=w.Layout(width='auto', min_width='0'))
+def _scale(o:Option)->list:
+    "The slider of a positive number: both ends as logarithms, and whether numbers are whole"
+    if o.kind not in ('whole', 'number') or not o.default or o.default < 0: return []
+    middle, whole = math.log10(o.default), o.kind=='whole'
+    return [0, max(4, middle + 2), True] if whole else [middle - 2, middle + 2, False]
 
 # %% ../../nbs/faces/chooser.ipynb #7ca4bb1f
 class _Field:
@@ -478,25 +475,20 @@ class _Field:
     ):
         import ipywidgets as w
         self.option, self.put, self.quiet = option, put, False
-        self.input, self.slider = _input(option), _slider(option) if with_slider else None
+        self.input = _input(option, with_slider)
+        self.typed = hasattr(self.input, 'typed')
         name = None if option.kind=='switch' else html_box(f'<b>{html.escape(option.name)}</b>')
         self.wrong, about = html_box(), html_box(f'<div class="sae-dim">{html.escape(option.about)}</div>')
-        self.box = w.VBox([c for c in (name, self.input, self.slider, self.wrong, about) if c is not None],
+        self.box = w.VBox([c for c in (name, self.input, self.wrong, about) if c is not None],
                           layout=w.Layout(flex='1 1 210px', min_width='0', margin='0 10px 8px 0', overflow='hidden'))
         self.box.add_class('sae-field'); self.box.add_class('opt-' + option.path.replace('.', '-'))
-        self.input.observe(self._typed, 'value')
-        if self.slider is not None: self.slider.observe(self._slid, 'value')
+        self.input.observe(self._entered, 'typed' if self.typed else 'value')
 
-    def _typed(self, change):
+    def _entered(self, change):
         if self.quiet: return
-        text = isinstance(change.new, str) and self.option.kind not in ('switch', 'choice')
-        if text and not change.new.strip(): self.put(self.option)
-        else: self.put(self.option, read_value(self.option, change.new) if text else change.new)
-
-    def _slid(self, change):
-        if self.quiet: return
-        v = float(f'{change.new:.2g}')
-        self.put(self.option, int(v) if self.option.kind=='whole' else v)
+        if not self.typed: self.put(self.option, change.new)
+        elif not self.input.text.strip(): self.put(self.option)
+        else: self.put(self.option, read_value(self.option, self.input.text))
 
 # %% ../../nbs/faces/chooser.ipynb #94b03df6
 class _ShownField(_Field):
@@ -518,12 +510,12 @@ class _ShownField(_Field):
         elif o.kind=='choice':
             if v not in o.choices: box.options = [*box.options, (str(v), v)]
             box.value = v
-        elif (not given and box.value.strip()) or (given and read_value(o, box.value) != v):
-            box.value = value_text(v) if given else ''
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0
-        if self.slider is not None and number: self.slider.value = min(max(v, self._ends()[0]), self._ends()[1])
+        elif not self._stands(given, v): box.text = value_text(v) if given else ''
 
-    def _ends(self): return 10**self.slider.min, 10**self.slider.max
+    def _stands(self, given:bool, v)->bool:
+        "Whether the line says this already, in whatever spelling; it is then left as it was typed"
+        text = self.input.text.strip()
+        return read_value(self.option, text)==v if text else not given
 
 # %% ../../nbs/faces/chooser.ipynb #c8d999b6
 class _Plot:
