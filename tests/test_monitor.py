@@ -1,5 +1,9 @@
-"""The training monitor in a real JupyterLab and a real browser: train, pause, resume, change, stop, go on."""
+"""The monitors in a real JupyterLab and a real browser: train, pause, resume, change, stop, go on; follow runs of other processes."""
+import contextlib
+import os
 import re
+import subprocess
+import sys
 
 import lab
 import pytest
@@ -121,3 +125,75 @@ def test_a_hand_at_the_monitor(tmp_path):
         page.wait_for_timeout(1500)
     saved = path.read_text()
     assert saved.count('<svg') >= 6   # the still picture of the whole run
+
+
+ELSEWHERE = '''
+import sys, time, torch
+import sae_workbench as sw
+from sae_workbench.activations.synthetic import SyntheticSource
+from sae_workbench.training.callbacks import JSONLLogger
+folder, k, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.manual_seed(0)
+sae = sw.TopKTrainingSAE(sw.TopKTrainingSAEConfig(d_in=16, d_sae=64, k=k))
+class Slow(sw.Callback):
+    def after_step(self, trainer): time.sleep(.05)
+cfg = sw.SAETrainerConfig(64*steps, 64, lr=3e-3, logger=sw.LoggingConfig(wandb_log_frequency=5))
+sw.SAETrainer(cfg, sae, SyntheticSource(d_in=16, n_features=32, batch_size=64), callbacks=[JSONLLogger(folder + '/log.jsonl'), Slow()]).fit()
+'''
+FOLLOW = "import sae_workbench as sw\nmonitor = sw.LogMonitor('first', every=.5)\nmonitor"
+COMPARE = "both = sw.LogMonitor('first', 'second', names=['k=4', 'k=8'], x='samples', every=.5)\nboth"
+CLOSE = "for m in (monitor, both): m.close()\nmonitor, both"
+
+
+@contextlib.contextmanager
+def run_elsewhere(folder, k: int, steps: int):
+    "A run in a process of its own, which writes the log of a folder"
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(lab.ROOT), os.environ.get('PYTHONPATH')])))
+    process = subprocess.Popen([sys.executable, '-c', ELSEWHERE, str(folder), str(k), str(steps)], env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_runs_of_other_processes(tmp_path):
+    path = lab.write_notebook(tmp_path/'logs.ipynb', [FOLLOW, COMPARE, CLOSE])
+    with contextlib.ExitStack() as stack, lab.notebook(path, height=1500) as nb:
+        def losses(cell):
+            "The lines of the first panel"
+            found = nb.cell(cell).locator('.js-plotly-plot').first.locator('.scatterlayer .js-line')
+            return tuple(found.evaluate_all("found => found.map(e => e.getAttribute('d')).filter(Boolean)"))
+
+        def steps(cell, i=0):
+            found = re.search(r'step ([\d,]+)', nb.cell(cell).locator('.sae-state').nth(i).inner_text())
+            return int(found[1].replace(',', ''))
+
+        def until(holds, seconds=60): lab.until(lambda: not nb.page.wait_for_timeout(100) and holds(), seconds)
+
+        nb.run(0)
+        state = nb.cell(0).locator('.sae-state')
+        state.first.wait_for()
+        assert state.inner_text() == 'first: step 0, not begun'   # it stands there before the run
+        first = stack.enter_context(run_elsewhere(tmp_path/'first', 4, 800))
+        until(lambda: losses(0))
+        seen = {losses(0)[0]}
+        until(lambda: seen.add(losses(0)[0]) or len(seen) > 3)   # the plot moves
+        before = steps(0)
+        until(lambda: steps(0) > before + 50)
+        assert first.poll() is None   # while the run goes on
+
+        nb.run(1)
+        until(lambda: len(losses(1)) == 1)
+        second = stack.enter_context(run_elsewhere(tmp_path/'second', 8, 300))
+        until(lambda: len(losses(1)) == 2)   # a line for each run, of the second one when it has begun
+        assert nb.cell(1).locator('.js-plotly-plot').first.locator('.legendtext').all_text_contents() == ['k=4', 'k=8']
+        seen = {losses(1)}
+        until(lambda: seen.add(losses(1)) or min(len(set(paths)) for paths in zip(*seen)) > 2)   # both move
+        nb.keep('monitor_logs_1280')
+        assert second.wait(120) == 0 and first.wait(120) == 0
+        until(lambda: (steps(0), steps(1), steps(1, 1)) == (799, 799, 299))   # their last lines
+        assert nb.run(2) == '(LogMonitor: first at step 799, LogMonitor: k=4 at step 799, k=8 at step 299)'
+        nb.command('docmanager:save')
+        nb.page.wait_for_timeout(1500)
+    assert path.read_text().count('<svg') >= 12   # the still pictures of both

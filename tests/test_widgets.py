@@ -110,7 +110,7 @@ def counts(page) -> dict:
 
 def test_choose_an_architecture(lab, browser):
     with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
-        wrong, k = page.locator('.opt-sae-k .sae-bad'), page.locator('.opt-sae-k input')
+        wrong, k = page.locator('.opt-sae-k .sae-bad'), page.locator('.opt-sae-k input[type=text]')
         before = curve(page)
         keep(page, 'chooser_1280')
         k.fill('5000')   # a mistake, and its error at the field
@@ -124,11 +124,11 @@ def test_choose_an_architecture(lab, browser):
         until(page, lambda: wrong.count() == 0)
         until(page, lambda: curve(page) != before)   # the plot follows
         before = curve(page)
-        page.locator('.opt-sae-k .noUi-handle').focus()
+        page.locator('.opt-sae-k input[type=range]').focus()
         for _ in range(20):
             page.keyboard.press('ArrowRight')
-        until(page, lambda: curve(page) != before and int(k.input_value()) > 32)
-        page.wait_for_timeout(2000)   # until all of the twenty have come back
+        assert k.input_value() == '51'   # 10 to the power of log10(32) + 20/100, to two digits: at once, without the kernel
+        until(page, lambda: curve(page) != before and 'k=51,' in page.locator('.sae-code').first.inner_text())
 
         page.locator('.sae-copy').first.click()   # the config goes along
         until(page, lambda: page.locator('.sae-copy').first.inner_text() == 'Copied')
@@ -139,7 +139,7 @@ def test_choose_an_architecture(lab, browser):
         page.get_by_role('tab', name='Command line').click()
         until(page, lambda: '--architecture topk' in page.locator('.sae-code:visible').inner_text())
         page.locator('select[title=architecture]').select_option('jumprelu')
-        page.locator('.opt-sae-jumprelu_bandwidth input').wait_for()
+        page.locator('.opt-sae-jumprelu_bandwidth input[type=text]').wait_for()
         until(page, lambda: page.locator('.js-plotly-plot .scatterlayer path.js-line').count() == 2)
         keep(page, 'chooser_jumprelu_1280')
 
@@ -152,9 +152,63 @@ def test_choose_an_architecture(lab, browser):
         keep(page, 'chooser_old_1280')
 
 
+WATCH = """e => {   // what a field shows, at every frame, and what hands put into it
+    [window.shown, window.entered] = [[], [e.value]];
+    e.closest('.sae-entry').addEventListener('input', () => entered.push(e.value));
+    const look = () => { shown.push(e.value); requestAnimationFrame(look); };
+    look();
+}"""
+STRANGE = '[...new Set(shown)].filter(v => !entered.includes(v))'
+
+
+def test_hands_that_are_fast(lab, browser):
+    "An answer that is late never writes over what has been typed since"
+    with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
+        k, slider, code = page.locator('.opt-sae-k input[type=text]'), page.locator('.opt-sae-k input[type=range]'), page.locator('.sae-code').first
+
+        def type_k(text, delay):
+            k.click()
+            k.press('Control+a')
+            k.press_sequentially(text, delay=delay)
+
+        def arrives(*wanted):
+            until(page, lambda: code.count() and all(w in code.inner_text() for w in wanted))
+
+        k.evaluate(WATCH)
+        for delay in (0, 20, 60, 150, 400):
+            type_k('1000', delay)   # on the way the default, 100, which the config leaves out
+            arrives('k=1000,')
+            type_k('37', 0)
+            arrives('k=37,')
+        type_k('30', 0)
+        slider.focus()
+        for _ in range(80):   # past 100, where one press is less than the two digits of the text
+            page.keyboard.press('ArrowRight')
+        assert k.input_value() == '190'
+        arrives('k=190,')
+        assert page.evaluate(STRANGE) == []
+
+        page.locator('textarea[title="old config"]').fill('sae: {architecture: topk, d_in: 256, d_sae: 8192, k: 8}')
+        page.get_by_role('button', name='Measure a step').click()   # the kernel is busy, then reads a config
+        page.get_by_role('button', name='Read').click()
+        slider.focus()
+        page.keyboard.press('ArrowLeft')
+        type_k('2345', 40)
+        arrives('k=2345,', 'd_in=256,')
+        assert page.evaluate(STRANGE) == [] and k.input_value() == '2345'
+
+        last = {}
+        for i in range(10):   # from field to field
+            last = {'sae-k': f'{11 + i}', 'sae-d_in': f'{200 + i}', 'sae-d_sae': f'{3000 + i}', 'lr': f'0.0{i}1', 'seed': f'{7 + i}', 'training_tokens': f'{10**6 + i}'}
+            for name, text in last.items():
+                page.locator(f'.opt-{name} input[type=text]').fill(text)
+        arrives(*[f"{name.removeprefix('sae-')}={text}," for name, text in last.items()])
+        assert all(page.locator(f'.opt-{name} input[type=text]').input_value() == text for name, text in last.items())
+
+
 def test_chooser_does_not_grow(lab, browser):
     with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
-        select, k = page.locator('select[title=architecture]'), page.locator('.opt-sae-k input')
+        select, k = page.locator('select[title=architecture]'), page.locator('.opt-sae-k input[type=text]')
 
         def choose(name, cls):
             select.select_option(name)
@@ -191,6 +245,11 @@ def test_explore_latents(lab, browser):
         until(page, lambda: numbers(rows, 3) == sorted(numbers(rows, 3), reverse=True))
         page.get_by_role('button', name='Similar to').click()
         until(page, lambda: rows.first.get_attribute('data-id') == '17')
+        rows.first.focus()   # by keyboard
+        page.keyboard.press('ArrowDown')
+        page.keyboard.press('Enter')
+        second = rows.nth(1).get_attribute('data-id')
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == f'Latent {second}')
 
         page.get_by_role('tab', name='Text').click()   # which latents fire on a text
         page.locator('textarea[title=text]').fill('The <b>cat</b> sat')
@@ -202,6 +261,9 @@ def test_explore_latents(lab, browser):
         everywhere = fires.count()
         tokens.nth(5).click()
         until(page, lambda: 0 < fires.count() < everywhere)
+        tokens.nth(7).focus()
+        page.keyboard.press('Enter')
+        until(page, lambda: tokens.nth(7).get_attribute('aria-pressed') == 'true')
         fires.first.click()
         chosen = fires.first.get_attribute('data-id')
         keep(page, 'explorer_text_1280')

@@ -223,6 +223,8 @@ def check_latents(
     latents:Sequence[int], # Numbers of latents
 ):
     "An error if the SAE lacks any of these latents"
+    if (bad := [i for i in latents if isinstance(i, bool) or not hasattr(i, '__index__')]):
+        raise ConfigError(f"latents {bad}: the number of a latent is a whole number")
     if (bad := [i for i in latents if not 0 <= i < sae.cfg.d_sae]):
         raise ConfigError(f"latents {bad} do not exist: d_sae={sae.cfg.d_sae}, so they are 0 to {sae.cfg.d_sae - 1}")
 

@@ -65,7 +65,7 @@ def with_similarity(
     "How nearly each latent points the same way as one of them"
     check_latents(sae, [latent])
     c = cosines(sae.W_dec[[latent]].detach(), sae.W_dec.detach())[0].float().cpu()
-    return table.assign(similarity=c[torch.as_tensor(table.latent.values)].numpy())
+    return table.assign(similarity=c[table.latent.tolist()].numpy())
 
 # %% ../../nbs/faces/explorer.ipynb #4c726de7
 LONGEST = 512   # tokens of a text that are read
@@ -102,6 +102,7 @@ def read_text(
     text:str, # Any text
 )->Reading:
     "Which latents fire on a text"
+    if not isinstance(text, str): raise DataError(f'a text is needed, got a {type(text).__name__}')
     if not text.strip(): raise DataError('there is no text to read')
     ids = text_ids(source.sae, source.tokenizer, text)
     own = TextLatents(source.sae, source.model, torch.tensor([ids[:LONGEST]]), source.hook_name, source.tokenizer)
@@ -149,7 +150,8 @@ def steer_text(
     n:int=40, # Tokens to write
 )->Steered:
     "What the model writes with a latent changed, and without"
-    if not prompt.strip(): raise DataError('there is no text to begin with')
+    if not isinstance(prompt, str) or not prompt.strip(): raise DataError('there is no text to begin with')
+    if n < 1: raise ConfigError(f'n={n}: at least one token must be written')
     plain = write_on(source, prompt, n)
     with (attach(source.model, source.sae, source.hook_name, use_error_term=True),
           intervene(source.sae, latent, mode, value)): steered = write_on(source, prompt, n)
@@ -448,6 +450,9 @@ def explore(
 )->LatentExplorer: # Show it
     "Look around in a dictionary: search, pages, texts of your own, steering"
     if isinstance(sae, LatentStats): return LatentExplorer(sae)
+    if not isinstance(sae, SAE): raise ConfigError(
+        f'explore needs an SAE, or what latent_stats found, got a {type(sae).__name__}')
+    if n_tokens < 1: raise ConfigError(f'n_tokens={n_tokens} must be at least 1')
     if data is None: raise DataError('data is needed: texts, token ids or activations on which the latents are seen')
     if model is None: return LatentExplorer(latent_stats(RowLatents(sae, data, **options)))
     tokenizer = tokenizer or tokenizer_of(model)

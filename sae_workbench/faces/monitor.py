@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'RUNNING', 'panel_traces', 'density_traces', 'change_trace'
            'numbers_html', 'still_html', 'Redrawing', 'TrainingMonitor', 'LogMonitor']
 
 # %% ../../nbs/faces/monitor.ipynb #580fc415
-import html, threading, time
+import html, math, threading, time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -430,6 +430,11 @@ class _Hand(_Control):
         else: self.trainer.changes.ask(self.trainer, name, value)
         return self
 
+    @property
+    def asked(self)->list[tuple[str, float]]:
+        "Changes that wait for the next step"
+        return list(self.before_start if self.trainer is None else self.trainer.changes.asked)
+
     def coefficients(self)->dict[str, float]:
         "What `set` can change, with the values of now"
         if self.trainer is not None: return self.trainer.changes.values(self.trainer)
@@ -458,11 +463,19 @@ def _slider(name:str, value:float):
         return w.FloatLogSlider(value, base=10, min=middle - 2, max=middle + 2, step=.02, readout_format='.2g', **look)
     return w.FloatSlider(0., min=0., max=1., step=.01, readout_format='.2f', **look)
 
+def _put(slider, value:float):
+    "Move a slider, whose ends give way"
+    logarithmic = hasattr(slider, 'base')
+    if logarithmic and value <= 0: return
+    at = math.log10(value) if logarithmic else value
+    slider.min, slider.max = min(slider.min, at), max(slider.max, at)
+    slider.value = value
+
 class _Buttons:
     "What is pressed and moved"
     def __init__(self, monitor, redraw:Callable[[], None]):
         import ipywidgets as w
-        self.monitor, self.redraw, self.quiet = monitor, redraw, False
+        self.monitor, self.redraw = monitor, redraw
         look = dict(layout=w.Layout(width='auto', min_width='6em'))
         self.train = w.Button(description='Train', icon='play', **look)
         self.hold = w.Button(description='Pause', icon='pause', **look)
@@ -472,6 +485,7 @@ class _Buttons:
         self.end.on_click(self._do(monitor.stop))
         self.sliders = {k: _slider(k, v) for k, v in monitor.coefficients().items()}
         for s in self.sliders.values(): s.observe(self._moved, 'value')
+        self.known = self._now()
         row = dict(display='flex', flex_flow='row wrap', width='100%', overflow='hidden')
         buttons = w.Box([self.train, self.hold, self.end], layout=w.Layout(**row))
         sliders = w.Box(list(self.sliders.values()), layout=w.Layout(**row))
@@ -479,10 +493,21 @@ class _Buttons:
 
     def _do(self, what:Callable): return lambda _: (what(), self.redraw())
 
+    def _now(self)->dict[str, float]:
+        "The coefficients, those included that wait for the next step"
+        return self.monitor.coefficients() | dict(self.monitor.asked)
+
     def _moved(self, change):
-        if self.quiet: return
+        if math.isclose(self._now()[change.owner.description], change.new): return
         self.monitor.set(change.owner.description, change.new)
         self.redraw()
+
+    def _follow(self):
+        "Move the sliders to what was changed by other means, such as a call of `set`"
+        before, self.known = self.known, self._now()
+        for name, s in self.sliders.items():
+            v = self.known[name]
+            if v != before[name] and not math.isclose(v, s.value): _put(s, v)
 
     def show(self, state:str):
         "What can be pressed now, and where the sliders stand"
@@ -493,6 +518,7 @@ class _Buttons:
         self.train.disabled = running or state=='done'
         self.hold.disabled = self.end.disabled = not running or state=='stopping'
         for s in self.sliders.values(): s.disabled = state=='done'
+        self._follow()
 
 # %% ../../nbs/faces/monitor.ipynb #de317917
 def _changes_html(run:RunHistory, asked:Sequence[tuple[str, float]])->str:
@@ -539,9 +565,8 @@ class TrainingMonitor(_Hand, _Monitor):
         at = f' at step {self.trainer.n_training_steps:,}' if self.trainer is not None else ''
         kind = 'sae-dim' if self.state=='stopped' else 'sae-bad'
         why = f'<div class="{kind}">{html.escape(str(self.error))}</div>' if self.error else ''
-        asked = self.trainer.changes.asked if self.trainer is not None else self.before_start
         title = f'<div class="sae-title sae-state">{_SAYS[self.state]}{at}</div>'
-        return title + why + _changes_html(self.history, asked)
+        return title + why + _changes_html(self.history, self.asked)
 
     def _make(self):
         self.view = _View(self)

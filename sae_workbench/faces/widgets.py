@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'fitted', 'panels', 'html_box', 'fields_box']
+           'entry', 'fitted', 'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -126,13 +126,14 @@ def svg_lines(
 # %% ../../nbs/faces/widgets.ipynb #fd10cb65
 _GRID = """
 function render({ model, el }) {
-  el.classList.add('sae-grid'); el.dataset.lmSuppressShortcuts = 'true';
+  el.classList.add('sae-grid');
   const draw = () => {
     const [cols, rows, picked] = ['columns', 'rows', 'picked'].map(k => model.get(k));
     const table = document.createElement('table'), head = table.createTHead().insertRow(), body = table.createTBody();
     cols.forEach(([key, name, hint]) => {
       const th = document.createElement('th'), b = document.createElement('button');
-      b.textContent = name; b.title = hint; th.append(b); head.append(th);
+      b.textContent = name; b.title = hint; b.dataset.lmSuppressShortcuts = 'true';
+      th.append(b); head.append(th);
       if (model.get('sort') === key) th.setAttribute('aria-sort', model.get('down') ? 'descending' : 'ascending');
       b.onclick = () => {
         const same = model.get('sort') === key;
@@ -141,7 +142,8 @@ function render({ model, el }) {
     });
     rows.forEach(([id, ...cells]) => {
       const tr = body.insertRow();
-      tr.tabIndex = 0; tr.dataset.id = id; tr.setAttribute('aria-selected', id === picked);
+      tr.tabIndex = 0; tr.dataset.id = id; tr.dataset.lmSuppressShortcuts = 'true';
+      tr.setAttribute('aria-selected', id === picked);
       cells.forEach(c => { tr.insertCell().textContent = c; });
       tr.onclick = () => { model.set('picked', id); model.save_changes(); };
       tr.onkeydown = e => {
@@ -197,12 +199,12 @@ def grid(
 # %% ../../nbs/faces/widgets.ipynb #52b4bba3
 _TOKENS = """
 function render({ model, el }) {
-  el.classList.add('sae-tokens'); el.dir = 'auto'; el.dataset.lmSuppressShortcuts = 'true';
+  el.classList.add('sae-tokens'); el.dir = 'auto';
   const mark = () => [...el.children].forEach((s, i) => s.setAttribute('aria-pressed', i === model.get('picked')));
   const draw = () => {
     el.replaceChildren(...model.get('tokens').map(([text, shade, hint], i) => {
       const s = document.createElement('span');
-      s.textContent = text; s.title = hint; s.tabIndex = 0; s.role = 'button';
+      s.textContent = text; s.title = hint; s.tabIndex = 0; s.role = 'button'; s.dataset.lmSuppressShortcuts = 'true';
       if (shade > 0) s.style.background = `rgba(255,140,0,${.1 + .55*Math.min(1, shade)})`;
       s.onclick = () => { model.set('picked', model.get('picked') === i ? -1 : i); model.save_changes(); };
       s.onkeydown = e => { if (e.key === 'Enter') { s.click(); e.stopPropagation(); } };
@@ -239,6 +241,71 @@ def token_strip(
 ): # A widget
     "A text whose tokens can be picked; picking one again lets it go"
     return _tokens_class()(**traits)
+
+# %% ../../nbs/faces/widgets.ipynb #626f2e35
+_ENTRY = """
+function render({ model, el }) {
+  el.classList.add('sae-entry');
+  const make = type => {
+    const input = el.appendChild(Object.assign(document.createElement('input'), { type, title: model.get('label') }));
+    input.dataset.lmSuppressShortcuts = 'true';
+    return input;
+  };
+  const box = make('text'), [low, high, whole] = model.get('scale'), range = high === undefined ? null : make('range');
+  const at = () => { const v = Number((10 ** range.value).toPrecision(2)); return whole ? Math.round(v) : v; };
+  const take = text => { model.set('typed', [text, model.get('typed')[1] + 1]); model.save_changes(); };
+  const draw = () => {
+    const [typed, shown] = ['typed', 'shown'].map(k => model.get(k)), [text] = shown[1] === typed[1] ? shown : typed;
+    if (box.value !== text) box.value = text;
+    const v = Number(text.trim() || box.placeholder);
+    if (range && v > 0 && v !== at()) range.value = Math.log10(v);
+  };
+  box.placeholder = model.get('hint');
+  box.oninput = () => take(box.value);
+  if (range) {
+    Object.assign(range, { min: low, max: high, step: .01 });
+    range.oninput = () => take(String(at()));
+  }
+  ['change:typed', 'change:shown'].forEach(e => model.on(e, draw));
+  draw();
+}
+export default { render };
+"""
+
+_ENTRY_LOOK = """
+.sae-entry{display:flex;flex-direction:column;gap:2px;margin:2px;min-width:0}
+.sae-entry input{width:100%;box-sizing:border-box;margin:0;min-width:0}
+.sae-entry input[type=text]{height:28px;padding:4px 8px;font:13px system-ui,sans-serif;
+color:var(--jp-widgets-input-color,inherit);background:var(--jp-widgets-input-background-color,transparent);
+border:1px solid var(--jp-widgets-input-border-color,rgba(128,128,128,.6))}
+.sae-entry input[type=text]:focus{outline:none;border-color:var(--jp-widgets-input-focus-border-color,#2563c9)}
+.sae-entry input[type=range]{accent-color:#2563c9;height:22px}
+"""
+
+# %% ../../nbs/faces/widgets.ipynb #de3bffe1
+@lru_cache
+def _entry_class()->type:
+    import anywidget, traitlets as t
+    class Entry(anywidget.AnyWidget):
+        "A line to type into, with a slider if it has a scale"
+        _esm, _css = _ENTRY, _ENTRY_LOOK
+        typed, shown = t.List(['', 0]).tag(sync=True), t.List(['', 0]).tag(sync=True)   # a text, and after how many inputs
+        label, hint, scale = t.Unicode('').tag(sync=True), t.Unicode('').tag(sync=True), t.List().tag(sync=True)
+
+        @property
+        def text(self)->str: return (self.shown if self.shown[1]==self.typed[1] else self.typed)[0]
+        @text.setter
+        def text(self, text:str):
+            if text != self.text: self.shown = [text, self.typed[1]]
+
+        def type(self, text:str): self.typed = [text, self.typed[1] + 1]
+    return Entry
+
+def entry(
+    **traits, # label, hint, and scale: both ends as logarithms to base 10, and whether numbers are whole
+): # A widget
+    "A line to type into; `typed` is to be observed, and `text` to be read and set"
+    return _entry_class()(**traits)
 
 # %% ../../nbs/faces/widgets.ipynb #1408704b
 _FIT = """
