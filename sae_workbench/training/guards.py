@@ -99,7 +99,7 @@ class _Told:
 def _is_late(trainer)->bool:
     "Whether a run should have become good by now"
     warm = max([trainer.cfg.lr_warm_up_steps, *(c.warm_up_steps for c in trainer.coefficient_schedulers.values())])
-    return trainer.n_training_steps >= warm + min((trainer.cfg.total_training_steps - warm)//2, 2000)
+    return trainer.n_training_steps >= warm + min(3*(trainer.cfg.total_training_steps - warm)//4, 5000)
 
 # %% ../../nbs/training/guards.ipynb #1738f7d9
 class _LossGuard(_Told):
@@ -130,7 +130,7 @@ class _LogGuard(_LossGuard):
     def __init__(self):
         super().__init__()
         self.below, self.silent = 0, 0   # logs in a row with EV below zero, with L0 near zero
-        self.l0 = deque(maxlen=10)
+        self.l0 = deque(maxlen=20)
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Compare the step's metrics with what a healthy run has"
@@ -142,7 +142,7 @@ class _LogGuard(_LossGuard):
         if self.silent >= 3: self.tell(trainer, 'silent', f"almost no latent is active (L0 {l0:.2g}): the sparsity "
                                        "coefficient or lr is too high, or the activations need normalize_activations")
         self.l0.append(l0)
-        stays = len(self.l0)==10 and l0 > .9*self.l0[0]
+        stays = len(self.l0)==20 and l0 > .9*self.l0[0]
         if late and stays and l0 > .4*d_sae and not hasattr(trainer.sae.cfg, 'k'): self._saturated(trainer, l0)
         if late and self.below >= 10: self._below(trainer)
 
@@ -169,4 +169,4 @@ class Guards(_LogGuard):
     def load_state_dict(self, state:dict):
         "Go on; what was told is not told again"
         self.told, self.first, self.below, self.silent = map(state.get, ('told', 'first', 'below', 'silent'))
-        self.recent, self.l0 = deque(state['recent'], maxlen=50), deque(state['l0'], maxlen=10)
+        self.recent, self.l0 = deque(state['recent'], maxlen=50), deque(state['l0'], maxlen=20)
