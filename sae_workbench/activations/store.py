@@ -253,7 +253,9 @@ class RunStore(SavedStore):
         if saved and self.weights and saved != self.weights: raise DataError(
             f"the saved position belongs to a model with other weights: their mark was {saved}, now it is "
             f"{self.weights}; a new run needs another checkpoint_path, resume_overrides=['model_name'] goes on all the same")
-        super().load_state_dict(state)
+        try: super().load_state_dict(state)
+        except DataError as e: raise DataError(f"{e}; a new run needs another checkpoint_path, resume_overrides="
+                                               "['dataset_path'] goes on with the new data from their start") from None
 
 # %% ../../nbs/activations/store.ipynb #b887d3e3
 def check_metadata(**needed):

@@ -356,6 +356,7 @@ def find_run(
 )->Path|None: # The folder of that run; None if it has to begin
     "The run that a config describes, the one that got furthest if there are several"
     mine, unfinished, overrides = [], [], [n.removeprefix('sae.') for n in overrides]
+    _check_overrides(overrides, run_config.keys() | run_config.get('sae', {}).keys())
     for note in sorted(Path(folder).glob(f'*/{RUN_NOTE}')):
         if (found := _of_run(note, run_config, overrides)) is None: continue
         bad, finished = found
