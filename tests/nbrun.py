@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import re
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,10 +25,11 @@ def server():
     return context
 
 
-def in_child(notebook: Path, send) -> None:
+def in_child(notebook: Path, send, scratch: str) -> None:
     "Run the notebook and send what went wrong, or an empty text"
     import torch
     from nbdev.test import test_nb
+    os.environ['TMPDIR'] = tempfile.tempdir = scratch
     torch.set_num_threads(1)
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
@@ -42,18 +44,20 @@ def readable(traceback: str) -> str:
 
 
 def run(notebook: Path, timeout: float = 900) -> str:
-    "What went wrong in a notebook; empty if nothing did"
+    "What went wrong in a notebook; empty if nothing did. Its temporary files go with it"
     context = server()
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=in_child, args=(notebook, send))
-    process.start()
-    send.close()
-    try:
-        return receive.recv() if receive.poll(timeout) else f'no result after {timeout:.0f} s'
-    except EOFError:
-        process.join(10)
-        return f'the process that ran it ended with exit code {process.exitcode}'
-    finally:
-        process.join(10)
-        if process.is_alive():
-            process.kill()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        process = context.Process(target=in_child, args=(notebook, send, scratch))
+        process.start()
+        send.close()
+        try:
+            return receive.recv() if receive.poll(timeout) else f'no result after {timeout:.0f} s'
+        except EOFError:
+            process.join(10)
+            return f'the process that ran it ended with exit code {process.exitcode}'
+        finally:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()

@@ -21,14 +21,20 @@
     return look;
   }
 
-  window.drawFigure = (id, figure) => {
-    const template = figure.layout.template, e = document.getElementById(id);
+  function fitting(e, { template, annotations }) {   // the titles of panels are annotations
+    const scale = Math.min(1, Math.max(.6, e.clientWidth/900));
+    const smaller = a => ({ ...a, font: { ...a.font, size: scale*(a.font?.size || 12) } });
+    return { template: themed(template), ...(annotations && { annotations: annotations.map(smaller) }) };
+  }
+
+  window.drawFigure = (id, { data, layout, config }) => {
+    const e = document.getElementById(id);
     ink ??= textColor();
-    Plotly.newPlot(e, figure.data, { ...figure.layout, template: themed(template) }, { responsive: true, ...figure.config });
-    drawn.push([e, template]);
+    Plotly.newPlot(e, data, { ...layout, ...fitting(e, layout) }, { responsive: true, ...config });
+    drawn.push([e, layout]);
   };
 
-  const redraw = () => drawn.forEach(([e, template]) => Plotly.relayout(e, { template: themed(template) }));
+  const redraw = () => drawn.forEach(([e, layout]) => Plotly.relayout(e, fitting(e, layout)));
   const follow = () => { if (ink !== (ink = textColor())) redraw(); };
 
   const changes = new MutationObserver(() => requestAnimationFrame(follow));

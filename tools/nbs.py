@@ -8,6 +8,7 @@ Each notebook runs in a process of its own, from the same random state. Progress
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def main() -> int:
     for name in sys.argv[1:] or listed():
         start = time.time()
         path = (Path.cwd() if len(sys.argv) > 1 else ROOT)/name
-        done = subprocess.run([sys.executable, __file__, '--here', str(path)], env=DEFAULTS | os.environ | ENVIRONMENT)
+        with tempfile.TemporaryDirectory() as scratch:
+            env = DEFAULTS | os.environ | ENVIRONMENT | dict(TMPDIR=scratch)
+            done = subprocess.run([sys.executable, __file__, '--here', str(path)], env=env)
         failed += done.returncode != 0
         print(f"{name}: {time.time() - start:.1f}s{' FAILED' if done.returncode else ''}", flush=True)
     return 1 if failed else 0
