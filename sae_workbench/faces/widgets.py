@@ -59,11 +59,13 @@ LOOK = """
 border:1px solid rgba(128,128,128,.5);background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
 .sae-face table.sae-facts td.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;
-font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
+font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;
+color:inherit}
 .sae-face svg{width:100%;max-width:520px;height:auto;display:block}
 .sae-face svg text{font-size:11px;fill:currentColor;opacity:.8}
 """.replace('\n', '')
 
+# %% ../../nbs/faces/widgets.ipynb #90147b78
 def styled(
     body:str, # HTML
     more:str='', # CSS of its own
@@ -163,6 +165,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #d990966d
 _GRID_LOOK = """
 .sae-grid{overflow:auto;max-height:430px;font:13px/1.4 system-ui,sans-serif;border:1px solid rgba(128,128,128,.3)}
 .sae-grid table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -219,6 +222,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #ee8aecc9
 _TOKENS_LOOK = """
 .sae-tokens{font:13px/2 monospace;white-space:pre-wrap;overflow-wrap:anywhere;max-height:230px;overflow:auto}
 .sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;margin-right:1px}
@@ -272,6 +276,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #9b16f940
 _ENTRY_LOOK = """
 .sae-entry{display:flex;flex-direction:column;gap:2px;margin:2px;min-width:0}
 .sae-entry input{width:100%;box-sizing:border-box;margin:0;min-width:0}
@@ -289,7 +294,7 @@ def _entry_class()->type:
     class Entry(anywidget.AnyWidget):
         "A line to type into, with a slider if it has a scale"
         _esm, _css = _ENTRY, _ENTRY_LOOK
-        typed, shown = t.List(['', 0]).tag(sync=True), t.List(['', 0]).tag(sync=True)   # a text, and after how many inputs
+        typed, shown = (t.List(['', 0]).tag(sync=True) for _ in range(2))   # a text, and after how many inputs
         label, hint, scale = t.Unicode('').tag(sync=True), t.Unicode('').tag(sync=True), t.List().tag(sync=True)
 
         @property
