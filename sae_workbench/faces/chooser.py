@@ -29,8 +29,8 @@ from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, entry, facts_html, fields_box, fitted, html_box
-from .widgets import in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, entry, facts_html, fields_box, figure_widget
+from .widgets import fitted, html_box, in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -557,7 +557,7 @@ class _Plot:
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
                  go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
-        return go.FigureWidget(lines, layout)
+        return figure_widget(lines, layout)
 
     def show(self, curve:ActivationCurve):
         "Draw a curve"

@@ -20,7 +20,7 @@ from ..training.preempt import Interrupted
 from ..training.trainer import Callback
 from .history import DENSITY, PANELS, FollowedLog, Panel, RunHistory
 from .history import density_line, lines_of, run_history
-from .widgets import Face, html_box, in_colab, is_live, styled, svg_lines
+from .widgets import Face, figure_widget, html_box, in_colab, is_live, styled, svg_lines
 
 # %% ../../nbs/faces/monitor.ipynb #66fab79d
 COLORS = ('#2563c9', '#e8820c', '#2e8b57', '#c2378a', '#7a52c7', '#0e8fa3', '#a0522d', '#6b7280')
@@ -206,14 +206,13 @@ class _Moving:
 
     def _make(self, traces:list[dict]):
         "A figure with all its lines"
-        import plotly.graph_objects as go
         many = len([t for t in traces if t.get('showlegend', True)]) > 1
         title = dict(text=self.title, font=dict(size=13), x=0, xanchor='left', y=.98, yanchor='top')
         legend = dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10))
         margin = dict(l=48, r=8, t=46 if many else 28, b=24)
         layout = dict(title=title, legend=legend, showlegend=many, margin=margin, height=215,
                       width=self.ruler.width or None, xaxis=_AXIS, yaxis=_y_axis(self.title), **_LOOK)
-        old, self.figure = self.figure, go.FigureWidget(traces, layout)
+        old, self.figure = self.figure, figure_widget(traces, layout)
         self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'entry', 'fitted', 'panels', 'html_box', 'fields_box']
+           'entry', 'figure_widget', 'fitted', 'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -311,6 +311,27 @@ def entry(
 ): # A widget
     "A line to type into; `typed` is to be observed, and `text` to be read and set"
     return _entry_class()(**traits)
+
+# %% ../../nbs/faces/widgets.ipynb #66a112de
+@lru_cache
+def _figure_class()->type:
+    from plotly.graph_objects import FigureWidget
+    class WholeFigure(FigureWidget):
+        "A figure whose first message to the browser has all of it"
+        _whole = False
+        def open(self):
+            if self._whole: super().open()
+    return WholeFigure
+
+def figure_widget(
+    traces, # Of plotly
+    layout, # Of plotly
+): # A `FigureWidget`
+    "A figure that the browser knows as soon as it has its lines and its layout"
+    figure = _figure_class()(traces, layout)
+    figure._whole = True
+    figure.open()
+    return figure
 
 # %% ../../nbs/faces/widgets.ipynb #1408704b
 _FIT = """
