@@ -29,8 +29,8 @@ from ..training.optim import SCHEDULES
 from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
-from .widgets import Face, code_html, entry, facts_html, fields_box, fitted, html_box
-from .widgets import in_colab, panels, styled, svg_lines
+from .widgets import Face, code_html, entry, facts_html, fields_box, figure_widget
+from .widgets import fitted, html_box, in_colab, panels, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -82,6 +82,7 @@ def _kind(name:str, tps:list)->tuple[str, tuple]:
     if some and all(isinstance(t, str) for t in some): return 'choice', tuple(tps if None in tps else some)
     return {(bool,): 'switch', (int,): 'whole', (float,): 'number', (str,): 'text'}.get(tuple(some), 'any'), ()
 
+# %% ../../nbs/faces/chooser.ipynb #74f39304
 def default_of(f:dataclasses.Field):
     "A field's default; None where there is none"
     if f.default_factory is not dataclasses.MISSING: return f.default_factory()
@@ -214,6 +215,7 @@ def _drawn(cfg:TrainingSAEConfig)->ActivationCurve:
     says = f'{int(f.count_nonzero()):,} of {cfg.d_sae:,} latents are active on normally distributed pre-activations'
     return ActivationCurve(pre[at].tolist(), *[v[at].tolist() for v in drawn], *[[]]*(threshold is None), says)
 
+# %% ../../nbs/faces/chooser.ipynb #0702c64e
 MOST_DRAWN = 2**22   # latents; on the way to a smaller number a larger one may be typed
 
 def activation_curve(
@@ -276,6 +278,7 @@ def python_code(
     body = '\n'.join(f'    {line}' for line in lines + parts[''])
     return f'{_imports(classes)}\n\ncfg = {type(cfg).__name__}(\n{body}\n)\n'
 
+# %% ../../nbs/faces/chooser.ipynb #5dd8aa80
 def yaml_code(
     cfg:LanguageModelSAERunnerConfig, # Any config
 )->str: # For --config, and for `from_yaml`
@@ -330,6 +333,7 @@ def _from_text(text:str):
     except ConfigError: return None
     return data if isinstance(data, Mapping) else None
 
+# %% ../../nbs/faces/chooser.ipynb #21ae8169
 def read_config(
     old, # A config, a dict, a text in YAML, JSON or Python, a command line, or a path; also of SAELens v1 to v6
 )->tuple[LanguageModelSAERunnerConfig, Any]: # The config of a run, and the report if it had to be converted
@@ -462,6 +466,7 @@ class _Shown(_Chosen):
         return styled(f'{parts}<p class="sae-dim">{html.escape(curve.says)}</p>{curve_svg(curve)}'
                       f'{facts_html(estimate_rows(self.estimate(), cfg))}{code_html(python_code(cfg), button=False)}')
 
+# %% ../../nbs/faces/chooser.ipynb #ebeefd85
 def mistakes_html(
     mistakes:Mapping[str, list[str]], # By option
 )->str: # HTML
@@ -552,7 +557,7 @@ class _Plot:
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2563c9')),
                  go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
-        return go.FigureWidget(lines, layout)
+        return figure_widget(lines, layout)
 
     def show(self, curve:ActivationCurve):
         "Draw a curve"
@@ -605,6 +610,9 @@ class _Form:
         return [titles[0], self.architecture, self.about, self.size, titles[1], self.own, *picture,
                 titles[2], self.main, self.fold]
 
+# %% ../../nbs/faces/chooser.ipynb #2cf79a46
+class _ShownForm(_Form):
+    "The left side, kept up to date"
     def show(self, checked:Checked):
         "Show what is chosen, and what is wrong"
         c = self.chooser
@@ -689,7 +697,7 @@ class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
         import ipywidgets as w
-        form, results = _Form(self), _ShownResults(self)
+        form, results = _ShownForm(self), _ShownResults(self)
         def show():
             checked = self.checked
             form.show(checked); results.show(checked)

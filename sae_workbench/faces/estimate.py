@@ -47,7 +47,8 @@ class _Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.layout==torch.strided]
+        found = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.layout==torch.strided]
+        made = [t.untyped_storage() for t in found]
         self.held |= {s._cdata: (StorageWeakRef(s), s.nbytes()) for s in made}
         self.held = {k: (ref, n) for k, (ref, n) in self.held.items() if not ref.expired()}
         self.most = max(self.most, sum(n for _, n in self.held.values()))
@@ -233,11 +234,11 @@ def estimate_rows(
     "An estimate for `facts_html`"
     rows, batch = _rows_in_buffer(cfg), cfg.train_batch_size_tokens
     disk = f'the SAE {size_text(e.saved)}' if e.saved else 'no SAE is written'
-    s = 's'*(e.n_checkpoints > 1)
-    if s or e.n_checkpoints: disk += f', {e.n_checkpoints} checkpoint{s} {size_text(e.checkpoints)}, with Adam and buffer'
+    s = 's'*(e.n_checkpoints != 1)
+    if e.n_checkpoints: disk += f', {e.n_checkpoints} checkpoint{s} with Adam and buffer {size_text(e.checkpoints)}'
     without = "with the model's forward passes" if e.model is not None else "without the language model"
     return [('Parameters', f'{e.parameters:,}', f'{size_text(e.weights)} of weights in {cfg.sae.dtype}'),
-            ('Memory', size_text(e.memory), 'of the training on top of the language model:'),
+            ('Memory', size_text(e.memory), 'of tensors, on top of the language model:'),
             ('– weights, gradients', size_text(e.weights + e.gradients), ''),
             ('– Adam', size_text(e.adam), 'two moments for each parameter'),
             ('– buffer', size_text(e.buffer), f'{rows:,} activations; up to 1.2 times as much while it fills'),

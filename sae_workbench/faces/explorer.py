@@ -87,6 +87,7 @@ class Reading:
         order = peak.argsort(descending=True, stable=True)[:n].tolist()
         return [(i, peak[i].item(), int(fires[i])) for i in order if peak[i] > 0]
 
+# %% ../../nbs/faces/explorer.ipynb #0c159c5a
 def text_ids(
     sae:SAE, # Its metadata say whether texts begin with BOS
     tokenizer, # The model's
@@ -131,6 +132,7 @@ def write_on(
     ids = torch.tensor([text_ids(source.sae, source.tokenizer, prompt)], device=input_device(source.model))
     return source.tokenizer.decode(_generate(source.model, ids, n)[0, ids.shape[1]:].tolist())
 
+# %% ../../nbs/faces/explorer.ipynb #c55c12dc
 @dataclass
 class Steered:
     "A text with a change and without"
@@ -198,6 +200,7 @@ def table_rows(
     cells = zip(*[[_cell(k, v) for v in some[k].tolist()] for k in keys])
     return [[int(i), *c] for i, c in zip(some.latent, cells)]
 
+# %% ../../nbs/faces/explorer.ipynb #1ae02643
 class _Explored(Face):
     "The latents of an SAE, on data that were read once"
     def __init__(self,
@@ -282,6 +285,9 @@ class _List:
         self.like.observe(lambda change: self._liked(change.new), 'value')
         self.more.on_click(lambda _: self.show(self.n + 100))
 
+# %% ../../nbs/faces/explorer.ipynb #bce5d976
+class _ShownList(_List):
+    "The left side, kept up to date"
     def _liked(self, on:bool):
         e = self.explorer
         e.like = e.latent if on else None
@@ -313,6 +319,7 @@ def _told(box, fn, *args):
         says = str(e) if isinstance(e, SAEWorkbenchError) else f'{type(e).__name__}: {e}'
         box.value = f'<div class="sae-bad">{html.escape(says)}</div>'
 
+# %% ../../nbs/faces/explorer.ipynb #a2ed99f1
 class _Text:
     "The tab for a text: which latents fire on it"
     def __init__(self, explorer, pick):
@@ -413,7 +420,8 @@ class LatentExplorer(_Said):
     "Look around in a dictionary"
     def _make(self):
         import ipywidgets as w
-        self.list, self.text_tab, self.steer_tab = _List(self, self.pick), _ShownText(self, self.pick), _Steer(self)
+        self.list, self.text_tab = _ShownList(self, self.pick), _ShownText(self, self.pick)
+        self.steer_tab = _Steer(self)
         self.page_box = html_box('<span class="sae-dim">Pick a latent.</span>')
         tabs = {'Page': self.page_box}
         if self.reads_text: tabs |= {'Text': w.VBox(self.text_tab.parts()), 'Steer': w.VBox(self.steer_tab.parts())}

@@ -50,6 +50,7 @@ class Curve:
         "Forget what is at this step or later"
         self.n = int(np.searchsorted(self.table[:self.n, 0], step))
 
+# %% ../../nbs/faces/history.ipynb #ad30afb3
 def _joined(a:np.ndarray, b:np.ndarray)->np.ndarray: # Of the same shape
     "Two points as one, or two columns of points as one"
     n = a[..., 2] + b[..., 2]
@@ -62,8 +63,8 @@ DENSITY_FROM, DENSITY_BINS = -7., 28   # of the logarithm to base 10; up to 0
 
 def _is_number(v)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
 
-class RunHistory:
-    "The curves of a run, the last latent densities, and the coefficients that were changed"
+class _Known:
+    "What was read of a run"
     def __init__(self,
         name:str='', # Shown beside its curves
         max_points:int=500, # Points of each curve
@@ -76,23 +77,6 @@ class RunHistory:
         self.curves, self.last = {}, {}       # by metric: the curve, and the last value
         self.step, self.samples, self.seconds, self.lines = -1, 0, 0., 0
         self.density, self.changes, self._timed = None, deque(maxlen=100), None
-
-    def add(self,
-        line:dict[str, Any], # A line of a log: step, seconds and metrics
-    ):
-        "Take in a line; one of an earlier step means that the run went on from a checkpoint there"
-        with self.lock: self._add(line)
-
-    def _add(self, line:dict):
-        if line['step'] < self.step: self._back_to(line['step'])
-        self.step, self.lines = line['step'], self.lines + 1
-        self.seconds = line.get('seconds') or self.seconds
-        self.samples = line.get('details/n_training_samples') or self.samples
-        if (found := line.get('density')): self.density = found
-        for k, v in self._numbers(line).items():
-            if k not in self.curves: self.curves[k] = Curve(self.max_points)
-            self.curves[k].add(self.step, v, self.samples)
-            self.last[k] = v
 
     def _numbers(self, line:dict)->dict[str, float]:
         "The metrics of a line, and the rate since the line before"
@@ -109,6 +93,26 @@ class RunHistory:
         self._timed = None
         for c in self.curves.values(): c.cut(step)
         self.changes = deque((c for c in self.changes if c[0] < step), maxlen=self.changes.maxlen)
+
+# %% ../../nbs/faces/history.ipynb #aeb5956b
+class RunHistory(_Known):
+    "The curves of a run, the last latent densities, and the coefficients that were changed"
+    def add(self,
+        line:dict[str, Any], # A line of a log: step, seconds and metrics
+    ):
+        "Take in a line; one of an earlier step means that the run went on from a checkpoint there"
+        with self.lock: self._add(line)
+
+    def _add(self, line:dict):
+        if line['step'] < self.step: self._back_to(line['step'])
+        self.step, self.lines = line['step'], self.lines + 1
+        self.seconds = line.get('seconds') or self.seconds
+        self.samples = line.get('details/n_training_samples') or self.samples
+        if (found := line.get('density')): self.density = found
+        for k, v in self._numbers(line).items():
+            if k not in self.curves: self.curves[k] = Curve(self.max_points)
+            self.curves[k].add(self.step, v, self.samples)
+            self.last[k] = v
 
 # %% ../../nbs/faces/history.ipynb #0918600c
 class _Tail:
@@ -138,6 +142,7 @@ class _Tail:
                 f.seek(self.offset)
                 yield whole
 
+# %% ../../nbs/faces/history.ipynb #bc4a70b0
 class FollowedLog(_Tail):
     "A log of this or of another process, and what it tells of its run"
     def __init__(self,
@@ -198,6 +203,7 @@ PANELS = (Panel('Loss', ('losses/',)),
           Panel('Rows per second', ('rate',), zero=True))
 DENSITY = 'Latent density (log10), this window'
 
+# %% ../../nbs/faces/history.ipynb #27c5a7f8
 _NAMES = dict(l0='L0', dead_features='dead latents', overall_loss='loss', rate='rows a second')
 
 def _short(metric:str)->str:

@@ -20,7 +20,7 @@ from ..training.preempt import Interrupted
 from ..training.trainer import Callback
 from .history import DENSITY, PANELS, FollowedLog, Panel, RunHistory
 from .history import density_line, lines_of, run_history
-from .widgets import Face, html_box, in_colab, is_live, styled, svg_lines
+from .widgets import Face, figure_widget, html_box, in_colab, is_live, styled, svg_lines
 
 # %% ../../nbs/faces/monitor.ipynb #66fab79d
 COLORS = ('#2563c9', '#e8820c', '#2e8b57', '#c2378a', '#7a52c7', '#0e8fa3', '#a0522d', '#6b7280')
@@ -39,6 +39,7 @@ def _trace(line, color:str, name:str)->list[dict]:
             dict(type='scatter', name=f'{name} extremes', x=x, y=y, fill='toself', fillcolor=_pale(color), mode='lines',
                  line=dict(width=0, color=color), hoverinfo='skip', showlegend=False)]
 
+# %% ../../nbs/faces/monitor.ipynb #b90cc609
 def panel_traces(
     runs:Sequence[RunHistory], # What is known of each run
     panel:Panel, # One of PANELS
@@ -205,14 +206,13 @@ class _Moving:
 
     def _make(self, traces:list[dict]):
         "A figure with all its lines"
-        import plotly.graph_objects as go
         many = len([t for t in traces if t.get('showlegend', True)]) > 1
         title = dict(text=self.title, font=dict(size=13), x=0, xanchor='left', y=.98, yanchor='top')
         legend = dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10))
         margin = dict(l=48, r=8, t=46 if many else 28, b=24)
         layout = dict(title=title, legend=legend, showlegend=many, margin=margin, height=215,
                       width=self.ruler.width or None, xaxis=_AXIS, yaxis=_y_axis(self.title), **_LOOK)
-        old, self.figure = self.figure, go.FigureWidget(traces, layout)
+        old, self.figure = self.figure, figure_widget(traces, layout)
         self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()
 
@@ -227,6 +227,7 @@ class _Moving:
             for old, new in zip(self.figure.data, traces):
                 old.update({k: new[k] for k in ('x', 'y', 'text', 'mode') if k in new})
 
+# %% ../../nbs/faces/monitor.ipynb #370db015
 class _Panels:
     "All of them"
     def __init__(self,
@@ -313,8 +314,8 @@ class _Monitor(Face):
         publish_display_data(self._repr_mimebundle_(), transient=dict(display_id=self._shown.display_id), update=True)
 
 # %% ../../nbs/faces/monitor.ipynb #bbebe2c2
-class _Watching(Callback):
-    "What a monitor sees of a run, and where it makes it wait"
+class _Attached(Callback):
+    "What a monitor knows of its run"
     def __init__(self, run):
         if not hasattr(run, 'sae') or not hasattr(run, 'callbacks'): raise ConfigError(
             f"TrainingMonitor needs a LanguageModelSAETrainingRunner or an SAETrainer, got a {type(run).__name__}")
@@ -326,6 +327,9 @@ class _Watching(Callback):
         self.trainer = run.trainer if self.is_runner else run
         if self.trainer is not None: self.trainer.callbacks.insert(0, self)
 
+# %% ../../nbs/faces/monitor.ipynb #ddbfb9c7
+class _Watching(_Attached):
+    "What a monitor sees of a run, and where it makes it wait"
     def on_begin(self, trainer):
         "A run begins or goes on; this is its progress bar now"
         self.trainer, self.inside, self.began, self.error = trainer, True, time.time(), None
@@ -393,7 +397,7 @@ class _Control(_Watching):
 
 # %% ../../nbs/faces/monitor.ipynb #7a2f3077
 class _Hand(_Control):
-    "Start, pause, resume, stop, change"
+    "Start, pause, resume, stop"
     def start(self):
         "Train in a thread, or go on after a stop; returns at once"
         if self.state in ('pausing', 'paused'): return self.resume()
@@ -420,6 +424,9 @@ class _Hand(_Control):
         self.go.set()
         return self
 
+# %% ../../nbs/faces/monitor.ipynb #16fa1386
+class _Changing(_Hand):
+    "Change a coefficient, and wait for the end"
     def set(self,
         name:str, # lr, or a coefficient of the loss
         value:float, # The new value
@@ -471,6 +478,7 @@ def _put(slider, value:float):
     slider.min, slider.max = min(slider.min, at), max(slider.max, at)
     slider.value = value
 
+# %% ../../nbs/faces/monitor.ipynb #29283ff8
 class _Buttons:
     "What is pressed and moved"
     def __init__(self, monitor, redraw:Callable[[], None]):
@@ -502,6 +510,9 @@ class _Buttons:
         self.monitor.set(change.owner.description, change.new)
         self.redraw()
 
+# %% ../../nbs/faces/monitor.ipynb #c338eb0c
+class _ShownButtons(_Buttons):
+    "Buttons and sliders, kept up to date"
     def _follow(self):
         "Move the sliders to what was changed by other means, such as a call of `set`"
         before, self.known = self.known, self._now()
@@ -533,7 +544,7 @@ class _View:
         import ipywidgets as w
         self.monitor, self.redrawing = monitor, Redrawing(self.show)
         self.head, self.facts, self.panels = html_box(), html_box(), _Panels(self.redrawing.begin)
-        self.buttons = _Buttons(monitor, self.redrawing.begin)
+        self.buttons = _ShownButtons(monitor, self.redrawing.begin)
         self.box = w.VBox([self.head, self.buttons.box, self.facts, self.panels.box], layout=w.Layout(width='100%'))
         self.box.add_class('sae-monitor')
         self.redrawing.begin()
@@ -547,7 +558,7 @@ class _View:
         return state in RUNNING
 
 # %% ../../nbs/faces/monitor.ipynb #b47c08f2
-class TrainingMonitor(_Hand, _Monitor):
+class TrainingMonitor(_Changing, _Monitor):
     "Shows a run while it trains in a thread; pauses, stops and changes it"
     def __init__(self,
         run, # A LanguageModelSAETrainingRunner, or an SAETrainer
@@ -582,6 +593,25 @@ class TrainingMonitor(_Hand, _Monitor):
         if self._made is not None: self.view.redrawing.begin()
         self._keep_picture()
 
+# %% ../../nbs/faces/monitor.ipynb #ac3e879f
+class _LogView:
+    "The widget of runs that are followed by their logs"
+    def __init__(self, monitor):
+        import ipywidgets as w
+        self.monitor, self.redrawing = monitor, Redrawing(self.show, monitor.every)
+        self.head, self.panels = html_box(), _Panels(self.redrawing.begin)
+        self.box = w.VBox([self.head, self.panels.box], layout=w.Layout(width='100%'))
+        self.box.add_class('sae-monitor')
+        self.redrawing.begin()
+
+    def show(self)->bool: # Whether more will come
+        "Read what is new, and draw it"
+        m = self.monitor
+        m.update()
+        self.head.value = styled(m._head() + m._numbers(), _GRID)
+        self.panels.show(m._histories(), m.x)
+        return m.open
+
 # %% ../../nbs/faces/monitor.ipynb #2763020b
 class LogMonitor(_Monitor):
     "Follows the logs of runs, of this or of other processes"
@@ -614,18 +644,9 @@ class LogMonitor(_Monitor):
     def _numbers(self)->str: return numbers_html(facts_of(self.logs[0].history)) if len(self.logs)==1 else ''
 
     def _make(self):
-        import ipywidgets as w
-        head, panels = html_box(), _Panels(lambda: self.redrawing.begin())
-        def show()->bool:
-            self.update()
-            head.value = styled(self._head() + self._numbers(), _GRID)
-            panels.show(self._histories(), self.x)
-            return self.open
-        self.redrawing = Redrawing(show, self.every)
-        self.redrawing.begin()
-        box = w.VBox([head, panels.box], layout=w.Layout(width='100%'))
-        box.add_class('sae-monitor')
-        return box
+        view = _LogView(self)
+        self.redrawing = view.redrawing
+        return view.box
 
     def close(self):
         "Look no more; what was seen stays on the screen"

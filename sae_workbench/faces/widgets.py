@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'is_live', 'in_colab', 'Face', 'styled', 'facts_html', 'code_html', 'svg_lines', 'grid', 'token_strip',
-           'entry', 'fitted', 'panels', 'html_box', 'fields_box']
+           'entry', 'figure_widget', 'fitted', 'panels', 'html_box', 'fields_box']
 
 # %% ../../nbs/faces/widgets.ipynb #45ea4b19
 import html, sys
@@ -59,11 +59,13 @@ LOOK = """
 border:1px solid rgba(128,128,128,.5);background:rgba(128,128,128,.1);color:inherit;cursor:pointer}
 .sae-face table.sae-facts td.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .sae-face pre.sae-code{background:rgba(128,128,128,.13);padding:.7em .8em;border-radius:5px;margin:.3em 0;
-font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;color:inherit}
+font-size:12px;line-height:1.45;white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow-y:auto;
+color:inherit}
 .sae-face svg{width:100%;max-width:520px;height:auto;display:block}
 .sae-face svg text{font-size:11px;fill:currentColor;opacity:.8}
 """.replace('\n', '')
 
+# %% ../../nbs/faces/widgets.ipynb #90147b78
 def styled(
     body:str, # HTML
     more:str='', # CSS of its own
@@ -163,6 +165,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #d990966d
 _GRID_LOOK = """
 .sae-grid{overflow:auto;max-height:430px;font:13px/1.4 system-ui,sans-serif;border:1px solid rgba(128,128,128,.3)}
 .sae-grid table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -219,6 +222,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #ee8aecc9
 _TOKENS_LOOK = """
 .sae-tokens{font:13px/2 monospace;white-space:pre-wrap;overflow-wrap:anywhere;max-height:230px;overflow:auto}
 .sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;margin-right:1px}
@@ -272,6 +276,7 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../../nbs/faces/widgets.ipynb #9b16f940
 _ENTRY_LOOK = """
 .sae-entry{display:flex;flex-direction:column;gap:2px;margin:2px;min-width:0}
 .sae-entry input{width:100%;box-sizing:border-box;margin:0;min-width:0}
@@ -289,7 +294,7 @@ def _entry_class()->type:
     class Entry(anywidget.AnyWidget):
         "A line to type into, with a slider if it has a scale"
         _esm, _css = _ENTRY, _ENTRY_LOOK
-        typed, shown = t.List(['', 0]).tag(sync=True), t.List(['', 0]).tag(sync=True)   # a text, and after how many inputs
+        typed, shown = (t.List(['', 0]).tag(sync=True) for _ in range(2))   # a text, and after how many inputs
         label, hint, scale = t.Unicode('').tag(sync=True), t.Unicode('').tag(sync=True), t.List().tag(sync=True)
 
         @property
@@ -306,6 +311,27 @@ def entry(
 ): # A widget
     "A line to type into; `typed` is to be observed, and `text` to be read and set"
     return _entry_class()(**traits)
+
+# %% ../../nbs/faces/widgets.ipynb #66a112de
+@lru_cache
+def _figure_class()->type:
+    from plotly.graph_objects import FigureWidget
+    class WholeFigure(FigureWidget):
+        "A figure whose first message to the browser has all of it"
+        _whole = False
+        def open(self):
+            if self._whole: super().open()
+    return WholeFigure
+
+def figure_widget(
+    traces, # Of plotly
+    layout, # Of plotly
+): # A `FigureWidget`
+    "A figure that the browser knows as soon as it has its lines and its layout"
+    figure = _figure_class()(traces, layout)
+    figure._whole = True
+    figure.open()
+    return figure
 
 # %% ../../nbs/faces/widgets.ipynb #1408704b
 _FIT = """
