@@ -36,6 +36,10 @@ FOUND = {   # any of these tells what to write instead
     'b_dec_init_method': (f'{OLD_NAMES}#b_dec_init_method',),
     'use_ghost_grads': (f'{OLD_NAMES}#use_ghost_grads',),
     'ghost grads': (f'{OLD_NAMES}#ghost-grads', f'{GUIDE}#ghost-grads'),
+    'HookedSAETransformer': (f'{OLD_NAMES}#hookedsaetransformer', f'{GUIDE}#saes-in-a-model'),
+    'use_error_term': (f'{OLD_NAMES}#use_error_term', f'{GUIDE}#saes-in-a-model'),
+    'sae.cfg.hook_layer': (f'{OLD_NAMES}#sae.cfg.hook_layer',),
+    'LMSparseAutoencoderSessionloader': (f'{OLD_NAMES}#lmsparseautoencodersessionloader',),
     'from_pretrained tuple': (f'{OLD_NAMES}#from_pretrained-tuple-sae-cfg-sparsity',),
 }
 UNDRAWN = """() => {
@@ -131,8 +135,14 @@ def test_no_link_is_broken(site):
 def test_every_public_name_leads_to_its_reference(site):
     api = (site/'nbs'/'api.html').read_text()
     links = {unescape(name): link for link, name in re.findall(r'<a href="([^"]+)"><code>([^<]+)</code></a>', api.replace('<wbr>', ''))}
-    missing = [n for n in sae_workbench.__all__ if not links.get(n, '').endswith(f'#{n.lower()}')]
-    assert missing == ['SAETransformerBridge'] and links[missing[0]] == 'analysis/bridge.html'   # a class that is made when it is asked for
+    place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench._MODULE_OF.items()}
+    assert links['SAETransformerBridge'] == 'analysis/bridge.html'   # a class that is made when it is asked for
+    assert not {n: links.get(n) for n in sae_workbench.__all__ if n != 'SAETransformerBridge' and links.get(n) != place[n]}
+
+
+def test_parameters_of_classes_are_told(site):
+    html = (site/'nbs'/'saes'/'transcoder.html').read_text()
+    assert 'The architecture’s config' in (shown := re.split(r'<h3[^>]*>TopKSkipTranscoder</h3>', html)[1][:3000]) or "The architecture's config" in shown
 
 
 def test_llms_txt_names_every_page(site):

@@ -154,6 +154,14 @@ def _resume_options(args:list[str])->list[str]:
     args = ['--resume=auto' if b else a for a, b in zip(args, bare)]
     return args + ['--resume-overrides', *names]*bool(names)
 
+def _checked(data:dict, file:str)->LanguageModelSAERunnerConfig:
+    "The config that options of a file, and of the command line, make"
+    try: return LanguageModelSAERunnerConfig.from_dict(data)
+    except ConfigError as e:
+        old = file.endswith('.json') and 'sae' not in data   # flat, as before v6
+        hint = f", in a terminal by: sae-workbench migrate {file}" if old else ''
+        raise ConfigError(f"{file}: {e}{hint}" if file else str(e)) from None
+
 def parse_config(
     args:Sequence[str], # Options, without the program's name
     prog:str='sae-workbench train', # How the program was called, for the help
@@ -162,14 +170,14 @@ def parse_config(
     import tyro
     args = list(args) or ['--help']
     architecture, data, file = _start(args)
+    if 'sae' not in data and not {f.name for f in fields(LanguageModelSAERunnerConfig)}.issuperset(data): _checked(data, file)
     cls, known = run_class(architecture), ', '.join(SAE_TRAINING_CLASS_REGISTRY)
     args, given = v6_options(_resume_options(args), cls)
     run = tyro.cli(cls, args=_required(cls, data, given) + args, prog=f'{prog} --architecture {architecture}',
                    description=ABOUT.format(known=known, architecture=architecture))
     data = _overridden(data | {'sae': data.get('sae', {})}, run, given)
     if isinstance(data['sae'], dict): data['sae']['architecture'] = architecture
-    try: return LanguageModelSAERunnerConfig.from_dict(data)
-    except ConfigError as e: raise ConfigError(f"{file}: {e}" if file else str(e)) from None
+    return _checked(data, file)
 
 # %% ../../nbs/faces/cli.ipynb #18cc0c43
 def _written(full:str, tp, value)->list[str]:

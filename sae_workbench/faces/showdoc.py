@@ -87,15 +87,27 @@ def _fields(cls:type)->list[Parameter]:
     names = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else cls._fields
     return [known.get(n, Parameter(n)) for n in names]
 
+def _of_init(cls:type)->list[Parameter]:
+    "The parameters of a class by its nearest `__init__`; what that leaves unsaid its bases say"
+    known, rows = {}, []
+    for c in reversed(cls.__mro__):
+        ours = c.__module__.split('.')[0] == cls.__module__.split('.')[0]
+        node, notes = _definition(vars(c)['__init__']) if ours and '__init__' in vars(c) else (None, {})
+        if not isinstance(node, ast.FunctionDef): continue
+        found = _of_function(node, notes)
+        if all(p.name.startswith('*') for p in found): continue   # hands on what it was given
+        rows = [p._replace(type=p.type or k.type, details=p.details or k.details)
+                for p in found for k in [known.get(p.name, p)]]
+        known |= {p.name: p for p in rows}
+    return rows
+
 def parameters(
     sym, # A function, method, property or class
 )->list[Parameter]: # In the order of the signature; the return value last, called "return"
     "The parameters of anything that has source"
     sym = getattr(inspect.unwrap(sym), 'fget', None) or inspect.unwrap(sym)
     if inspect.isclass(sym):
-        if dataclasses.is_dataclass(sym) or hasattr(sym, '_fields'): return _fields(sym)
-        if '__init__' not in own(sym): return []
-        sym = own(sym)['__init__']
+        return _fields(sym) if dataclasses.is_dataclass(sym) or hasattr(sym, '_fields') else _of_init(sym)
     node, notes = _definition(sym)
     return _of_function(node, notes) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
 
