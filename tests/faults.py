@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 D_IN, D_SAE, BATCH, STEPS, VOCAB = 8, 32, 32, 24, 20
 OPTIONS = dict(standard=dict(l1_coefficient=.1, l1_warm_up_steps=10), gated=dict(l1_coefficient=.1, l1_warm_up_steps=10),
                jumprelu=dict(l0_coefficient=.1, l0_warm_up_steps=10, jumprelu_bandwidth=.5), topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=3),
-               matching_pursuit=dict(max_iterations=3))
+               matching_pursuit=dict(max_iterations=3), matryoshka_batchtopk=dict(k=3, matryoshka_widths=[8, 32]))
 SOURCES = ('live', 'stream', 'shuffled_stream', 'cached', 'tensor', 'module', 'loader', 'synthetic', 'layers')
 LOGGER = dict(wandb_log_frequency=2, eval_every_n_wandb_logs=4)
 LOOP = dict(lr=1e-2, lr_warm_up_steps=5, lr_decay_steps=5, dead_feature_window=3, feature_sampling_window=7, n_checkpoints=4,
@@ -283,18 +283,21 @@ def cache(folder: Path) -> None:
 def run_case(case: dict, home: Path, number: int) -> dict:
     "Disturb a run as the case says, let it go on to its end, and compare"
     whole, folder, codes, different = undisturbed(case, home), home/same_case(case)/f'{number}', [], []
-    for disturb in case.get('disturb', []):
-        codes.append(ended(fork(case, folder, **disturb)))
+
+    def note(code: int) -> None:
+        codes.append(code)
         loads(folder)
-    for _ in range(case.get('kills', 0)):   # from outside, at any moment
+        if code == 0:   # it had ended before; the next disturbance meets a new run
+            different.extend(unlike(folder, whole))
+            shutil.rmtree(folder)
+
+    for disturb in case.get('disturb', []):
+        note(ended(fork(case, folder, **disturb)))
+    while codes.count(-signal.SIGKILL) < case.get('kills', 0):   # from outside, at any moment
         pid = fork(case, folder)
         time.sleep(random.uniform(0, float((whole/'seconds').read_text())))
         os.kill(pid, signal.SIGKILL)
-        codes.append(ended(pid))
-        loads(folder)
-        if codes[-1] == 0:   # it had ended before; the next kill meets a new run
-            different += unlike(folder, whole)
-            shutil.rmtree(folder)
+        note(ended(pid))
     codes.append(ended(fork(case, folder)))
     error = (folder/'stderr.txt').read_text()[-2000:] if codes[-1] else ''
     checkpoints = sorted(p.name for p in folder.rglob('*') if (p/'manifest.json').exists())

@@ -56,10 +56,23 @@ class Keeps:
     def on_log(self, trainer, metrics): self.logged.append({k: v for k, v in metrics.items()})
 
 
+class Spoilt:
+    "Some batches hold NaN, one a row so large that its loss overflows"
+    def __init__(self): self.n, self.data = 0, SyntheticSource(n_features=12, d_in=faults.D_IN, batch_size=faults.BATCH)
+    def __iter__(self): return self
+    def __next__(self):
+        x, self.n = next(self.data), self.n + 1
+        if self.n in (3, 4, 11): x[-1, 0] = float('nan')
+        if self.n == 7: x[-1] = 1e30
+        return x
+
+
 def source_of(case: dict):
     "A source of batches, which the processes share out where it runs a model"
     if case['source'] == 'synthetic':
         return SyntheticSource(n_features=12, d_in=faults.D_IN, batch_size=faults.BATCH)
+    if case['source'] == 'spoilt':
+        return Spoilt()
     if case['source'] == 'tensor':
         return MixingBuffer(TensorSource(torch.randn(400, faults.D_IN, generator=torch.Generator().manual_seed(2)), rows=50, shuffle=True), 128, faults.BATCH)
     tokens = torch.tensor([t['tokens'] for t in faults.texts()])
@@ -105,7 +118,7 @@ def train(case: dict, folder: Path) -> dict:
         t = r.trainer
     else:
         cfg = SAETrainerConfig(faults.STEPS*faults.BATCH, faults.BATCH, checkpoint_path=str(folder/'checkpoints'),
-                               logger=faults.LoggingConfig(**faults.LOGGER), **faults.LOOP)
+                               logger=faults.LoggingConfig(**faults.LOGGER), on_nonfinite=case.get('on_nonfinite', 'stop'), **faults.LOOP)
         torch.manual_seed(processes().rank)   # the first one's weights are everybody's
         sae = TrainingSAE.from_dict(faults.sae_config(case).to_dict())
         def evaluator(sae, data, scaler): return {'eval/drawn': torch.rand(1).item(), 'eval/norm': sae.W_dec.norm().item()}
@@ -115,7 +128,7 @@ def train(case: dict, folder: Path) -> dict:
         t.fit()
     out = {f'weights {k}': v for k, v in t.sae.state_dict().items()} | {f'statistics {k}': torch.as_tensor(v) for k, v in t.statistics.state_dict().items()}
     for i, line in enumerate(keeps.logged): out |= {f'logged {i} {k}': torch.tensor(float(v)) for k, v in line.items()}
-    return out | {f'batch {i}': b for i, b in enumerate(SEEN)} | dict(position=torch.tensor([t.n_training_steps, t.n_training_samples]))
+    return out | {f'batch {i}': b for i, b in enumerate(SEEN)} | dict(position=torch.tensor([t.n_training_steps, t.n_training_samples, t.skips.total]))
 
 
 def own_data(case: dict, folder: Path) -> dict:

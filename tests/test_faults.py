@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from sae_workbench.training.preempt import Interrupted
 
 HERE = Path(__file__).parent
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
-ARCHITECTURES = ('standard', 'gated', 'jumprelu', 'topk', 'abstopk', 'batchtopk', 'matching_pursuit')
+ARCHITECTURES = ('standard', 'gated', 'jumprelu', 'topk', 'abstopk', 'batchtopk', 'matching_pursuit', 'matryoshka_batchtopk')
 SOURCES = ('live', 'stream', 'shuffled_stream', 'cached', 'tensor', 'module', 'loader', 'synthetic', 'layers')
 RUNS_A_MODEL = ('live', 'stream', 'shuffled_stream', 'module', 'loader', 'layers')
 
@@ -42,7 +43,7 @@ def signals(source: str) -> list[dict]:
     return [dict(where=w, n=n, sends=s) for w, n, s in phases]
 
 
-MIXED = [dict(source=s, architecture=a, **o) for s, a, o in zip(SOURCES, (*ARCHITECTURES, 'topk', 'standard'), (
+MIXED = [dict(source=s, architecture=a, **o) for s, a, o in zip(SOURCES, (*ARCHITECTURES, 'standard'), (
     dict(norm='expected_average_only_in'), {}, {}, {}, {}, {}, {}, dict(dtype='bfloat16'), dict(norm='expected_average_only_in')))]
 
 
@@ -65,13 +66,18 @@ def test_disturbed_runs_end_like_undisturbed_ones(third, tmp_path):
 def test_many_kills(tmp_path):
     "20 random kill points for each architecture and source, 200 kills inside saves; the results go to the docs"
     cases = [dict(source=s, architecture=a, kills=20) for s, a in product(SOURCES, ARCHITECTURES)]
-    cases += [c | dict(disturb=[dict(where=('save', 'half')[n % 2], n=1 + n//2) for n in range(25)]) for c in MIXED[:8]]
-    cases += [c | dict(disturb=signals(c['source'])) for c in MIXED]
-    done = run_cases(cases, tmp_path, seed=int(os.environ.get('FAULTS_SEED', 0)))
+    in_saves = [dict(where=('save', 'half')[n % 2], n=1 + n//2) for n in range(25)]
+    cases += [c | dict(disturb=d) for c in MIXED for d in (in_saves, signals(c['source']))]
+    def of(source):
+        (tmp_path/source).mkdir()
+        return run_cases([c for c in cases if c['source'] == source], tmp_path/source, seed=int(os.environ.get('FAULTS_SEED', 0)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = [d for found in pool.map(of, SOURCES) for d in found]
     log = [dict(d['case'], codes=d['codes'], unlike=d['unlike'], error=d['error']) for d in done]
     if (place := os.environ.get('FAULTS_LOG')):
         Path(place).write_text('\n'.join(map(json.dumps, log)) + '\n')
     assert len(done) == len(cases) and not [d for d in log if d['unlike'] or d['error']]
+    assert sum(d['codes'].count(-9) for d in log if 'kills' not in d and -9 in d['codes']) >= 200
 
 
 # Damaged files and states

@@ -17,7 +17,8 @@ from sae_workbench.training.checkpoint import Checkpoints, latest, save_checkpoi
 
 D_IN, D_SAE, BATCH, STEPS, VOCAB = 8, 32, 32, 12, 20
 OPTIONS = dict(standard=dict(l1_coefficient=.1), gated=dict(l1_coefficient=.1), jumprelu=dict(l0_coefficient=.1, jumprelu_bandwidth=.5),
-               topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=3), matching_pursuit=dict(max_iterations=3))
+               topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=3), matching_pursuit=dict(max_iterations=3),
+               matryoshka_batchtopk=dict(k=3, matryoshka_widths=[8, 32]))
 LOGGER = dict(wandb_log_frequency=2, eval_every_n_wandb_logs=2)
 pytestmark = pytest.mark.filterwarnings('ignore:.*skipped', 'ignore:the last evaluation gave NaN')
 

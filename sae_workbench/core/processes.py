@@ -176,12 +176,15 @@ def _leave():
     if dist.is_initialized(): dist.destroy_process_group()
 
 def _join():
+    # imported after the group is made, as torch's optimisers do it, its functions would hold the group as a default
+    # value; its threads would then outlive `_leave`, and one that lets go of a tensor while Python ends is aborted
+    import torch.distributed.nn.functional
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     try: dist.init_process_group(timeout=TIMEOUT)
     except (RuntimeError, ValueError) as e:
         raise ProcessError(f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are set, but the "
                            f"processes did not find each other: {e}. Start them with torchrun") from None
-    atexit.register(_leave)   # a process that ends with the connections open may be aborted
+    atexit.register(_leave)
 
 def processes()->Alone:
     "The processes that run this program: `Alone`, or a `Team` under torchrun"

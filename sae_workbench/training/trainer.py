@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..core.errors import ConfigError, DataError, NonFiniteError, SAEWorkbenchError
+from ..core.errors import DataError, NonFiniteError, SAEWorkbenchError
 from ..core.files import not_finite
 from ..core.metrics import log_sparsity
 from ..core.processes import Alone, processes
@@ -138,7 +138,12 @@ class _Checks(_Running):
         return f"{position_text(self.data_provider)}the weights are those of the step before"
 
     def _check_batch(self, batch:Tensor):
-        check_batch(batch, self.sae.cfg.d_in, self._at(len(batch)), self._not_changed())
+        bad, at = None, self._at(len(batch))
+        try: check_batch(batch, self.sae.cfg.d_in, at, self._not_changed())
+        except NonFiniteError as e: bad = e
+        fine = bad is None
+        if self.cfg.on_nonfinite=='skip': fine = self.team.lowest(fine)   # what one process skips, all of them skip
+        if not fine: raise bad or NonFiniteError(f"{at}: another process met NaN or infinity; {self._not_changed()}")
 
     def _check_step(self, norm:Tensor, out:TrainStepOutput):
         if (norm + out.loss.detach()).isfinite(): return
@@ -192,8 +197,6 @@ class _Given(_TrainStep):
     ):
         self.team = processes() if team is None else team
         check_parts(cfg.train_batch_size_samples, cfg.device, self.team)
-        if self.team.size > 1 and cfg.on_nonfinite=='skip':
-            raise ConfigError("on_nonfinite='skip' is for one process: of several, one may meet what the others do not")
         super().__init__(cfg, sae)
         self.data_provider = iter(data_provider)
         self.evaluator, self.save_checkpoint_fn = evaluator, save_checkpoint_fn
