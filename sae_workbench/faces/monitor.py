@@ -216,12 +216,17 @@ class _Moving:
         self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()
 
+    def is_new(self, traces:list[dict])->bool:
+        "Whether these traces need a figure of their own"
+        return self.names != [t['name'] for t in traces] and any(len(t['x']) for t in traces) and not in_colab()
+
     def show(self, traces:list[dict]):
         "Draw, or move what is drawn"
         if not any(len(t['x']) for t in traces): return
         if in_colab(): self.box.children[1].value = styled(_still_panel(self.title, traces)); return
-        before, self.names = self.names, [t['name'] for t in traces]
-        if before != self.names: return self._make(traces)
+        if self.is_new(traces):
+            self.names = [t['name'] for t in traces]
+            return self._make(traces)
         with self.figure.batch_update():
             if self.ruler.width: self.figure.layout.width = self.ruler.width
             for old, new in zip(self.figure.data, traces):
@@ -239,9 +244,13 @@ class _Panels:
         row = w.Layout(display='flex', flex_flow='row wrap', width='100%')
         self.box = w.Box([p.box for p in self.panels], layout=row)
 
-    def show(self, runs:Sequence[RunHistory], x:str='step'):
-        "Draw what is known of some runs"
-        for panel, (_, traces) in zip(self.panels, all_traces(runs, x)): panel.show(traces)
+    def show(self, runs:Sequence[RunHistory], x:str='step')->bool: # Whether figures are still to be made
+        "Draw what is known of some runs; one new figure at a time, since each brings the browser all of plotly"
+        parts = [(panel, traces) for panel, (_, traces) in zip(self.panels, all_traces(runs, x))]
+        new = [panel for panel, traces in parts if panel.is_new(traces)]
+        for panel, traces in parts:
+            if panel not in new[1:]: panel.show(traces)
+        return len(new) > 1
 
 # %% ../../nbs/faces/monitor.ipynb #ca24ce89
 class Redrawing:
@@ -554,8 +563,7 @@ class _View:
         m, state = self.monitor, self.monitor.state
         self.head.value, self.facts.value = styled(m._head()), styled(m._numbers(), _GRID)
         self.buttons.show(state)
-        self.panels.show([m.history])
-        return state in RUNNING
+        return self.panels.show([m.history]) or state in RUNNING
 
 # %% ../../nbs/faces/monitor.ipynb #b47c08f2
 class TrainingMonitor(_Changing, _Monitor):
@@ -609,8 +617,7 @@ class _LogView:
         m = self.monitor
         m.update()
         self.head.value = styled(m._head() + m._numbers(), _GRID)
-        self.panels.show(m._histories(), m.x)
-        return m.open
+        return self.panels.show(m._histories(), m.x) or m.open
 
 # %% ../../nbs/faces/monitor.ipynb #2763020b
 class LogMonitor(_Monitor):
