@@ -391,7 +391,7 @@ def failing(folder, model=0, evaluation=None, callbacks=()) -> SAETrainer:
 
 
 @pytest.mark.parametrize('how', [dict(model=9), dict(model=14), dict(evaluation=7), dict(callbacks=[Raises('on_log', 5)]), dict(callbacks=[Raises('on_log', 7)]),
-                                 dict(callbacks=[Raises('after_step', 8)])], ids=str)
+                                 dict(callbacks=[Raises('after_step', 8)])], ids=['model 9', 'model 14', 'evaluation', 'log 5', 'log 7', 'after step'])
 def test_an_error_between_two_steps_loses_nothing(how, tmp_path):
     whole = failing(tmp_path/'whole')
     whole.fit()
@@ -414,7 +414,7 @@ def test_the_others_of_train_together_write_checkpoints(tmp_path):
     assert [latest(tmp_path/n).name for n in 'ab'] == ['160', '160']
 
 
-@pytest.mark.parametrize('state', [{'x': {1, 2}}, {'x': {1: 2}}, {'x': {'': 2}}, {'x': [torch.ones(2)]}], ids=str)
+@pytest.mark.parametrize('state', [{'x': {1, 2}}, {'x': {1: 2}}, {'x': {'': 2}}, {'x': [torch.ones(2)]}], ids=['set', 'key', 'empty key', 'tensors in a list'])
 def test_a_callback_without_a_plain_state_costs_no_checkpoint(state, tmp_path):
     class Mine:
         def state_dict(self): return state
