@@ -11,8 +11,11 @@ import pytest
 from lab import CHROMIUM, FLAGS, MISSING, Notebook, server, write_notebook
 
 CHOOSER = """
+import time
 from sae_workbench import choose_architecture
 chooser = choose_architecture()
+measure = chooser.measure
+chooser.measure = lambda: (time.sleep(2), measure())   # meanwhile JupyterLab has other inputs answered in a second thread
 chooser
 """
 EXPLORER = """

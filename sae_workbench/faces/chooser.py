@@ -9,7 +9,7 @@ __all__ = ['MAIN', 'MOST_DRAWN', 'START', 'Option', 'default_of', 'options_of', 
            'choose_architecture']
 
 # %% ../../nbs/faces/chooser.ipynb #57bb19dc
-import ast, contextlib, dataclasses, html, io, linecache, math, re, shlex, sys, types, typing
+import ast, contextlib, dataclasses, html, io, linecache, math, re, shlex, sys, threading, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from .cli import command_line, parse_config
 from .estimate import RunEstimate, StepTime, empty_sae, estimate_rows, estimate_run, measure_step
 from .showdoc import parameters
 from .widgets import Face, code_html, entry, facts_html, fields_box, figure_widget
-from .widgets import fitted, html_box, in_colab, panels, styled, svg_lines
+from .widgets import fitted, html_box, in_colab, panels, sent_at, styled, svg_lines
 
 # %% ../../nbs/faces/chooser.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -366,6 +366,7 @@ class _Choice(Face):
     ):
         self.model_parameters, self.report, self._step, self._watchers = model_parameters, None, (None, None), []
         self.architecture, self.values = 'topk', dict(START)
+        self.lock = threading.RLock()   # inputs come in two threads
         if config is not None: self.load(config)
         if architecture is not None: self.choose(architecture)
 
@@ -373,14 +374,19 @@ class _Choice(Face):
         "Take another architecture; options that both have stay as they are"
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
             raise ConfigError(unknown('training architecture', architecture, SAE_TRAINING_CLASS_REGISTRY))
-        self.architecture = architecture
-        self._tell()
+        with self.lock:
+            self.architecture = architecture
+            self._tell()
 
     def load(self, old):
         "Take a config over, also one of an older version; `report` says what became of its options"
-        cfg, self.report = read_config(old)
-        self.architecture, self.values = cfg.sae.architecture(), values_of(cfg)
-        self._tell()
+        cfg, report = read_config(old)
+        with self.lock:
+            self._adopt(cfg, report)
+            self._tell()
+
+    def _adopt(self, cfg, report):
+        self.report, self.architecture, self.values = report, cfg.sae.architecture(), values_of(cfg)
 
     def _tell(self):
         for fn in self._watchers: fn()
@@ -400,8 +406,9 @@ class _Chosen(_Choice):
         known = {o.name: o.path for o in reversed(self.options.values())}
         if (bad := [n for n in values if n not in known]):
             raise ConfigError('; '.join(unknown('option', n, known) for n in bad))
-        for n, v in values.items(): self._put(self.options[known[n]], v)
-        self._tell()
+        with self.lock:
+            for n, v in values.items(): self._put(self.options[known[n]], v)
+            self._tell()
 
     def _put(self, o:Option, value):
         if not o.required and type(value) is type(o.default) and value == o.default: self.values.pop(o.path, None)
@@ -433,9 +440,11 @@ class _Shown(_Chosen):
     def measure(self)->StepTime:
         "Time some steps on this machine; the estimate then uses them"
         cfg = self.config
-        self._step = self._key(cfg), measure_step(cfg.sae, cfg.train_batch_size_tokens, cfg.device)
-        self._tell()
-        return self._step[1]
+        key, took = self._key(cfg), measure_step(cfg.sae, cfg.train_batch_size_tokens, cfg.device)
+        with self.lock:
+            self._step = key, took
+            self._tell()
+        return took
 
     def _key(self, cfg): return repr((cfg.sae, cfg.train_batch_size_tokens, cfg.device))
 
@@ -493,11 +502,11 @@ class _Field:
     "An option on the screen"
     def __init__(self,
         option:Option, # Which
-        put, # Called with the option and the value, or without a value for the default
+        put, # Called with this field and what was entered; if it was typed, also with its place among all that was
         with_slider:bool=False, # Whether a slider may help
     ):
         import ipywidgets as w
-        self.option, self.put, self.quiet = option, put, False
+        self.option, self.put, self.quiet = option, put, None
         self.input = _input(option, with_slider)
         self.typed = hasattr(self.input, 'typed')
         name = None if option.kind=='switch' else html_box(f'<b>{html.escape(option.name)}</b>')
@@ -508,10 +517,8 @@ class _Field:
         self.input.observe(self._entered, 'typed' if self.typed else 'value')
 
     def _entered(self, change):
-        if self.quiet: return
-        if not self.typed: self.put(self.option, change.new)
-        elif not self.input.text.strip(): self.put(self.option)
-        else: self.put(self.option, read_value(self.option, self.input.text))
+        if self.quiet == threading.get_ident(): return   # not by hand
+        self.put(self, change.new[0] if self.typed else change.new, *change.new[1:2] if self.typed else ())
 
 # %% ../../nbs/faces/chooser.ipynb #94b03df6
 class _ShownField(_Field):
@@ -521,11 +528,11 @@ class _ShownField(_Field):
         mistakes:Mapping[str, list[str]], # What is wrong, by path
     ):
         "Show a value, and what is wrong with it"
-        o, self.quiet = self.option, True
+        o, self.quiet = self.option, threading.get_ident()
         try:
             self._show_value(o.path in values, values.get(o.path, o.default))
             self.wrong.value = mistakes_html({o.path: mistakes.get(o.path, [])})
-        finally: self.quiet = False
+        finally: self.quiet = None
 
     def _show_value(self, given:bool, v):
         o, box = self.option, self.input
@@ -593,10 +600,22 @@ class _Form:
     def _choose(self, name):
         if name != self.chooser.architecture: self.chooser.choose(name)
 
-    def _put(self, o:Option, *value):   # may come while another architecture is shown already
-        if value: self.chooser._put(o, *value)
-        else: self.chooser.values.pop(o.path, None)
-        self.chooser._tell()
+    def _put(self, field, entered, place:int|None=None):   # may come while another architecture is shown already
+        with self.chooser.lock:
+            if place is not None:
+                if place < field.input.taken: return   # overtaken by what was typed later
+                field.input.taken = place
+            self._take(field.option, entered, place is not None)
+            self.chooser._tell()
+
+    def _take(self, o:Option, entered, typed:bool):
+        if typed and not entered.strip(): self.chooser.values.pop(o.path, None)
+        else: self.chooser._put(o, read_value(o, entered) if typed else entered)
+
+    def keep_later(self, time:float):
+        "Let stand what was typed after a time"
+        for f in self.fields.values():
+            if f.typed and f.input.typed[2] > time: self._take(f.option, f.input.typed[0], True)
 
     def _field(self, o:Option, own:bool)->_ShownField:
         "Made once for each option of each architecture; the run's are shared"
@@ -633,9 +652,9 @@ class _ShownForm(_Form):
 # %% ../../nbs/faces/chooser.ipynb #52812054
 class _Results:
     "The picture, and the right side: the estimate and the config"
-    def __init__(self, chooser):
+    def __init__(self, chooser, keep_later):
         import ipywidgets as w
-        self.chooser, self.plot = chooser, _Plot()
+        self.chooser, self.keep_later, self.plot = chooser, keep_later, _Plot()
         self.says, self.summary, self.facts, self.report = (html_box() for _ in range(4))
         self.summary.add_class('sae-summary')
         self.measure = w.Button(description='Measure a step on this machine', layout=w.Layout(width='auto'))
@@ -655,7 +674,11 @@ class _Results:
         finally: self.measure.disabled, self.measure.description = False, 'Measure a step on this machine'
 
     def _read(self):
-        try: self.chooser.load(self.text.value)
+        try:
+            with self.chooser.lock:
+                self.chooser._adopt(*read_config(self.text.value))
+                self.keep_later(sent_at())   # and was answered before, in the other thread
+                self.chooser._tell()
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.chooser.report
         told = '<span class="sae-dim">Read.</span>' if done is None else done._repr_html_().partition('</pre>')[2]
@@ -697,7 +720,8 @@ class ArchitectureChooser(_Shown):
     "Choose an architecture and its options, and see what follows"
     def _make(self):
         import ipywidgets as w
-        form, results = _ShownForm(self), _ShownResults(self)
+        form = _ShownForm(self)
+        results = _ShownResults(self, form.keep_later)
         def show():
             checked = self.checked
             form.show(checked); results.show(checked)
