@@ -256,3 +256,20 @@ def test_the_command(tmp_path):
     assert run('-', text='{"d_in": 8, "d_sae": 32, "lrr": 1}').returncode == 1
     refused = run(str(tmp_path/'none.py'))
     assert refused.returncode == 2 and 'no such file' in refused.stderr and 'Traceback' not in refused.stderr
+
+
+def test_an_old_yaml_file(tmp_path):
+    (tmp_path/'old.yaml').write_text('d_in: 768\nexpansion_factor: 8\narchitecture: gated\nl1_coefficient: 5\n')
+    cfg = migrate_config(tmp_path/'old.yaml').config
+    assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.sae.l1_coefficient) == ('gated', 6144, 5)
+
+
+def test_a_command_line_is_no_config(tmp_path):
+    with pytest.raises(ConfigError, match='a command line is not converted'):
+        migrate_config('python -m sae_lens.sae_training_runner --d_in 512')
+
+
+def test_a_model_with_saes_and_facts_of_its_configs():
+    done = migrate_config('from sae_lens import SAE, HookedSAETransformer\nprint(sae.cfg.activation_fn_str, sae.cfg.hook_name)\n')
+    assert done.script.startswith('from sae_workbench import SAE, HookedSAETransformer\n') and 'sae.cfg.metadata.hook_name' in done.script
+    assert ('sae.cfg.activation_fn_str', 'sae.cfg.architecture() tells it') in [(c.option, c.reason) for c in done.script_changes]

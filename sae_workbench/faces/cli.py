@@ -158,7 +158,7 @@ def _checked(data:dict, file:str)->LanguageModelSAERunnerConfig:
     "The config that options of a file, and of the command line, make"
     try: return LanguageModelSAERunnerConfig.from_dict(data)
     except ConfigError as e:
-        old = file.endswith('.json') and 'sae' not in data   # flat, as before v6
+        old = file and 'sae' not in data   # flat, as before v6
         hint = f", in a terminal by: sae-workbench migrate {file}" if old else ''
         raise ConfigError(f"{file}: {e}{hint}" if file else str(e)) from None
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..core.errors import ConfigError, LoadError
 from ..core.files import atomic
 from ..core.old_options import OLD_OPTIONS
+from ..core.plain import read_plain
 from ..core.source import Reader, Value
 from .rewrite import OTHERS, RUNNERS, Part, Script, code_of, from_options, is_config, parts_in
 from .translate import DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION
@@ -235,6 +236,8 @@ def _reader(text:str, where:str, names:dict|None)->Reader:
     try: return Reader(f'cfg = dict({text}\n)', is_config, names)
     except SyntaxError:
         line = (first.text or '').strip()
+        if ' --' in line: raise ConfigError(f'{where}: a command line is not converted, only configs and scripts: write its '
+                                            'options as a dict, such as {"d_in": 512}') from None
         raise ConfigError(f'{where}: line {first.lineno}: {first.msg}: {line!r}') from None
 
 # %% ../../nbs/training/migrate.ipynb #7d540a5d
@@ -291,6 +294,7 @@ def _from_file(path:Path, **kw)->Migration:
     try: text = path.read_bytes().decode('utf-8-sig')
     except FileNotFoundError: raise LoadError(f'{path}: there is no such file') from None
     except (OSError, UnicodeDecodeError) as e: raise LoadError(f'{path}: cannot be read as text: {e}') from None
+    if path.suffix in ('.yaml', '.yml'): return Migration([from_dict(read_plain(path), kw['from_version'])])
     if path.suffix=='.ipynb': return _from_python(_notebook(text, str(path)), str(path), rewrite=False, **kw)
     return _from_text(text, str(path), **kw)
 
@@ -298,7 +302,7 @@ def _from_file(path:Path, **kw)->Migration:
 def _is_path(old:str)->bool:
     "Whether a text is the name of a file rather than a config"
     if '\n' in old or len(old) > 1000 or '=' in old or '{' in old: return False
-    return bool(old.strip()) and (Path(old).suffix in ('.py', '.json', '.ipynb', '.txt') or Path(old).exists())
+    return bool(old.strip()) and (Path(old).suffix in ('.py', '.json', '.yaml', '.yml', '.ipynb', '.txt') or Path(old).exists())
 
 def migrate_config(
     old, # Keyword arguments as a dict, JSON or Python as text, or the path of a file or folder with one of these

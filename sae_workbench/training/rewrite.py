@@ -17,6 +17,7 @@ from typing import Any
 from ..core.errors import ConfigError, did_you_mean
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
 from ..core.source import Found, Reader, Table, Value
+from ..saes.base import FACTS
 from .config import LoggingConfig
 from .translate import KEPT, RENAMED, UNKNOWN_OPTION, Change, ToyTranslation, Translation
 from .translate import translate
@@ -275,7 +276,8 @@ NEW_MODULES = dict.fromkeys(('sae_lens.sae_training_runner', 'sae_lens.llm_sae_t
 
 def public_names()->list[str]:
     "What can be imported from the package; its root is loaded with any of its modules"
-    return list(sys.modules['sae_workbench'].__all__)
+    root = sys.modules['sae_workbench']
+    return list(dict.fromkeys([*root.__all__, *root._MODULE_OF]))
 
 def _ours(module:str|None)->bool: return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench')
 
@@ -459,19 +461,17 @@ def _attribute(s, n):
     elif part is not None: _option(s, n, part)
 
 # %% ../../nbs/training/rewrite.ipynb #ceba7a18
-_METADATA = ('model_name', 'hook_name', 'hook_head_index', 'prepend_bos', 'context_size', 'dataset_path',
-             'seqpos_slice', 'model_from_pretrained_kwargs', 'neuronpedia_id', 'sae_lens_training_version')
-
 def _of_sae(s, n):
     "A fact about an SAE that is read from its config"
     owner = ast.unparse(n.value.value)
     if not re.search(r'(?i)(^|[_.])(sae|sparse_?autoencoder|autoencoder)\d*$', owner): return
     old, new = f'{owner}.cfg.{n.attr}', f'{owner}.cfg.metadata.{n.attr}'
-    if n.attr in _METADATA:
+    if n.attr in FACTS:
         s.edits.rename(n, f'metadata.{n.attr}')
         s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
     elif n.attr in ('hook_layer', 'hook_point_layer'):
         s.edits.say(old, n, '', 'the layer is part of metadata.hook_name', UNKNOWN_OPTION)
+    elif n.attr=='activation_fn_str': s.edits.say(old, n, '', 'sae.cfg.architecture() tells it', UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #b188432f
 _TRIPLE = 'load_from_pretrained_with_cfg_and_sparsity'
