@@ -81,9 +81,10 @@ class TensorSource:
         "Go to a saved position; the activations must be the same"
         if (n := state.get('n_rows', len(self.acts))) != len(self.acts):
             raise DataError(f"the saved position belongs to a {self.kind} of {n} rows; this one has {len(self.acts)}")
-        if (saved := state.get('mark', self.mark())) != self.mark():
+        now = self.mark()
+        if (saved := state.get('mark', now)) != now:
             raise DataError(f"the saved position belongs to a {self.kind} of other activations: they had the hash "
-                            f"{saved}, now it is {self.mark()}")
+                            f"{saved}, now it is {now}")
         self.epoch, self.row, self.seed, self.order = state['epoch'], state['row'], state['seed'], None
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f1

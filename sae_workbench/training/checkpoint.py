@@ -18,8 +18,7 @@ from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unk
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_one, read_manifest, remove
-from ..core.folders import remove_temporaries
-from ..core.folders import whole_folder
+from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state

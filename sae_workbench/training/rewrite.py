@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import ConfigError, did_you_mean
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
 from ..core.source import Found, Reader, Table, Value
-from ..saes.base import FACTS
+from ..saes.base import FACTS, READ_ELSEWHERE
 from .config import LoggingConfig
 from .translate import KEPT, RENAMED, UNKNOWN_OPTION, Change, ToyTranslation, Translation
 from .translate import translate
@@ -469,9 +469,8 @@ def _of_sae(s, n):
     if n.attr in FACTS:
         s.edits.rename(n, f'metadata.{n.attr}')
         s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
-    elif n.attr in ('hook_layer', 'hook_point_layer'):
-        s.edits.say(old, n, '', 'the layer is part of metadata.hook_name', UNKNOWN_OPTION)
-    elif n.attr=='activation_fn_str': s.edits.say(old, n, '', 'sae.cfg.architecture() tells it', UNKNOWN_OPTION)
+    elif n.attr in ('hook_layer', 'hook_point_layer', 'activation_fn_str'):
+        s.edits.say(old, n, '', READ_ELSEWHERE[n.attr], UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #b188432f
 _TRIPLE = 'load_from_pretrained_with_cfg_and_sparsity'

@@ -20,7 +20,7 @@ from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
-from ..activations.store import ActivationsStore, open_cache
+from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.card import model_card
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
@@ -100,8 +100,7 @@ class _Describing(_Making):
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
         if not hasattr(self, '_eval_tokens'):
             n = self.cfg.n_eval_batches * (self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts)
-            in_order = not any(hasattr(self.activations_store.dataset, a) for a in ('shuffle', '__getitem__'))
-            seed = None if in_order else self.cfg.seed   # an iterable of one's own is read from its start
+            seed = self.cfg.seed if can_be_shuffled(self.activations_store.dataset) else None   # or from its start
             self._eval_tokens = self.activations_store.eval_contexts(seed=seed).take(n, wrap=False)
         return self._eval_tokens
 

@@ -456,11 +456,13 @@ class _State(_Logged):
 
     def _callback_states(self)->dict[str, Any]:
         "The states of callbacks; one that no file can hold is left out, so that it does not cost the whole checkpoint"
-        states = {k: cb.state_dict() for k, cb in self._kept_callbacks().items()}
-        for k, bad in {k: not_plain(s, k) for k, s in states.items()}.items():
-            if bad: warnings.warn(f"the checkpoint is without the state of the callback {k}: text keys, tensors and "
-                                  f"plain data can be saved, not {bad}", stacklevel=4)
-        return {k: s for k, s in states.items() if not not_plain(s)}
+        states = {}
+        for k, cb in self._kept_callbacks().items():
+            state = cb.state_dict()
+            if not (bad := not_plain(state, k)): states[k] = state
+            else: warnings.warn(f"the checkpoint is without the state of the callback {k}: text keys, tensors and "
+                                f"plain data can be saved, not {bad}", stacklevel=4)
+        return states
 
     def state_dict(self)->dict[str, Any]:
         "Tensors and numbers, nested in dicts with text keys"
