@@ -87,6 +87,29 @@ class StopsAfter:
             os.kill(os.getpid(), signal.SIGTERM)   # one process is told, the last one
 
 
+class StopsWhileTalking:
+    "The last process gets its signal between what it told the others and what it heard from them"
+    def __init__(self, step): self.step = step
+    def on_begin(self, trainer):
+        team, talk = trainer.team, trainer.team.lowest
+        def lowest(n):
+            found = talk(n)
+            if trainer.n_training_steps == self.step and team.rank == team.size - 1: os.kill(os.getpid(), signal.SIGTERM)
+            return found
+        team.lowest = lowest
+
+
+class StopsInEvaluation:
+    "Only the process that evaluates is told"
+    def __init__(self, step): self.step = step
+    def on_begin(self, trainer):
+        evaluator = trainer.evaluator
+        def evaluate(*args):
+            if trainer.n_training_steps >= self.step: os.kill(os.getpid(), signal.SIGTERM)
+            return evaluator(*args)
+        trainer.evaluator = evaluate
+
+
 class Dies:
     def __init__(self, step, rank, how): self.step, self.rank, self.how = step, rank, how
     def after_step(self, trainer):
@@ -95,6 +118,7 @@ class Dies:
             raise ValueError('something of mine')
 
 
+STOPS = [('stop', StopsAfter), ('stop_while_talking', StopsWhileTalking), ('stop_in_evaluation', StopsInEvaluation)]
 SEEN: list[torch.Tensor] = []
 plain_next = SAETrainer.next_batch
 
@@ -111,7 +135,7 @@ def train(case: dict, folder: Path) -> dict:
     "A whole run, or a part of it: weights, statistics, batches, what was logged"
     own = case['source'] in ('live', 'cached')
     keeps = Keeps()
-    more = [make(case[name]) for name, make in (('stop', StopsAfter), ('dies', lambda d: Dies(**d))) if name in case]
+    more = [make(case[name]) for name, make in STOPS + [('dies', lambda d: Dies(**d))] if name in case]
     if own:
         r = faults.runner(case, folder, faults.NOTHING)
         r._callbacks = lambda make=r._callbacks: make() + [keeps, *more]
@@ -197,7 +221,9 @@ def run(case: dict, folder: Path) -> dict:
         if pid:
             codes[pids.index(pid)], ended[pids.index(pid)] = os.waitstatus_to_exitcode(status), time.time() - begin
         elif time.time() - begin > 100:
-            for p in pids: os.kill(p, signal.SIGKILL)
+            for p in {*pids} - {pids[r] for r in codes}:
+                os.kill(p, signal.SIGKILL)
+                os.waitpid(p, 0)
             return dict(case=case, codes='hangs')
         else:
             time.sleep(.005)

@@ -137,6 +137,20 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(home, before, aft
         assert len(read_tensors(home/folder/'result-0.safetensors')) > 10
 
 
+def test_a_signal_that_the_others_do_not_know_of(home):
+    "Nobody waits for one that stops alone: all stop after the same step, and go on together; 24 is the evaluation at the end"
+    case = dict(function='train', architecture='topk', processes=2)
+    fine(run(home, *(case | dict(source=s, folder=f'untold-{s}') for s in ('live', 'module'))))
+    for how, source, step in (('stop_while_talking', 'live', 10), ('stop_while_talking', 'module', 10),
+                              ('stop_in_evaluation', 'live', 10), ('stop_in_evaluation', 'live', 24), ('stop_in_evaluation', 'module', 10)):
+        here = case | dict(source=source, folder=f'{how}-{source}-{step}')
+        part, rest = run(home, here | {how: step}, here | dict(resume=True))
+        assert part['codes'] == [143, 143], part
+        fine([rest])
+        whole, went_on = (read_tensors(home/name/'result-0.safetensors') for name in (f'untold-{source}', here['folder']))
+        assert all(torch.equal(v, whole[k]) for k, v in went_on.items() if k.startswith(('weights', 'statistics', 'position')))
+
+
 def test_one_that_dies_ends_all(home):
     cases = [dict(function='train', source='synthetic', architecture='topk', processes=2, folder=f'dies-{how}-{rank}', dies=dict(step=5, rank=rank, how=how))
              for how in ('kill', 'raise') for rank in (0, 1)]

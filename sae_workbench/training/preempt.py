@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 # %% ../../nbs/training/preempt.ipynb #72bc4344
 class _Note:
     "Who asked to stop, if anybody did"
-    def __init__(self): self.why, self.signum, self.eager = None, None, 0
+    why, signum, eager = None, None, 0
 
     @property
     def asked(self)->bool:
@@ -41,6 +41,10 @@ class _Note:
     ):
         "Ask to stop; the first who asks is named"
         if not self.asked: self.why, self.signum = why, signum
+
+    def forget(self):
+        "As if nobody had asked"
+        self.why = self.signum = None
 
     def check(self):
         "Raise `Interrupted` if somebody asked"
@@ -94,4 +98,4 @@ class Stop(_Handling):
         finally:
             self.depth = 0
             for s, handler in before.items(): signal.signal(s, handler)
-            self.why = self.signum = None   # the next run begins without a request
+            self.forget()   # the next run begins without a request

@@ -24,7 +24,7 @@ from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
 from .checkpoint import Checkpointing, position_of
 from .config import SAETrainerConfig
-from .parallel import agree_to_stop, check_parts, number, same_data, share_random, shared_pass
+from .parallel import agree_to_stop, check_parts, heard_of, number, same_data, share_random, shared_pass
 from .parallel import start_together, whole_output
 from .guards import Skips, check_batch, cause, position_text
 from .preempt import Interrupted, Stop
@@ -238,7 +238,7 @@ class _Fed(_Given):
                             f"but the run is to train on {self.cfg.total_training_samples}: "
                             "give more data, a source that repeats, or a smaller total") from None
         except Exception:
-            self.stop.check()   # Ctrl-C reaches the workers of a DataLoader, too, and then they are what failed
+            if self.team.size==1: self.stop.check()   # Ctrl-C reaches the workers of a DataLoader, too, and then they are what failed
             raise
 
     def _compared(self, batch:Tensor)->Tensor:
@@ -435,8 +435,9 @@ class _Logged(_Measured):
         try:
             metrics = self.team.first_does(self._evaluated)
             share_random(self.team)
-        except BaseException:   # it will be made again, from the same state
+        except BaseException as e:   # it will be made again, from the same state
             set_random_state(before)
+            if isinstance(e, Interrupted): heard_of(e.signum, self.stop)   # the first process alone evaluates
             raise
         finally: self.sae.train()
         self.tell('on_log', metrics)
@@ -525,5 +526,6 @@ def train_together(
             for _ in zip_longest(*runs): pass
         except Exception:
             if trainers[0].team.size==1: stop('the failure of another run')   # so that they write checkpoints
+            else: stop.forget()   # those of other processes may know of no request
             raise
     return [t.sae for t in trainers]
