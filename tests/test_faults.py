@@ -464,10 +464,10 @@ def test_the_same_command_goes_on(tiny_model, tmp_path):
     log = tmp_path/'one'/'sae'/'log.jsonl'
     wait_for(lambda: log.exists() and log.read_text().count('\n') > 40, one)
     one.send_signal(signal.SIGTERM)
-    said = one.communicate(timeout=60)[1]
+    said = one.communicate(timeout=240)[1]
     assert one.returncode == 143 and 'stopped by SIGTERM at step' in said, said[-2000:]
     other = command(tiny_model, tmp_path/'one', '--lr', '0.01')
-    said = other.communicate(timeout=60)[1]
+    said = other.communicate(timeout=240)[1]
     assert other.returncode == 2 and 'lr: 0.001 in the checkpoint, 0.01 now' in said, said[-2000:]
     again, whole = command(tiny_model, tmp_path/'one'), command(tiny_model, tmp_path/'whole')
     for p in (again, whole):
