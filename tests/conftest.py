@@ -1,7 +1,11 @@
 """What every test, and every process that a test starts, finds in its environment."""
 import os
+import signal
+import threading
 
 os.environ['IN_TEST'] = '1'
+if threading.current_thread() is threading.main_thread():   # a shell that starts the suite with & has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name, value in dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', WANDB_MODE='offline',
                         PLOTLY_RENDERER='plotly_mimetype').items():
     os.environ.setdefault(name, value)

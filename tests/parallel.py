@@ -194,6 +194,7 @@ def child(case: dict, folder: Path, rank: int, size: int) -> None:
         if size > 1:
             os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
             dist.init_process_group('gloo', init_method=f'file://{folder}/meet-{size}-{os.getppid()}-{case["number"]}', rank=rank, world_size=size)
+        (folder/f'joined-{rank}').touch()
         out = globals()[case['function']](case, folder)
         if out: write_tensors(folder/f'result-{rank}.safetensors', {k: v.contiguous() for k, v in out.items()})
         code = 0
@@ -209,14 +210,20 @@ def child(case: dict, folder: Path, rank: int, size: int) -> None:
 
 
 def run(case: dict, folder: Path) -> dict:
+    "One case; `signals` are [seconds after all processes have joined, rank, name], sent from outside"
     folder.mkdir(parents=True, exist_ok=True)
-    pids, size = [], case.get('processes', 1)
+    for old in folder.glob('joined-*'): old.unlink()
+    pids, size, signals, joined = [], case.get('processes', 1), sorted(case.get('signals', [])), None
     for rank in range(size):
         if not (pid := os.fork()): child(case, folder, rank, size)
         pids.append(pid)
     begin, codes = time.time(), {}
     ended = {}
     while len(codes) < size:
+        if joined is None and len([*folder.glob('joined-*')]) == size: joined = time.time()
+        while joined and signals and time.time() - joined > signals[0][0]:
+            _, rank, name = signals.pop(0)
+            if rank not in codes: os.kill(pids[rank], getattr(signal, name))
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             codes[pids.index(pid)], ended[pids.index(pid)] = os.waitstatus_to_exitcode(status), time.time() - begin
@@ -228,7 +235,8 @@ def run(case: dict, folder: Path) -> dict:
         else:
             time.sleep(.005)
     errors = [(folder/f'stderr-{r}.txt').read_text()[-1500:] for r in range(size)]
-    return dict(case=case, codes=[codes[r] for r in range(size)], errors=errors, seconds=max(ended.values()) - min(ended.values()))
+    return dict(case=case, codes=[codes[r] for r in range(size)], errors=errors, seconds=max(ended.values()) - min(ended.values()),
+                took=time.time() - (joined or begin))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,14 @@
 """Runs that are killed, interrupted, short of disk, or started twice: see `faults.py`, which makes them."""
+import fcntl
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import warnings
@@ -443,13 +446,16 @@ def tiny_model(tmp_path_factory) -> Path:
 PROGRAM = [sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()']
 
 
-def command(tiny_model: Path, place: Path, *more, program=PROGRAM) -> subprocess.Popen:
+def command(tiny_model: Path, place: Path, *more, program=PROGRAM, terminal=None) -> subprocess.Popen:
     args = ['train', '--architecture', 'topk', '--d-in', '16', '--d-sae', '64', '--k', '4', '--model-name', str(tiny_model),
             '--model-class-name', 'AutoModelForCausalLM', '--hook-name', 'model.layers.0', '--dataset-path', str(tiny_model/'data.jsonl'),
             '--context-size', '16', '--training-tokens', '120000', '--train-batch-size-tokens', '64', '--store-batch-size-prompts', '8',
             '--n-batches-in-buffer', '16', '--n-eval-batches', '1', '--checkpoint-path', str(place/'ck'), '--output-path', str(place/'sae'),
             '--lr', '0.001', '--resume', *more]
-    return subprocess.Popen([*program, *args], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    def take(): fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)   # the terminal is this session's
+    where = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) if terminal is None else dict(
+        stdin=terminal, stderr=terminal, stdout=terminal, start_new_session=True, preexec_fn=take)
+    return subprocess.Popen([*program, *args], env=ENV, text=True, **where)
 
 
 def wait_for(condition, process, seconds=120):
@@ -507,3 +513,25 @@ def test_the_wandb_run_is_gone_on_with(tmp_path, monkeypatch):
     second.fit()
     assert [a['resume'] for a in asked] == ['allow', 'must']
     assert asked[0]['id'] is None and asked[1]["id"] == next(cb for cb in first.callbacks if isinstance(cb, WandBLogger)).id
+
+
+def test_nobody_reads_what_is_said(tiny_model, tmp_path):
+    "The reader of the progress bar is gone, as after `2>&1 | head`: the run goes on to its end"
+    process = command(tiny_model, tmp_path, '--training-tokens', '40000')
+    wait_for(lambda: 'EV' in process.stderr.readline(200), process)
+    process.stderr.close()
+    assert process.wait(240) == 0 and (tmp_path/'sae'/'sae_weights.safetensors').is_file()
+
+
+def test_the_terminal_is_closed(tiny_model, tmp_path):
+    "SIGHUP, and nothing can be printed any more: a checkpoint, from which the same command goes on"
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
+    process = command(tiny_model, tmp_path, terminal=terminal)
+    os.close(terminal)
+    wait_for(lambda: b'EV' in os.read(master, 4096), process)
+    os.close(master)   # the kernel sends SIGHUP to the session
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert [p for p in (tmp_path/'ck').glob('*/*') if (p/'manifest.json').exists()]
+    again = command(tiny_model, tmp_path)
+    assert again.wait(240) == 0, again.communicate()[1][-2000:]

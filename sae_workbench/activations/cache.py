@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from .sources import TensorSource, check_rows
 from .tokens import kept_positions
 from ..core.config import as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
+from ..core.output import Bar
 from ..core.plain import differences, plain
 
 # %% ../../nbs/activations/cache.ipynb #3e9f9400
@@ -243,7 +243,7 @@ def fill(
     "Write until there are enough rows or the sources end"
     busy, limits = [*writers], [w.limit for w in writers]
     total, written = None if None in limits else sum(limits), sum(w.cache.rows for w in writers)
-    with tqdm(total=total, initial=written, unit=' rows', desc='caching', delay=2, leave=False) as bar:
+    with Bar(total=total, initial=written, unit=' rows', desc='caching', delay=2, leave=False) as bar:
         while busy:
             writer = min(busy, key=lambda w: w.taken)
             rows = writer.step(len(writers))

@@ -24,6 +24,7 @@ from .tokens import special_token_ids
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
+from ..core.output import say
 
 # %% ../../nbs/activations/cache_runner.ipynb #a8003d58
 @dataclass
@@ -214,5 +215,5 @@ class CacheActivationsRunner(_CacheSources):
 
     def _say(self, m:dict, path:Path):
         size = sum(s['bytes'] for s in m['shards'])
-        print(f"{m['rows']:,} activations of {m['about']['hook_name']}, {m['d_in']} wide, {m['dtype']}, "
+        say(f"{m['rows']:,} activations of {m['about']['hook_name']}, {m['d_in']} wide, {m['dtype']}, "
               f"{size/1e6:,.1f} MB in {path}\nTrain from it with\n{training_code(m, path)}")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from torch import Tensor
-from tqdm.auto import tqdm
 from ..core.errors import DataError, LoadError, NonFiniteError
 from ..core.files import read_json, write_json
+from ..core.output import Bar
 
 # %% ../../nbs/activations/scale.ipynb #589a70ae
 @dataclass
@@ -47,7 +47,7 @@ def mean_norm(
 )->float: # Mean Euclidean norm of the rows
     "The mean norm of the rows of some batches"
     so_far = NormEstimate()
-    for x in tqdm(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2): so_far.add(x)
+    for x in Bar(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2): so_far.add(x)
     return so_far.mean()
 
 # %% ../../nbs/activations/scale.ipynb #98444f55

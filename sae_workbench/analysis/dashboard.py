@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import atomic
+from ..core.output import say
 from ..activations.models import load_model, tokenizer_of
 from ..activations.tokens import TokenContexts
 from .examples import TextLatents, check_latents, number, visible
@@ -245,8 +246,6 @@ def text_contexts(
     return contexts.take(max(1, n_tokens//size), wrap=False)
 
 # %% ../../nbs/analysis/dashboard.ipynb #2030e8e8
-def _say(text:str): print(text, flush=True)
-
 def _estimate(source:TextLatents)->float:
     "Seconds that a pass will take, from one batch"
     t, some = time.perf_counter(), source.batch_size
@@ -268,11 +267,11 @@ def write_dashboard(
     source = TextLatents(sae, model, contexts, hook_name, window=(24, 10))
     if latents is None: which = f'the {top} of {sae.cfg.d_sae:,} latents most worth a look'
     else: which = f'{len(latents)} latents'
-    _say(f'Reading {contexts.numel():,} tokens at {source.hook_name}, for pages of {which}')
-    _say(f'This takes about {2 + 1.3*_estimate(source):.0f} s')
+    say(f'Reading {contexts.numel():,} tokens at {source.hook_name}, for pages of {which}')
+    say(f'This takes about {2 + 1.3*_estimate(source):.0f} s')
     stats = latent_stats(source, progress=sys.stderr.isatty())
     path = dashboard(stats, output, latents, top)
-    _say(f'{path}: {path.stat().st_size/1e6:.1f} MB. Open it in a browser: {path.resolve().as_uri()}')
+    say(f'{path}: {path.stat().st_size/1e6:.1f} MB. Open it in a browser: {path.resolve().as_uri()}')
     return path
 
 # %% ../../nbs/analysis/dashboard.ipynb #f4e0cd22
@@ -287,6 +286,6 @@ def main(
     dataset = _read_text(a.text)
     sae = SAE.from_pretrained(a.sae, a.sae_id)
     check_latents(sae, latents or [])
-    _say(f'{a.sae}: {sae.cfg.architecture()} SAE with {sae.cfg.d_sae:,} latents. Loading its model, '
+    say(f'{a.sae}: {sae.cfg.architecture()} SAE with {sae.cfg.d_sae:,} latents. Loading its model, '
          f'{a.model or sae.cfg.metadata.model_name or "which it does not name"}')
     write_dashboard(sae, _model_for(sae, a.model), dataset, a.output, latents, a.top, a.tokens, a.hook_name)

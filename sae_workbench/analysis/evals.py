@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from .attach import place_of
 from .baselines import frozen_encoder, random_dictionary
 from ..activations.cache import ShardSource
@@ -29,6 +28,7 @@ from ..activations.tokens import SavedContexts
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
+from ..core.output import Bar
 from ..saes.base import SAE
 from ..training.evaluate import LossMetrics, positions_that_count, reconstruct
 
@@ -339,7 +339,7 @@ def _losses(saes:dict[str, SAE], scalers:dict, data:_OnContexts, cfg:EvalConfig,
     fns = {n: partial(_in_place, s, scalers.get(n), head) for n, s in saes.items()}
     batches = data.tokens(cfg.n_eval_reconstruction_batches)
     with evaluating(data.model):
-        for tokens in tqdm(batches, 'losses', leave=False, disable=not verbose):
+        for tokens in Bar(batches, 'losses', leave=False, disable=not verbose):
             found.update(data.model, data.hook, tokens, data.keep(tokens), fns, head, data.kwargs)
     return found
 
@@ -380,7 +380,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
         saes |= made
     if _wants(cfg, _ROWS):
         def batches():
-            return tqdm(data.batches(cfg.n_eval_sparsity_variance_batches), 'rows', leave=False, disable=not verbose)
+            return Bar(data.batches(cfg.n_eval_sparsity_variance_batches), 'rows', leave=False, disable=not verbose)
         fns = {n: partial(_through, s, scalers.get(n)) for n, s in saes.items()}
         rows = _on_rows(fns, batches, sae.cfg.d_sae, cfg.compute_variance_metrics)
     if _wants(cfg, _LOSSES): losses = _losses(saes, scalers, data, cfg, verbose)

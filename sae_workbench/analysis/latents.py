@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
+from ..core.output import Bar
 from ..activations.sources import check_rows
 from .examples import (
     MOST_NUMBERS, Example, TextLatents, TopContexts, check_latents, interesting_latents)
@@ -183,7 +183,7 @@ def latent_stats(
     "Read the data once and note what each latent does"
     stats = LatentStats(source, latents, n_examples, n_samples, seed)
     total = len(getattr(source, 'contexts', getattr(source, 'acts', ())))
-    with tqdm(total=total, unit='context' if source.unit=='token' else 'row', disable=not progress) as bar:
+    with Bar(total=total, unit='context' if source.unit=='token' else 'row', disable=not progress) as bar:
         for places, f, counts in source.batches(slice(None) if latents is None else stats.latents):
             stats.update(f, counts); bar.update(len(places))
     if not stats.n: raise DataError("nothing counts in these data: every token is special or left out")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from ..core.config import ConfigMeta, is_chosen, option_advice
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, unknown
+from ..core.output import end_quietly, say
 from ..core.plain import plain, read_plain
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
@@ -129,7 +130,8 @@ ABOUT = """Train a sparse autoencoder on the activations of a language model.
 --import MODULE makes a module's own architectures known.
 --resume goes on where the same command was interrupted, if it was.
 --resume-override NAME lets an option differ from the interrupted run's.
-Exit code: 0, 2 for a mistake in the options or the data, 130 after Ctrl-C, 143 after SIGTERM."""
+Exit code: 0, 2 for a mistake in the options or the data, 130 after Ctrl-C, 143 after SIGTERM,
+129 after SIGHUP, when the terminal is closed."""
 
 def _required(cls:type, data:dict, given:Sequence[str])->list[str]:
     "What the file gives of the options that have no default"
@@ -306,8 +308,9 @@ def run_command(
     "Run a command; errors of this library are printed without a traceback"
     try: fn(*args)
     except (SAEWorkbenchError, Interrupted) as e:
-        print(f'{type(e).__name__}: {e}', file=sys.stderr)
+        say(f'{type(e).__name__}: {e}', sys.stderr)
         return e.exit_code if isinstance(e, Interrupted) else 2
+    finally: end_quietly()
     return 0
 
 def main(args:Sequence[str]|None=None):

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from torch import Tensor
-from tqdm.auto import tqdm
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
 from ..core.files import atomic, read_json, write_tensors
+from ..core.output import Bar
 from .places import Hub, safe_name
 from ..saes.base import CFG_FILE, SAE
 from ..saes.card import model_card
@@ -78,7 +78,7 @@ def _write(value:SAE|str|Path, folder:Path)->SAE:
 def _prepare(saes:Mapping[str, Any], root:Path, show:bool)->dict[str, dict]:
     "Write all SAEs below a folder; their configs by id"
     cfgs = {}
-    for i, value in tqdm(saes.items(), 'checking SAEs', disable=not show):
+    for i, value in Bar(saes.items(), 'checking SAEs', disable=not show):
         try: cfgs[i] = _write(value, root/i).cfg.to_dict()
         except SAEWorkbenchError as e: raise type(e)(f"{i}: {e}") from e
     return cfgs

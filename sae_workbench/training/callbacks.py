@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from ..core.errors import ConfigError, LoadError
 from ..core.files import sync
+from ..core.output import Bar
 from ..saes.base import WEIGHTS_FILE
 from .trainer import Callback
 
@@ -126,7 +126,7 @@ class ProgressBar(Callback):
     def on_start(self, trainer):
         "Draw the bar"
         form = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]'
-        self.bar = tqdm(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples,
+        self.bar = Bar(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples,
                         unit='tok', unit_scale=True, dynamic_ncols=True, bar_format=form, **self.kwargs)
 
     def on_step(self, trainer, output):

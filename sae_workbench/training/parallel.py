@@ -110,4 +110,5 @@ def heard_of(
     stop:Stop, # Of this process
 ):
     "Note that another process was asked to stop, and that all know of it"
+    if not stop.asked: stop.heard = True
     stop('another process, which was asked to stop', signum)

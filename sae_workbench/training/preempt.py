@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 # %% ../../nbs/training/preempt.ipynb #72bc4344
 class _Note:
     "Who asked to stop, if anybody did"
-    why, signum, eager = None, None, 0
+    why, signum, eager, heard = None, None, 0, False   # heard: it was another process that was asked
 
     @property
     def asked(self)->bool:
@@ -44,7 +44,7 @@ class _Note:
 
     def forget(self):
         "As if nobody had asked"
-        self.why = self.signum = None
+        self.why, self.signum, self.heard = None, None, False
 
     def check(self):
         "Raise `Interrupted` if somebody asked"
@@ -60,7 +60,7 @@ class _Note:
         finally: self.eager -= 1
 
 # %% ../../nbs/training/preempt.ipynb #a3d68572
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, n) for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n))
 
 def _replaceable(s:int)->bool:
     "Whether a handler of Python's is in place, rather than one of C or the order to ignore the signal"
@@ -72,7 +72,9 @@ class _Handling(_Note):
         if os.getpid() != self.pid:   # a child that was forked: signals mean to it what they mean elsewhere
             signal.signal(signum, signal.SIG_DFL)
             return os.kill(os.getpid(), signum)
-        if self.asked and signum==signal.SIGINT: raise KeyboardInterrupt("a second Ctrl-C: stopped at once")
+        if self.asked and not self.heard and signum==signal.SIGINT:
+            raise KeyboardInterrupt("a second Ctrl-C: stopped at once")
+        self.heard = False
         self(signal.Signals(signum).name, signum)
         if self.eager: self.check()
 
@@ -87,7 +89,7 @@ class Stop(_Handling):
     depth = 0
     @contextmanager
     def signals(self)->Iterator[None]:
-        "Inside the block SIGINT and SIGTERM ask to stop; a signal that nobody has answered raises at its end"
+        "Inside the block SIGINT, SIGTERM and SIGHUP ask to stop; a signal that nobody has answered raises at its end"
         if self.depth:
             yield
             return

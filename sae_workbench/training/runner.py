@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
 from ..core.folders import check_place, only_one, remove_temporaries
+from ..core.output import say
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
@@ -198,7 +199,7 @@ class _Resuming(_Preparing):
 
     def _go_to(self, path:Path, trainer:SAETrainer):
         load_checkpoint(path, trainer, self.activations_store, self.cfg.to_dict(), self.cfg.resume_overrides or ())
-        if self.verbose: print(f"Going on from {path}, step {trainer.n_training_steps}")
+        if self.verbose: say(f"Going on from {path}, step {trainer.n_training_steps}")
 
 # %% ../../nbs/training/runner.ipynb #8f34a154
 class _Run(_Resuming):
@@ -228,14 +229,14 @@ class _Run(_Resuming):
 
     def _train(self)->TrainingSAE:
         if self.verbose and threading.current_thread() is not threading.main_thread():
-            print("Signals do not reach a run outside the main thread; runner.stop() stops it")
+            say("Signals do not reach a run outside the main thread; runner.stop() stops it")
         try:
             with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
         except Interrupted as e: raise self._interrupted(e) from None
         except NonFiniteError as e:
             where = getattr(e, 'checkpoint', None)
             self.team.wait()   # one that ends before the writer would have torchrun end the writer
-            if where: print(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
+            if where: say(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
                             f"the state before it: resume_from_checkpoint={str(where)!r}")
             raise
 
@@ -302,8 +303,8 @@ class LanguageModelSAETrainingRunner(_Stopped):
     def _say(self, m:dict[str, float], tokens:int, path:Path):
         load = f"Load it with: SAE.load_from_disk({str(path)!r})"
         if not {'explained_variance', 'ce_loss_score'} <= m.keys():
-            return print(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
-        print(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
+            return say(f"Trained on {tokens:,} tokens, without an evaluation\n{load}")
+        say(f"Trained on {tokens:,} tokens. On {m['n_tokens']:,} of the same data: "
               f"explained variance {m['explained_variance']:.3f}, CE loss recovered {m['ce_loss_score']:.3f}, "
               f"L0 {m['l0']:.1f}, {m['dead_latents']} of {self.sae.cfg.d_sae} latents silent\n{load}")
 

@@ -13,10 +13,10 @@ from itertools import zip_longest
 from typing import Any
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError, SaveError
 from ..core.files import not_finite, not_plain
 from ..core.metrics import log_sparsity
+from ..core.output import Bar
 from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
@@ -253,7 +253,7 @@ class _Start(_Fed):
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
         scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
         if not self._scaling_is_due(): return
-        for _ in tqdm(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2,
+        for _ in Bar(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2,
                       disable=not self.team.is_first):
             self.norm.add(self._finite_batch())
             yield
