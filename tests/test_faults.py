@@ -21,12 +21,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sae_workbench import SAE, LanguageModelSAETrainingRunner, LoggingConfig, MixingBuffer, ModuleSource, SAETrainer, SAETrainerConfig, ShardSource, SyntheticSource
-from sae_workbench import TensorSource, TopKTrainingSAE, TopKTrainingSAEConfig, train_together, write_cache
+from sae_workbench import TensorSource, TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE, train_together, write_cache
 
-from sae_workbench.core.errors import ConfigError, DataError
+from sae_workbench.core.errors import ConfigError, DataError, SAEWorkbenchError
 from sae_workbench.core.files import read_state, write_state
 from sae_workbench.training.checkpoint import Checkpoints, latest
 from sae_workbench.training.preempt import Interrupted
+from faults import sae_config
 
 HERE = Path(__file__).parent
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -292,7 +293,12 @@ def test_a_second_ctrl_c_stops_at_once_and_a_torn_step_is_not_gone_on_from(tmp_p
                 for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
     t.callbacks.append(Twice())
     with pytest.raises(KeyboardInterrupt) as e: t.fit()
-    assert not isinstance(e.value, Interrupted) and t.n_training_steps == 9
+    assert not isinstance(e.value, Interrupted) and t.n_training_steps == 10   # that step is complete
+    def torn(*args):
+        for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(t.optimizer, 'step', torn)
+        with pytest.raises(KeyboardInterrupt): t.fit()
     with pytest.raises(Exception, match='cut off in the middle'): t.fit()
     again = small(tmp_path, n_checkpoints=4)
     Checkpoints(tmp_path).load(again)
@@ -378,7 +384,7 @@ class Raises:
         if now: raise OSError('the network is away')
 
 
-def failing(folder, model=0, evaluation=None, callbacks=()) -> SAETrainer:
+def failing(folder, model=0, evaluation=None, callbacks=(), architecture='topk') -> SAETrainer:
     torch.manual_seed(0)
     tokens = torch.randint(20, (90, 7), generator=torch.Generator().manual_seed(1))
     source = MixingBuffer(ModuleSource(torch.nn.Sequential(FailsOnce(model + 1 if model else 0)), '0', tokens, batch_size=8, shuffle=True), 128, 32)
@@ -388,13 +394,14 @@ def failing(folder, model=0, evaluation=None, callbacks=()) -> SAETrainer:
         return dict(draws=draws)
     cfg = SAETrainerConfig(640, 32, checkpoint_path=str(folder), n_batches_for_norm_estimate=3,
                            logger=LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=2))
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3, normalize_activations='expected_average_only_in'))
+    sae = TrainingSAE.from_dict(sae_config(dict(architecture=architecture, norm='expected_average_only_in')).to_dict())
     trainer = SAETrainer(cfg, sae, source, evaluator, callbacks=callbacks)
     return trainer
 
 
 @pytest.mark.parametrize('how', [dict(model=9), dict(model=14), dict(evaluation=7), dict(callbacks=[Raises('on_log', 5)]), dict(callbacks=[Raises('on_log', 7)]),
-                                 dict(callbacks=[Raises('after_step', 8)])], ids=['model 9', 'model 14', 'evaluation', 'log 5', 'log 7', 'after step'])
+                                 dict(callbacks=[Raises('after_step', 8)]), *(dict(callbacks=[Raises('on_step', n)]) for n in (6, 5, 7))],
+                         ids=['model 9', 'model 14', 'evaluation', 'log 5', 'log 7', 'after step', 'step 6', 'step 5 with a log', 'step 7 with an evaluation'])
 def test_an_error_between_two_steps_loses_nothing(how, tmp_path):
     whole = failing(tmp_path/'whole')
     whole.fit()
@@ -404,10 +411,44 @@ def test_an_error_between_two_steps_loses_nothing(how, tmp_path):
     second = failing(tmp_path/'run')
     assert Checkpoints(tmp_path/'run').load(second)
     for t in (second, first):   # another process, and this one
-        for cb in t.callbacks: vars(cb).pop('on_log', None), vars(cb).pop('after_step', None)
+        for cb in t.callbacks:
+            for event in ('on_log', 'after_step', 'on_step'): vars(cb).pop(event, None)
         t.evaluator = second.evaluator
         t.fit()
         assert same(*[{k: v for k, v in x.state_dict().items() if k != 'callbacks'} for x in (t, whole)])
+
+
+def noisy(t: SAETrainer, where=None) -> SAETrainer:
+    "Its loss draws a number; the step at 352 rows fails, in the forward pass, the backward pass or the optimiser"
+    def fail(*args): raise MemoryError('out of memory')
+    def forward(step_input):
+        out, now = type(t.sae).training_forward_pass(t.sae, step_input), t.n_training_samples == 352
+        out.loss = out.loss*(1 + torch.rand(()))
+        if where == 'forward' and now: fail()
+        if where == 'backward' and now: out.loss.register_hook(fail)
+        if where == 'optimiser' and now: t.optimizer.register_step_post_hook(fail)
+        return out
+    t.sae.training_forward_pass = forward
+    return t
+
+
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_an_error_inside_a_step_loses_nothing_unless_weights_have_changed(architecture, tmp_path):
+    whole = noisy(failing(tmp_path/'whole', architecture=architecture))
+    whole.fit()
+    for where in ('forward', 'backward', 'optimiser'):
+        first = noisy(failing(tmp_path/where, architecture=architecture), where)
+        with pytest.raises(MemoryError) as e: first.fit()
+        if where == 'optimiser':
+            assert not latest(tmp_path/where)
+            with pytest.raises(SAEWorkbenchError, match='cut off in the middle'): first.fit()
+            continue
+        assert e.value.checkpoint == latest(tmp_path/where) and latest(tmp_path/where).name == '352'
+        second = failing(tmp_path/where, architecture=architecture)
+        assert Checkpoints(tmp_path/where).load(second)
+        for t in (noisy(second), noisy(first)):   # another process, and this one
+            t.fit()
+            assert same(*[{k: v for k, v in x.state_dict().items() if k != 'callbacks'} for x in (t, whole)])
 
 
 def test_the_others_of_train_together_write_checkpoints(tmp_path):

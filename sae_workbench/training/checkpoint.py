@@ -121,6 +121,7 @@ def load_checkpoint(
     check_folder(path)
     new_loss, new_data = _compare(path, trainer, trainer.cfg.to_dict() if run_config is None else run_config, overrides)
     state, final = read_state(path/TRAINER_FILE, device=trainer.cfg.device), {}
+    if new_data: state['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
     trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device)} | state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value

@@ -18,7 +18,7 @@ from ..core.files import not_finite, not_plain
 from ..core.metrics import log_sparsity
 from ..core.output import Bar
 from ..core.processes import Alone, processes
-from ..core.seeds import random_state, set_random_state
+from ..core.seeds import random_state, set_random_state, set_torch_random_state, torch_random_state
 from ..activations.scale import ActivationScaler, NormEstimate
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
@@ -43,7 +43,7 @@ class Callback:
     def on_end(self, trainer): "Training ended as planned"
     def on_stop(self, trainer): "Training was asked to stop between two steps: the moment for a last checkpoint"
     def on_nonfinite(self, trainer, error:NonFiniteError): "NaN or infinity ends the run; the weights are good"
-    def on_error(self, trainer, error:Exception): "Another exception ends the run between two steps"
+    def on_error(self, trainer, error:Exception): "Another exception ends the run, and all is as between two steps"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
 
 # %% ../../nbs/training/trainer.ipynb #6cd7b313
@@ -95,7 +95,7 @@ class _Running:
     def __init__(self, cfg:SAETrainerConfig, sae:TrainingSAE):
         self.cfg, self.sae, self.activation_scaler = cfg, sae.to(cfg.device), ActivationScaler()
         self.n_training_steps = self.n_training_samples = 0
-        self.data_provider = None
+        self.data_provider = self.pending = None   # pending: the batch of a step that is not complete
         self.norm, self.stop, self.skips = NormEstimate(), Stop(), Skips()
         self.random, self.in_turn = None, False   # random: of the global generators, between its turns
         self.mid_step = self.evaluation_due = self.folded = self.ended = False
@@ -147,7 +147,9 @@ class _Checks(_Running):
         if not fine: raise bad or NonFiniteError(f"{at}: another process met NaN or infinity; {self._not_changed()}")
 
     def _check_step(self, norm:Tensor, out:TrainStepOutput):
-        if (norm + out.loss.detach()).isfinite(): return
+        if (norm + out.loss.detach()).isfinite():
+            self.mid_step = True   # from here on the step changes weights
+            return
         raise NonFiniteError(f"{self._at(len(out.sae_in))}: {cause(self.sae, out)}; {self._not_changed()}")
 
     def _check_weights(self):
@@ -182,6 +184,7 @@ class _TrainStep(_Checks):
         self.lr_scheduler.step()
         for c in self.coefficient_schedulers.values(): c.step()
         self.skips.in_a_row = 0
+        self.pending, self.mid_step = None, False
         return out.detach()
 
 # %% ../../nbs/training/trainer.ipynb #cf9b779e
@@ -271,40 +274,58 @@ class _Start(_Fed):
 # %% ../../nbs/training/trainer.ipynb #c1e304ce
 class _OneStep(_Start):
     "A step, and what is due after it"
+    def _take(self)->Tensor:
+        "The batch that a failed step has left, or the next one"
+        if self.pending is None:
+            self.mid_step = True   # of a source that is cut off in the middle nobody knows where it is
+            try: self.pending = self.next_batch()
+            except (Exception, Interrupted):
+                self.mid_step = False
+                raise
+            self.mid_step = False
+        return self.pending
+
     def _train(self)->TrainStepOutput|None: # None if the step was skipped
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
-        self.mid_step = True
-        try: batch = self.next_batch()
-        except (Exception, Interrupted):   # without a batch there is no step
-            self.mid_step = False
+        batch, before = self._take(), torch_random_state()
+        try: return self._step_or_skip(batch)
+        except (DataError, NonFiniteError):   # the batch is refused; whoever goes on does so behind it
+            self.pending = None
             raise
-        try: out = self._step_or_skip(batch)
-        except (DataError, NonFiniteError):   # raised before anything was changed
-            self.mid_step = False
+        except BaseException:   # nothing was changed yet, unless mid_step is set: the same batch can be tried again
+            if self.pending is not None: self._put_back(before)
             raise
-        if out is not None: self.tell('on_step', out)
-        self.mid_step = False
-        return out
+
+    def _put_back(self, random:dict):
+        set_torch_random_state(random)
+        for s in self.optimizer.stepped: s.drop()
 
     def _step_or_skip(self, batch:Tensor)->TrainStepOutput|None:
         try: return self.step(batch)
         except NonFiniteError as e: self._skip(e)
-        self.n_training_samples += len(batch)
+        self.n_training_samples, self.pending = self.n_training_samples + len(batch), None
         self._set_lr(self.lr_scheduler.last_epoch + 1)
         for c in self.coefficient_schedulers.values(): c.step()
 
     def _train_and_log(self):
-        n, logger, out = self.n_training_steps, self.cfg.logger, self._train()
-        if not self._is_logging_step(): return
-        self._check_weights()
-        self.evaluation_due = (n + 1) % (logger.wandb_log_frequency*logger.eval_every_n_wandb_logs) == 0
-        try: self._log(out)
-        except Exception:
-            if not self.evaluation_due: self.n_training_steps += 1   # the step is complete, whatever a logger says
+        before = self.n_training_samples
+        try: self._tell(self._train())
+        except BaseException:
+            made = not self.mid_step and self.n_training_samples > before
+            if made and not self.evaluation_due: self.n_training_steps += 1   # it is complete, whatever a callback says
             raise
 
-    def _log(self, out:TrainStepOutput|None):
+    def _tell(self, out:TrainStepOutput|None):
+        logger, logs = self.cfg.logger, self._is_logging_step()
+        if logs: self._check_weights()
+        every = logger.wandb_log_frequency*logger.eval_every_n_wandb_logs
+        self.evaluation_due = (self.n_training_steps + 1) % every == 0
         if out is None: return
+        try: self.tell('on_step', out)
+        finally:
+            if logs: self._log(out)
+
+    def _log(self, out:TrainStepOutput):
         out = whole_output(out, self.team)
         self.tell('on_log', self.build_train_step_log_dict(out, self.n_training_samples))
 
@@ -476,6 +497,7 @@ class _State(_Logged):
             skips=self.skips.state_dict(),
             evaluation_due=self.evaluation_due, folded=self.folded,
             random=random_state() if self.in_turn or self.random is None else self.random,
+            pending=None if self.pending is None else self.pending.clone(),
             callbacks=self._callback_states())
 
 # %% ../../nbs/training/trainer.ipynb #885c4756
@@ -498,7 +520,7 @@ class SAETrainer(_State):
         if self.folded: self.sae.cfg.normalize_activations = 'none'
         for k, cb in self._kept_callbacks().items():
             if k in state['callbacks']: cb.load_state_dict(state['callbacks'][k])
-        self.random = state['random']
+        self.random, self.pending = state['random'], state.get('pending')
 
 # %% ../../nbs/training/trainer.ipynb #c2d5a903
 def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
