@@ -1,5 +1,6 @@
 """Two and three processes against one, through gloo: see `parallel.py`, which runs them."""
 import json
+import os
 import random
 import signal
 import subprocess
@@ -154,7 +155,7 @@ def test_a_signal_that_the_others_do_not_know_of(home):
 
 def sent_at_random(longest: float, rng: random.Random) -> list:
     "What torchrun passes on after SIGTERM or Ctrl-C, or a signal for one process of two, at some moment of a run"
-    at, rank = rng.uniform(0, longest), rng.randrange(2)
+    at, rank = rng.uniform(0, longest)*rng.random(), rng.randrange(2)   # a run that goes on is shorter
     both = [('SIGTERM', r, at + r*rng.uniform(0, .02)) for r in (0, 1)]
     kind = rng.choice(['all', 'all', 'interrupt', 'one', 'kill'])
     sent = both if kind == 'all' else [('SIGINT', *s[1:]) for s in both] if kind == 'interrupt' else [('SIGTERM' if kind == 'one' else 'SIGKILL', rank, at)]
@@ -165,10 +166,10 @@ ENDS = {0, 2, 130, 143, -signal.SIGTERM, -signal.SIGKILL}   # the last but one b
 
 
 @pytest.mark.parametrize('source, architecture', [('live', 'batchtopk'), ('module', 'jumprelu'), ('synthetic', 'topk'), ('cached', 'matryoshka_batchtopk')])
-@pytest.mark.parametrize('n', [2, pytest.param(40, marks=pytest.mark.slow)])   # slow: four minutes
+@pytest.mark.parametrize('n', [2, pytest.param(40, marks=pytest.mark.slow)])   # slow: ten minutes
 def test_signals_at_any_moment(home, source, architecture, n):
     "Three times, then the run is left alone: no process waits for another that is gone, and all ends as if nothing had happened"
-    rng, here = random.Random(n), f'moments-{source}-{n}'
+    rng, here, log = random.Random(n), f'moments-{source}-{n}', os.environ.get('PROCESSES_LOG')
     case = dict(function='train', source=source, architecture=architecture, processes=2, resume=True)
     (whole,) = run(home, case | dict(folder=f'{here}/whole'))
     fine([whole])
@@ -178,6 +179,8 @@ def test_signals_at_any_moment(home, source, architecture, n):
         *stopped, last = run(home, *(part | dict(signals=sent_at_random(whole['took'], rng)) for _ in range(3)), part)
         fine([last])
         for s in stopped:
+            if log:
+                with open(log, 'a') as f: f.write(json.dumps(dict(source=source, architecture=architecture, signals=s['case']['signals'], codes=s['codes'])) + '\n')
             assert s['codes'] != 'hangs' and set(s['codes']) <= ENDS, s
             for code, error in zip(s['codes'], s['errors']):   # KeyboardInterrupt alone: before the run has begun, or when it is over
                 assert code != 2 or 'another process of this run failed' in error or error.endswith('KeyboardInterrupt\n'), s
