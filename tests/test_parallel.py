@@ -169,7 +169,7 @@ ENDS = {0, 2, 130, 143, -signal.SIGTERM, -signal.SIGKILL}   # the last but one b
 @pytest.mark.parametrize('n', [2, pytest.param(40, marks=pytest.mark.slow)])   # slow: ten minutes
 def test_signals_at_any_moment(home, source, architecture, n):
     "Three times, then the run is left alone: no process waits for another that is gone, and all ends as if nothing had happened"
-    rng, here, log = random.Random(n), f'moments-{source}-{n}', os.environ.get('PROCESSES_LOG')
+    rng, here, log = random.Random(f'{source} {n}'), f'moments-{source}-{n}', os.environ.get('PROCESSES_LOG')
     case = dict(function='train', source=source, architecture=architecture, processes=2, resume=True)
     (whole,) = run(home, case | dict(folder=f'{here}/whole'))
     fine([whole])
