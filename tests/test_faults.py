@@ -379,9 +379,11 @@ class FailsOnce(torch.nn.Embedding):
 
 
 class Raises:
-    def __init__(self, event, step): setattr(self, event, lambda t, *a: self.check(t.n_training_steps == step))
+    def __init__(self, event, step, error=OSError):
+        self.error = error
+        setattr(self, event, lambda t, *a: self.check(t.n_training_steps == step))
     def check(self, now):
-        if now: raise OSError('the network is away')
+        if now: raise self.error('the network is away')
 
 
 def failing(folder, model=0, evaluation=None, callbacks=(), architecture='topk') -> SAETrainer:
@@ -400,13 +402,13 @@ def failing(folder, model=0, evaluation=None, callbacks=(), architecture='topk')
 
 
 @pytest.mark.parametrize('how', [dict(model=9), dict(model=14), dict(evaluation=7), dict(callbacks=[Raises('on_log', 5)]), dict(callbacks=[Raises('on_log', 7)]),
-                                 dict(callbacks=[Raises('after_step', 8)]), *(dict(callbacks=[Raises('on_step', n)]) for n in (6, 5, 7))],
-                         ids=['model 9', 'model 14', 'evaluation', 'log 5', 'log 7', 'after step', 'step 6', 'step 5 with a log', 'step 7 with an evaluation'])
+                                 dict(callbacks=[Raises('after_step', 8)]), dict(callbacks=[Raises('after_step', 8, SystemExit)]), *(dict(callbacks=[Raises('on_step', n)]) for n in (6, 5, 7))],
+                         ids=['model 9', 'model 14', 'evaluation', 'log 5', 'log 7', 'after step', 'sys.exit', 'step 6', 'step 5 with a log', 'step 7 with an evaluation'])
 def test_an_error_between_two_steps_loses_nothing(how, tmp_path):
     whole = failing(tmp_path/'whole')
     whole.fit()
     first = failing(tmp_path/'run', **how)
-    with pytest.raises((OSError, RuntimeError, MemoryError, DataError)) as e: first.fit()
+    with pytest.raises((OSError, RuntimeError, MemoryError, DataError, SystemExit)) as e: first.fit()
     assert 'The last good checkpoint is' in e.value.__notes__[0] and e.value.checkpoint == latest(tmp_path/'run')
     second = failing(tmp_path/'run')
     assert Checkpoints(tmp_path/'run').load(second)

@@ -43,7 +43,7 @@ class Callback:
     def on_end(self, trainer): "Training ended as planned"
     def on_stop(self, trainer): "Training was asked to stop between two steps: the moment for a last checkpoint"
     def on_nonfinite(self, trainer, error:NonFiniteError): "NaN or infinity ends the run; the weights are good"
-    def on_error(self, trainer, error:Exception): "Another exception ends the run, and all is as between two steps"
+    def on_error(self, trainer, error:BaseException): "Something else ends the run, and all is as between two steps"
     def on_close(self, trainer): "Training ended, as planned or by an exception"
 
 # %% ../../nbs/training/trainer.ipynb #6cd7b313
@@ -399,7 +399,7 @@ class _Loop(_Steps):
                 self.team.wait()
             raise
         except (ProcessError, SaveError): raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if not self.mid_step and position_of(self) != began: self.tell('on_error', e)
             raise
         finally: self.tell('on_close')
