@@ -495,7 +495,9 @@ def command(tiny_model: Path, place: Path, *more, program=PROGRAM, terminal=None
             '--context-size', '16', '--training-tokens', '120000', '--train-batch-size-tokens', '64', '--store-batch-size-prompts', '8',
             '--n-batches-in-buffer', '16', '--n-eval-batches', '1', '--checkpoint-path', str(place/'ck'), '--output-path', str(place/'sae'),
             '--lr', '0.001', '--resume', *more]
-    def take(): fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)   # the terminal is this session's
+    def take():
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)   # the terminal is this session's
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)   # the suite itself may run under nohup
     where = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) if terminal is None else dict(
         stdin=terminal, stderr=terminal, stdout=terminal, start_new_session=True, preexec_fn=take)
     return subprocess.Popen([*program, *args], env=ENV, text=True, **where)

@@ -236,6 +236,36 @@ def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+RESTARTED = """
+import os, signal, sys
+from sae_workbench import Checkpoints, SAETrainer, SAETrainerConfig, SyntheticSource, TopKTrainingSAE, TopKTrainingSAEConfig
+first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and len(sys.argv) > 2
+class Dies:
+    def after_step(self, trainer):
+        if first and trainer.n_training_steps == 15 and os.environ['RANK'] == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)
+import torch
+torch.manual_seed(0)
+sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3))
+cfg = SAETrainerConfig(32*30, 32, n_checkpoints=5, checkpoint_path=sys.argv[1], save_final_checkpoint=True)
+trainer = SAETrainer(cfg, sae, SyntheticSource(12, 8, batch_size=32), callbacks=[Dies()])
+Checkpoints(sys.argv[1]).load(trainer)
+assert first or len(sys.argv) == 2 or trainer.n_training_steps
+trainer.fit()
+"""
+
+
+def test_torchrun_starts_it_again(tmp_path):
+    "`--max-restarts`: processes that were killed go on from the last checkpoint, without waiting for those that are dead"
+    from sae_workbench import SAE, Checkpoints
+    (tmp_path/'train.py').write_text(RESTARTED)
+    for rank in ('', '0', '1'):
+        more = [tmp_path/f'ck{rank}', *rank]
+        done = subprocess.run([*TORCHRUN, '--max-restarts', '1', tmp_path/'train.py', *more], env=ENV, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole, *others = (SAE.load_from_disk(Checkpoints(tmp_path/f'ck{rank}').latest()).state_dict() for rank in ('', '0', '1'))
+    assert all(torch.equal(v, other[k]) for other in others for k, v in whole.items())
+
+
 def test_the_command_under_torchrun(tiny_model, tmp_path):   # noqa: F811
     "SIGTERM to torchrun: one checkpoint; the same command goes on, with one process, to the same SAE as two that were left alone"
     from sae_workbench import SAE

@@ -185,7 +185,11 @@ def _join():
     # value; its threads would then outlive `_leave`, and one that lets go of a tensor while Python ends is aborted
     import torch.distributed.nn.functional
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    try: dist.init_process_group(timeout=TIMEOUT)
+    try:
+        store, rank, size = next(dist.rendezvous('env://', timeout=TIMEOUT))
+        # torchrun keeps its store when it restarts processes (--max-restarts): addresses of the dead ones are in it
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as e:
         raise ProcessError(f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are set, but the "
                            f"processes did not find each other: {e}. Start them with torchrun") from None
