@@ -329,6 +329,20 @@ def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path):
         with pytest.raises(ConfigError, match='is not a folder'): small(tmp_path/place)
 
 
+def test_a_program_that_goes_elsewhere(tmp_path, monkeypatch):
+    "Relative folders are meant from where the run was made"
+    from faults import NOTHING, runner
+    monkeypatch.chdir(tmp_path)
+    run = runner(dict(architecture='topk', source='live'), Path('run'), NOTHING)
+    class Moves:
+        def after_step(self, trainer): os.chdir(trainer.n_training_steps % 2 and tmp_path/'elsewhere' or tmp_path)
+    (tmp_path/'elsewhere').mkdir()
+    run.callbacks.append(Moves())
+    run.run()
+    assert not list((tmp_path/'elsewhere').iterdir()) and {p.name for p in (tmp_path/'run'/'sae').iterdir()} >= {'cfg.json', 'log.jsonl'}
+    assert len([*(tmp_path/'run'/'checkpoints').glob('*/*/manifest.json')]) == 3   # keep_last_checkpoints
+
+
 @pytest.mark.parametrize('changed', ['order', 'end', 'model'])
 def test_a_run_on_something_else_than_before_is_refused(changed, tmp_path):
     "The model and the data came as objects: no option names them"

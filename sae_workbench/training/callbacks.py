@@ -21,7 +21,7 @@ from .trainer import Callback
 class _LogFile:
     "A file that lines are added to, and what is known of it"
     def __init__(self, path:str|Path):
-        self.path, self.waiting, self.warned = Path(path), [], False
+        self.path, self.waiting, self.warned = Path(path).absolute(), [], False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.begin()
 

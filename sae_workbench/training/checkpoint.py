@@ -154,7 +154,7 @@ class _Folder:
         keep_last:int|None=None, # Checkpoints that stay when a new one was written; all of them if None
     ):
         if keep_last is not None and keep_last < 1: raise ConfigError(f"keep_last={keep_last} must be at least 1")
-        self.folder, self.keep_last = Path(folder), keep_last
+        self.folder, self.keep_last = Path(folder).absolute(), keep_last
 
     def all(self)->list[Path]: # The latest first
         "The checkpoints that are there, whether good or not"

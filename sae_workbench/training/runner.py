@@ -116,6 +116,7 @@ class _Parts(_Describing):
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
+        self.place = Path.cwd()   # where relative folders are, whatever os.chdir does later
         self.stopping, self.trainer, self.team = Stop(), None, processes()
         self.callbacks:list[Callback] = []   # more of them, of your own
         self.verbose = cfg.verbose and self.team.is_first
@@ -157,14 +158,14 @@ class _Preparing(_Parts):
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
         callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
-        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(Path(home)/'log.jsonl'))
+        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(self.place/home/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
                                                cfg.keep_last_checkpoints, cfg.to_dict())
             callbacks.append(self.checkpointing)
         callbacks.append(_SavesSAE(self))
         if cfg.logger.log_to_wandb:   # after the SAE is saved: its folder is uploaded
-            callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
+            callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path and self.place/cfg.output_path))
         return callbacks + self.callbacks
 
     def _find_folder(self, auto:bool)->bool: # Whether it is the folder of a run that began already
@@ -172,10 +173,11 @@ class _Preparing(_Parts):
         cfg, self.checkpoint_folder = self.cfg, None
         if cfg.checkpoint_path is None: return False
         if cfg.resume=='auto' and not cfg.n_checkpoints: warnings.warn(UNSAVED)
-        if auto: self.checkpoint_folder = find_run(cfg.checkpoint_path, cfg.to_dict(), cfg.resume_overrides or ())
+        runs = self.place/cfg.checkpoint_path
+        if auto: self.checkpoint_folder = find_run(runs, cfg.to_dict(), cfg.resume_overrides or ())
         if self.checkpoint_folder is not None: return True
         own = cfg.logger.wandb_id or datetime.now().strftime('%Y%m%d-%H%M%S-%f')
-        self.checkpoint_folder = Path(cfg.checkpoint_path)/own
+        self.checkpoint_folder = runs/own
         if auto: self.checkpoint_folder.mkdir(parents=True, exist_ok=True)   # held from the start
         return False
 
@@ -193,7 +195,7 @@ class _Resuming(_Preparing):
         found = self.team.first_does(latest)
         if must and not found: raise LoadError(
             f"no checkpoint to go on from in checkpoint_path={cfg.checkpoint_path!r}; make a new runner, and run it")
-        if found: self._go_to(Path(found), trainer)
+        if found: self._go_to(self.place/found, trainer)
         elif began: trainer.tell('on_restart')
         return trainer
 
@@ -248,7 +250,9 @@ class _Stopped(_Run):
         "Inside the block no other run writes to the output folder"
         path = self.cfg.output_path
         with ExitStack() as held:
-            if path and self.team.is_first: held.enter_context(only_one(path)), remove_temporaries(path)
+            if path and self.team.is_first:
+                held.enter_context(only_one(self.place/path))
+                remove_temporaries(self.place/path)
             yield
 
     def _interrupted(self, e:Interrupted)->Interrupted:
@@ -279,18 +283,18 @@ class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
-        path, tokens = Path(path), self.trainer.n_training_samples
+        folder, tokens = self.place/path, self.trainer.n_training_samples
         metrics = self._last_metrics()
-        if not self.team.is_first: return path
+        if not self.team.is_first: return Path(path)
         sae = self.sae.to_inference()
         sae.cfg.metadata.update(training_tokens=tokens, metrics=metrics)
-        sae.save_model(path)
-        write_tensors(path/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
-        write_json(path/RUN_FILE, self.cfg.to_dict())
-        write_json(path/'metrics.json', metrics)
-        write_text(path/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
+        sae.save_model(folder)
+        write_tensors(folder/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
+        write_json(folder/RUN_FILE, self.cfg.to_dict())
+        write_json(folder/'metrics.json', metrics)
+        write_text(folder/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
         if self.verbose: self._say(metrics, tokens, path)
-        return path
+        return Path(path)
 
     def _last_metrics(self)->dict[str, float]:
         found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
