@@ -24,8 +24,8 @@ from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
 from .checkpoint import Checkpointing, position_of
 from .config import SAETrainerConfig
-from .parallel import agree_to_stop, check_parts, heard_of, number, same_data, share_random, shared_pass
-from .parallel import start_together, whole_output
+from .parallel import agree_to_stop, check_parts, heard_of, number, same_data, share_random
+from .parallel import shared_pass, start_together, whole_output
 from .guards import Skips, check_batch, cause, position_text
 from .preempt import Interrupted, Stop
 from .optim import clip_and_step, coefficient_schedulers, get_lr_scheduler
@@ -241,7 +241,7 @@ class _Fed(_Given):
                             f"but the run is to train on {self.cfg.total_training_samples}: "
                             "give more data, a source that repeats, or a smaller total") from None
         except Exception:
-            if self.team.size==1: self.stop.check()   # Ctrl-C reaches the workers of a DataLoader, too, and then they are what failed
+            if self.team.size==1: self.stop.check()   # Ctrl-C reaches a DataLoader's workers, which then are what failed
             raise
 
     def _compared(self, batch:Tensor)->Tensor:
@@ -272,10 +272,10 @@ class _Start(_Fed):
                 return batch
 
 # %% ../../nbs/training/trainer.ipynb #c1e304ce
-class _OneStep(_Start):
-    "A step, and what is due after it"
+class _Tried(_Start):
+    "A step on the next batch, or on the one that a failed step has left"
     def _take(self)->Tensor:
-        "The batch that a failed step has left, or the next one"
+        "The batch of this step"
         if self.pending is None:
             self.mid_step = True   # of a source that is cut off in the middle nobody knows where it is
             try: self.pending = self.next_batch()
@@ -307,6 +307,9 @@ class _OneStep(_Start):
         self._set_lr(self.lr_scheduler.last_epoch + 1)
         for c in self.coefficient_schedulers.values(): c.step()
 
+# %% ../../nbs/training/trainer.ipynb #d35daffa
+class _OneStep(_Tried):
+    "A step, and what is due after it"
     def _train_and_log(self):
         before = self.n_training_samples
         try: self._tell(self._train())
@@ -351,11 +354,8 @@ class _Steps(_OneStep):
         metadata.num_dead_features = int(self.dead_neurons.sum())
 
 # %% ../../nbs/training/trainer.ipynb #c2d5a901
-TORN = ("step {self.n_training_steps} was cut off in the middle, so the weights belong to no step; "
-        "go on from a checkpoint (load_checkpoint, or the runner's resume), or make a new trainer")
-
-class _Loop(_Steps):
-    "Steps, until the samples are used up"
+class _Turns(_Steps):
+    "A run beside others"
     @contextlib.contextmanager
     def turn(self)->Iterator[None]:
         "Inside the block the global random generators are this run's; afterwards they are the caller's again"
@@ -371,6 +371,12 @@ class _Loop(_Steps):
         start_together(self.sae, [self.n_training_steps, self.n_training_samples, self.norm.batches], self.team)
         self.compared = False
 
+# %% ../../nbs/training/trainer.ipynb #b0f484c6
+TORN = ("step {self.n_training_steps} was cut off in the middle, so the weights belong to no step; "
+        "go on from a checkpoint (load_checkpoint, or the runner's resume), or make a new trainer")
+
+class _Loop(_Turns):
+    "Steps, until the samples are used up"
     def steps(self)->Iterator[None]:
         "The run, batch by batch; the scaling is folded into the weights at the end"
         if self.mid_step: raise SAEWorkbenchError(TORN.format(self=self))
