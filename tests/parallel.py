@@ -53,7 +53,8 @@ def gradients(case: dict, folder: Path) -> dict:
 
 class Keeps:
     "Keeps the batches, and what is logged"
-    def __init__(self): self.logged = []
+    def __init__(self, folder): self.folder, self.logged = folder, []
+    def on_begin(self, trainer): (self.folder/f'began-{trainer.team.rank}').touch()
     def on_log(self, trainer, metrics): self.logged.append({k: v for k, v in metrics.items()})
 
 
@@ -134,7 +135,7 @@ SAETrainer.next_batch = noted
 def train(case: dict, folder: Path) -> dict:
     "A whole run, or a part of it: weights, statistics, batches, what was logged"
     own = case['source'] in ('live', 'cached')
-    keeps = Keeps()
+    keeps = Keeps(folder)
     more = [make(case[name]) for name, make in STOPS + [('dies', lambda d: Dies(**d))] if name in case]
     if own:
         r = faults.runner(case, folder, faults.NOTHING)
@@ -194,7 +195,6 @@ def child(case: dict, folder: Path, rank: int, size: int) -> None:
         if size > 1:
             os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
             dist.init_process_group('gloo', init_method=f'file://{folder}/meet-{size}-{os.getppid()}-{case["number"]}', rank=rank, world_size=size)
-        (folder/f'joined-{rank}').touch()
         out = globals()[case['function']](case, folder)
         if out: write_tensors(folder/f'result-{rank}.safetensors', {k: v.contiguous() for k, v in out.items()})
         code = 0
@@ -210,18 +210,18 @@ def child(case: dict, folder: Path, rank: int, size: int) -> None:
 
 
 def run(case: dict, folder: Path) -> dict:
-    "One case; `signals` are [seconds after all processes have joined, rank, name], sent from outside"
+    "One case; `signals` are [seconds after all processes have begun to train, rank, name], sent from outside"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob('joined-*'): old.unlink()
-    pids, size, signals, joined = [], case.get('processes', 1), sorted(case.get('signals', [])), None
+    for old in folder.glob('began-*'): old.unlink()
+    pids, size, signals, began = [], case.get('processes', 1), sorted(case.get('signals', [])), None
     for rank in range(size):
         if not (pid := os.fork()): child(case, folder, rank, size)
         pids.append(pid)
     begin, codes = time.time(), {}
     ended = {}
     while len(codes) < size:
-        if joined is None and len([*folder.glob('joined-*')]) == size: joined = time.time()
-        while joined and signals and time.time() - joined > signals[0][0]:
+        if began is None and len([*folder.glob('began-*')]) == size: began = time.time()
+        while began and signals and time.time() - began > signals[0][0]:
             _, rank, name = signals.pop(0)
             if rank not in codes: os.kill(pids[rank], getattr(signal, name))
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -236,7 +236,7 @@ def run(case: dict, folder: Path) -> dict:
             time.sleep(.005)
     errors = [(folder/f'stderr-{r}.txt').read_text()[-1500:] for r in range(size)]
     return dict(case=case, codes=[codes[r] for r in range(size)], errors=errors, seconds=max(ended.values()) - min(ended.values()),
-                took=time.time() - (joined or begin))
+                took=time.time() - (began or begin))
 
 
 if __name__ == '__main__':

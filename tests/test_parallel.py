@@ -162,7 +162,7 @@ def sent_at_random(longest: float, rng: random.Random) -> list:
     return [[at, rank, name] for name, rank, at in sent]
 
 
-ENDS = {0, 2, 130, 143, -signal.SIGTERM, -signal.SIGKILL}   # the last but one before the run has begun, or when it is over
+ENDS = {0, 2, 130, 143, -signal.SIGTERM, -signal.SIGKILL}   # the last but one when the run is over, but not the program
 
 
 @pytest.mark.parametrize('source, architecture', [('live', 'batchtopk'), ('module', 'jumprelu'), ('synthetic', 'topk'), ('cached', 'matryoshka_batchtopk')])
@@ -182,7 +182,7 @@ def test_signals_at_any_moment(home, source, architecture, n):
             if log:
                 with open(log, 'a') as f: f.write(json.dumps(dict(source=source, architecture=architecture, signals=s['case']['signals'], codes=s['codes'])) + '\n')
             assert s['codes'] != 'hangs' and set(s['codes']) <= ENDS, s
-            for code, error in zip(s['codes'], s['errors']):   # KeyboardInterrupt alone: before the run has begun, or when it is over
+            for code, error in zip(s['codes'], s['errors']):   # KeyboardInterrupt alone: when the run is over
                 assert code != 2 or 'another process of this run failed' in error or error.endswith('KeyboardInterrupt\n'), s
         found = read_tensors(home/here/f'{i}'/'result-0.safetensors')
         assert all(torch.equal(found[k], v) for k, v in expected.items() if k.startswith(('weights', 'statistics', 'position'))), stopped
