@@ -578,19 +578,24 @@ def test_nobody_reads_what_is_said(tiny_model, tmp_path):
     "The reader of the progress bar is gone, as after `2>&1 | head`: the run goes on to its end"
     process = command(tiny_model, tmp_path, '--training-tokens', '40000')
     wait_for(lambda: 'EV' in process.stderr.readline(200), process)
-    process.stderr.close()
+    process.stderr.close()   # from now on it writes to a broken pipe
     assert process.wait(240) == 0 and (tmp_path/'sae'/'sae_weights.safetensors').is_file()
 
 
 def test_the_terminal_is_closed(tiny_model, tmp_path):
     "SIGHUP, and nothing can be printed any more: a checkpoint, from which the same command goes on"
-    master, terminal = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
-    process = command(tiny_model, tmp_path, terminal=terminal)
+    try:
+        master, terminal = os.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
+        process = command(tiny_model, tmp_path, terminal=terminal)
+    except (OSError, subprocess.SubprocessError) as e:
+        pytest.skip(f'no terminals here: {e}')
     os.close(terminal)
     wait_for(lambda: b'EV' in os.read(master, 4096), process)
-    os.close(master)   # the kernel sends SIGHUP to the session
-    assert process.wait(60) == 128 + signal.SIGHUP
+    os.close(master)
+    process.send_signal(signal.SIGHUP)   # the kernel sends one, too, but not in every sandbox
+    assert process.wait(240) == 128 + signal.SIGHUP
     assert [p for p in (tmp_path/'ck').glob('*/*') if (p/'manifest.json').exists()]
     again = command(tiny_model, tmp_path)
-    assert again.wait(240) == 0, again.communicate()[1][-2000:]
+    said = again.communicate(timeout=240)[1]
+    assert again.returncode == 0, said[-2000:]

@@ -43,10 +43,13 @@ def seeded(
         yield
 
 # %% ../../nbs/core/seeds.ipynb #2a1a5d6a
-def torch_random_state()->dict:
+def torch_random_state(
+    device:torch.device|None=None, # The one that counts beside the CPU; every GPU if None
+)->dict:
     "The states of torch's global generators; quick enough for every step"
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return dict(torch=torch.get_rng_state(), cuda={str(i): s for i, s in enumerate(cuda)})
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    if device is not None: gpus = [device.index or 0] if device.type=='cuda' else ()
+    return dict(torch=torch.get_rng_state(), cuda={str(i): torch.cuda.get_rng_state(i) for i in gpus})
 
 def set_torch_random_state(
     state:dict, # From `torch_random_state`

@@ -287,7 +287,7 @@ class _Tried(_Start):
 
     def _train(self)->TrainStepOutput|None: # None if the step was skipped
         if (n := self.n_training_steps) and n % self.cfg.feature_sampling_window == 0: self.statistics.reset_window()
-        batch, before = self._take(), torch_random_state()
+        batch, before = self._take(), torch_random_state(self.sae.device)
         try: return self._step_or_skip(batch)
         except (DataError, NonFiniteError):   # the batch is refused; whoever goes on does so behind it
             self.pending = None
