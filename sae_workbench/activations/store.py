@@ -222,7 +222,6 @@ def weights_mark(
         mark.update(f'{name.removeprefix("_orig_mod.")} {tuple(p.shape)} {some.float().tolist()}'.encode())
     return mark.hexdigest()[:16]
 
-
 # %% ../../nbs/activations/store.ipynb #25a21474
 class RunStore(SavedStore):
     "A store for a training run"
