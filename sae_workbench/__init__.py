@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/api.ipynb #80965600
 from importlib import import_module
 from .core.errors import did_you_mean
+from .core.old_options import OLD_NAMES
 
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
@@ -87,6 +88,7 @@ _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
+    if name in OLD_NAMES and name not in _MODULE_OF: raise ImportError(f"sae_workbench has no {name}: {OLD_NAMES[name].why}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}")
     value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)

@@ -89,7 +89,13 @@ class CacheActivationsRunnerConfig(_PassOptions):
              "hook_name={c.hook_name!r}: must be one name, or a list of different names"))
     _moved = dict.fromkeys(
         ('hf_repo_id', 'hf_num_shards', 'hf_revision', 'hf_is_private_repo'),
-        "a cache is not uploaded; leave it out, and upload the folder with huggingface_hub's upload_folder")
+        "a cache is not uploaded; leave it out, and upload the folder with huggingface_hub's upload_folder") | dict.fromkeys(
+        ('hook_layer', 'final_hook_layer'), 'leave it out: the layer is read from hook_name') | dict.fromkeys(
+        ('normalize_activations', 'train_batch_size_tokens', 'act_store_device'),
+        'leave it out: it is said in the config of the run that trains from the cache') | dict.fromkeys(
+        ('shuffle_every_n_buffers', 'n_shuffles_with_last_section', 'n_shuffles_in_entire_dir', 'n_shuffles_final'),
+        'leave it out: shuffle=True mixes the rows') | dict(
+        n_batches_in_buffer='write buffer_size_gb', store_batch_size_prompts='write model_batch_size')
 
     def __post_init__(self):
         if self.new_cached_activations_path is None: self.new_cached_activations_path = _default_path(self)

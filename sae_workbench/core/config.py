@@ -20,7 +20,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 from .errors import ConfigError, did_you_mean
-from .old_options import moved_options, old_value
+from .old_options import moved_options, old_options, old_value
 from .plain import json_text, plain, plain_dict, read_json_text, read_plain, read_yaml_text
 from .plain import write_plain, yaml_text
 
@@ -147,6 +147,12 @@ def _moved(cls)->dict[str, str]:
     "What to write instead of options that are gone"
     own = {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get('_moved', {}).items()}
     return moved_options(*cls._stood()) | own
+
+def _read_now(cls, name:str)->str:
+    "Where an option of older versions is read today"
+    o = old_options(*cls._stood()).get(name)
+    if o is None or o.became=='default': return ''
+    return f': {o.why}' if o.became=='dropped' or o.now=='sae' else f': it is {o.now} now'
 
 def _below(cls)->list[type]:
     "A config class and its subclasses, level by level"
@@ -315,6 +321,10 @@ class _Dicts(metaclass=ConfigMeta):
     def from_dict(cls, config_dict:dict[str, Any]):
         "The config that `to_dict` described; an option that does not exist is refused"
         return from_plain(cls, config_dict)
+
+    def __getattr__(self, name):
+        hint = '' if name.startswith('_') else _read_now(type(self), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
 # %% ../../nbs/core/config.ipynb #4b289797
 class Config(_Dicts):

@@ -73,6 +73,8 @@ class SAEConfig(Config):
     normalize_activations:_Normalization = 'none' # How inputs are scaled; see below
     reshape_activations:Literal['none', 'hook_z'] = 'none' # hook_z joins (heads, d_head) into d_in
     metadata:SAEMetadata = field(default_factory=SAEMetadata) # Model, hook, data and other facts
+    _moved = {n: f'write metadata=SAEMetadata({n}=…)' for n in FACTS} | dict(
+        architecture='the class decides it: StandardSAEConfig, TopKSAEConfig, …')
 
     @classmethod
     @abstractmethod
@@ -83,8 +85,9 @@ class SAEConfig(Config):
     def _stood(cls)->tuple[str, ...]: return (cls.architecture(), 'sae')
 
     def __getattr__(self, name):
-        hint = f': {READ_ELSEWHERE[name]}' if name in READ_ELSEWHERE else ''
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+        if name not in READ_ELSEWHERE: return super().__getattr__(name)
+        hint = READ_ELSEWHERE[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {hint}", name=name, obj=self)
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, with the architecture's name in it"
@@ -491,12 +494,18 @@ class _PretrainedParts(_Pretrained):
 
 # %% ../../nbs/saes/base.ipynb #7a20c106
 class _AsTuple(_PretrainedParts):
-    "The old tuple (SAE, config, sparsity)"
+    "The old tuple (SAE, config, sparsity), and the old name for a folder"
     def _old_tuple(self)->tuple:
         warnings.warn("SAE.from_pretrained() returns just the SAE: unpacking or indexing it is deprecated. Use "
                       "SAE.from_pretrained_with_cfg_and_sparsity() for the config and the sparsity as well",
                       DeprecationWarning, stacklevel=3)
         return self, self.cfg.to_dict(), None
+
+    @classmethod
+    def load_from_pretrained(cls, path, device='cpu', dtype=None)->'SAE':
+        "The old name of `load_from_disk`"
+        warnings.warn("SAE.load_from_pretrained() is now called SAE.load_from_disk()", DeprecationWarning, stacklevel=2)
+        return cls.load_from_disk(path, device, dtype)
 
     def __getitem__(self, index:int): return self._old_tuple()[index]
     def __iter__(self): return iter(self._old_tuple())

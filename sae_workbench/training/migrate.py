@@ -8,13 +8,14 @@ __all__ = ['by_kind', 'report_of', 'html_of', 'Migration', 'from_dict', 'migrate
 # %% ../../nbs/training/migrate.ipynb #acd3fb43
 import ast, json, re, sys, textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import unified_diff
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
-from ..core.errors import ConfigError, LoadError
+from ..core.config import option_advice
+from ..core.errors import ConfigError, LoadError, did_you_mean
 from ..core.files import atomic
 from ..core.old_options import OLD_OPTIONS
 from ..core.plain import read_plain
@@ -251,9 +252,12 @@ def _dictionaries(reader:Reader)->dict[str, Value]:
     return {name: v for name, v in found.items() if len(_NAMES & v.items.keys()) >= max(1, len(v.items)/2)}
 
 def _others(reader:Reader)->list[Change]:
-    "Configs that are found, but not converted"
-    why = 'only configs of training runs are converted'
-    return [Change(f.name, f'line {f.node.lineno}', UNKNOWN_OPTION, '', why) for f in reader.found if f.name in OTHERS]
+    "Options that are gone from configs of other kinds, which are left as they are"
+    def gone(cls, given): return [n for n in given if n not in {f.name for f in fields(cls)}]
+    def why(cls, n): return option_advice(cls, n) or f'not an option of {cls.__name__}' + did_you_mean(n, [f.name for f in fields(cls)])
+    found = [(f, OTHERS[f.name]) for f in reader.found if f.name in OTHERS]
+    return [Change(f'{f.name}({n}=…)', f'line {f.node.lineno}', UNKNOWN_OPTION, '', why(cls, n))
+            for f, cls in found for n in gone(cls, f.options)]
 
 def _from_python(text:str, where:str, from_version=None, names=None, rewrite:bool=True)->Migration:
     reader = _reader(text, where, names)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNNERS', 'OTHERS', 'NEW_NAMES', 'NEW_MODULES', 'Comments', 'part_of', 'option_lines', 'Printer', 'build',
            'all_known', 'leave_out_derived', 'Part', 'code_of', 'sae_architectures', 'is_config', 'from_options',
-           'from_call', 'parts_in', 'Edits', 'public_names', 'import_statement', 'rewrite_import',
+           'from_call', 'parts_in', 'Edits', 'public_names', 'what_now', 'import_statement', 'rewrite_import',
            'rewrite_module_import', 'insert_import', 'Imports', 'comments_of', 'inherit_comments', 'path_of', 'Script']
 
 # %% ../../nbs/training/rewrite.ipynb #7700606a
@@ -15,8 +15,11 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 from ..core.errors import ConfigError, did_you_mean
+from ..core.old_options import OLD_NAMES, OldName
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
 from ..core.source import Found, Reader, Table, Value
+from ..activations.cache_runner import CacheActivationsRunnerConfig
+from ..activations.pretokenize import PretokenizeRunnerConfig
 from ..saes.base import FACTS, READ_ELSEWHERE
 from .config import LoggingConfig
 from .translate import KEPT, RENAMED, UNKNOWN_OPTION, Change, ToyTranslation, Translation
@@ -159,7 +162,7 @@ def code_of(
 # %% ../../nbs/training/rewrite.ipynb #f201aa66
 _TOYS = ('ToyModelSAERunnerConfig', 'SAEToyModelRunnerConfig')
 RUNNERS = {'LanguageModelSAERunnerConfig': Translation, **dict.fromkeys(_TOYS, ToyTranslation)}
-OTHERS = ('CacheActivationsRunnerConfig', 'PretokenizeRunnerConfig')
+OTHERS = {c.__name__: c for c in (CacheActivationsRunnerConfig, PretokenizeRunnerConfig)}   # only read
 
 def sae_architectures()->dict[str, str]:
     "The architecture of each config class"
@@ -270,7 +273,7 @@ class Edits(_Text):
 
 # %% ../../nbs/training/rewrite.ipynb #f0d8699f
 _RUNNER = 'LanguageModelSAETrainingRunner'
-NEW_NAMES = {'SAETrainingRunner': _RUNNER, 'language_model_sae_runner': _RUNNER, 'SparseAutoencoder': 'SAE'}
+NEW_NAMES = {o.name: o.now for o in OLD_NAMES.values() if o.now and not o.of}
 NEW_MODULES = dict.fromkeys(('sae_lens.sae_training_runner', 'sae_lens.llm_sae_training_runner'),
                             'sae_workbench.llm_sae_training_runner')
 
@@ -279,7 +282,14 @@ def public_names()->list[str]:
     root = sys.modules['sae_workbench']
     return list(dict.fromkeys([*root.__all__, *root._MODULE_OF]))
 
-def _ours(module:str|None)->bool: return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench')
+def _ours(module:str|None)->bool: return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench', 'sae_training')   # the last is v0
+
+def what_now(
+    name:str, # What a script imports
+)->str: # What is known of it
+    "What became of a name that cannot be imported any more"
+    if name in OLD_NAMES: return OLD_NAMES[name].why
+    return 'nothing public has this name here' + did_you_mean(name, public_names())
 
 def import_statement(
     module:str, # Where from
@@ -315,9 +325,7 @@ def rewrite_import(
     if text!=edits.data[start:end].decode(): edits.edit(start, end, text)
     for old, new, _ in here:
         if new!=old: edits.say(old, n, new)
-    for old, _, _ in gone:
-        why = 'nothing public has this name here' + did_you_mean(old, public_names())
-        edits.say(f'{n.module}.{old}', n, '', why, UNKNOWN_OPTION)
+    for old, _, _ in gone: edits.say(f'{n.module}.{old}', n, '', what_now(old), UNKNOWN_OPTION)
     if kept and n.module!='sae_workbench': edits.say(f'from {n.module} import …', n, 'from sae_workbench import …')
     return {old: new for old, new, alias in here if not alias}
 
@@ -458,7 +466,14 @@ def _attribute(s, n):
     if not isinstance(n.value, ast.Name): return
     part = next((p for p in s.parts if p.found.target==n.value.id), None)
     if n.value.id in s.imports.modules and n.attr in NEW_NAMES: s.edits.rename(n, NEW_NAMES[n.attr])
+    elif n.attr in OLD_NAMES and OLD_NAMES[n.attr].of: _method(s, n, OLD_NAMES[n.attr])
     elif part is not None: _option(s, n, part)
+
+def _method(s, n, o:OldName):
+    "A method that is gone, or is called otherwise"
+    old = ast.unparse(n)
+    if o.now: s.edits.rename(n, o.now)
+    s.edits.say(old, n, f'{old.rpartition(".")[0]}.{o.now}' if o.now else '', o.why, RENAMED if o.now else UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #ceba7a18
 def _of_sae(s, n):
@@ -497,11 +512,29 @@ def _one_of_three(s, n):
     else: s.edits.rename(n.value.func, _TRIPLE)
     s.edits.say(f'{old}[{which}]', n, old if which==0 else f'SAE.{_TRIPLE}(…)[{which}]', _WHY_TRIPLE)
 
+# %% ../../nbs/training/rewrite.ipynb #da2d9ef4
+_OTHER_ARGUMENTS = {   # by what is called: arguments that only older versions had, and what to write
+    'SAEConfig': ((), 'an architecture has a config of its own: StandardSAEConfig(d_in=…, d_sae=…, metadata=SAEMetadata(hook_name=…))'),
+    'TrainingSAEConfig': ((), 'an architecture has a config of its own, such as StandardTrainingSAEConfig(d_in=…, d_sae=…)'),
+    'SAETrainer': (('model', 'activation_store', 'save_checkpoint_fn'),
+                   'write SAETrainer(cfg.to_sae_trainer_config(), sae, store)'),
+    'training_forward_pass': (('current_l1_coefficient',), 'write training_forward_pass(TrainStepInput(sae_in=…, coefficients={"l1": …}, '
+                              'dead_neuron_mask=None, n_training_steps=0)); losses are in .losses'),
+    'save_model': (('sparsity',), 'write save_model(path), or save_pretrained(path, log_sparsity=…)')}
+
+def _arguments(s, n, name:str):
+    "A call that takes other arguments today"
+    gone, why = _OTHER_ARGUMENTS[name]
+    given = [k.arg for k in n.keywords if k.arg in gone] + ['a second argument']*(name=='save_model' and len(n.args) > 1)
+    if gone and not given: return
+    s.edits.say(f"{ast.unparse(n.func)}({', '.join(given)})", n, '', why, UNKNOWN_OPTION)
+
 # %% ../../nbs/training/rewrite.ipynb #7f3ff57f
 @_changes(ast.Call)
 def _call(s, n):
     name = getattr(n.func, 'id', None) or getattr(n.func, 'attr', None)
-    if name!='language_model_sae_runner': return
+    if name in _OTHER_ARGUMENTS: return _arguments(s, n, name)
+    if name!='language_model_sae_runner' or not (name in s.imports.own or isinstance(n.func, ast.Attribute)): return
     end = s.edits.span(n)[1]
     s.edits.edit(end, end, '.run()')
     s.edits.say('language_model_sae_runner(cfg)', n, f'{_RUNNER}(cfg).run()', 'gives the trained SAE')

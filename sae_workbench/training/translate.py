@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAST', 'KINDS', 'KEPT', 'RENAMED', 'MOVED', 'NO_EFFECT', 'DIFFERS', 'DEFAULT', 'UNKNOWN_OPTION', 'rule', 'UNSCALED',
-           'B_DEC', 'Version', 'parse_version', 'guess_version', 'Change', 'architecture_of', 'one_of_group', 'times',
-           'by_table', 'unit_rows', 'Translation', 'translate', 'ToyTranslation']
+           'B_DEC', 'Version', 'parse_version', 'guess_version', 'Change', 'architecture_of', 'one_of_group', 'whole',
+           'times', 'by_table', 'unit_rows', 'Translation', 'translate', 'ToyTranslation']
 
 # %% ../../nbs/training/translate.ipynb #2cfd4f99
 import re
@@ -159,12 +159,22 @@ class _New(_Written):
         f = {'': self.run_fields, 'sae': self.sae_fields, 'logger': _LOGGER}[part].get(name)
         return MISSING if f is None else f.default if f.default_factory is MISSING else f.default_factory()
 
+# %% ../../nbs/training/translate.ipynb #15fbb009
+def whole(
+    v:Value, # Of an option that counts something
+)->Value: # With int() around a name
+    "The same, as a whole number"
+    if not isinstance(v.value, float) or not v.value.is_integer(): return v
+    return Value(f'int({v.text})', int(v.value), None, v.names) if v.names else Value.of(int(v.value))
+
 # %% ../../nbs/training/translate.ipynb #7f277f97
 class _State(_New):
     "What rules write to"
     def put(self, path:str, value:Value, note:str=''):
         "Write a new option; a nested one that was there already wins"
-        self.new.setdefault(path, value)
+        default = self.default(path)
+        counts = path=='sae.d_sae' or isinstance(default, int) and not isinstance(default, bool)
+        self.new.setdefault(path, whole(value) if counts else value)
         if note: self.notes[path] = note
 
     def say(self, name:str, kind:str, new:str='', reason:str=''):
