@@ -152,7 +152,8 @@ def _read_now(cls, name:str)->str:
     "Where an option of older versions is read today"
     o = old_options(*cls._stood()).get(name)
     if o is None or o.became=='default': return ''
-    return f': {o.why}' if o.became=='dropped' or o.now=='sae' else f': it is {o.now} now'
+    if o.became=='dropped': return f': {o.why}'
+    return f": it is {'sae.architecture()' if name=='architecture' else o.now} now"
 
 def _below(cls)->list[type]:
     "A config class and its subclasses, level by level"

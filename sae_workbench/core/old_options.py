@@ -219,7 +219,13 @@ _METHODS = (
             'leave it out: b_dec starts at zero; to start elsewhere, copy your values into sae.b_dec', of='TrainingSAE'),
     OldName('from_sae_runner_config', 'the config of the SAE is cfg.sae: TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict()) '
             'makes the SAE', of='TrainingSAEConfig'),
-    OldName('get_base_sae_cfg_dict', 'write cfg.get_training_sae_cfg_dict()', of='LanguageModelSAERunnerConfig'))
+    OldName('get_base_sae_cfg_dict', 'write cfg.get_training_sae_cfg_dict()', of='LanguageModelSAERunnerConfig'),
+    *_alike('get_buffer get_raw_buffer get_filtered_buffer', 'next_batch() gives mixed rows, get_raw_llm_batch() those of one '
+            'batch of the model', of='ActivationsStore'),
+    *_alike('estimate_norm_scaling_factor apply_norm_scaling_factor set_norm_scaling_factor_if_needed',
+            'leave it out: SAETrainer estimates the scale, and its activation_scaler has it', of='ActivationsStore'),
+    OldName('n_training_tokens', 'write n_training_samples', 'n_training_samples', 'SAETrainer'),
+    OldName('ignore_tokens', 'write exclude_special_tokens=[…], an argument of run_evals, or True for all special tokens', of='run_evals'))
 
 OLD_NAMES = {o.name: o for o in _NAMES + _METHODS}
 

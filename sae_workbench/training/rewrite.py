@@ -520,6 +520,8 @@ _OTHER_ARGUMENTS = {   # by what is called: arguments that only older versions h
                    'write SAETrainer(cfg.to_sae_trainer_config(), sae, store)'),
     'training_forward_pass': (('current_l1_coefficient',), 'write training_forward_pass(TrainStepInput(sae_in=…, coefficients={"l1": …}, '
                               'dead_neuron_mask=None, n_training_steps=0)); losses are in .losses'),
+    'run_evals': (('ignore_tokens', 'n_eval_batches', 'eval_batch_size_prompts'), 'write exclude_special_tokens, and numbers of '
+                  'batches in eval_config=EvalConfig(…); it gives two dicts, metrics by group and those of each latent'),
     'save_model': (('sparsity',), 'write save_model(path), or save_pretrained(path, log_sparsity=…)')}
 
 def _arguments(s, n, name:str):
@@ -527,7 +529,7 @@ def _arguments(s, n, name:str):
     gone, why = _OTHER_ARGUMENTS[name]
     given = [k.arg for k in n.keywords if k.arg in gone] + ['a second argument']*(name=='save_model' and len(n.args) > 1)
     if gone and not given: return
-    s.edits.say(f"{ast.unparse(n.func)}({', '.join(given)})", n, '', why, UNKNOWN_OPTION)
+    s.edits.say(f"{ast.unparse(n.func)}({', '.join(given) or '…'})", n, '', why, UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #7f3ff57f
 @_changes(ast.Call)
