@@ -30,6 +30,7 @@ DESKTOP, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 PAGES = [str(Path(name).with_suffix('.html')) for name in listed()]
 OLD_NAMES = 'nbs/guides/old_names.html'
 GUIDE = 'nbs/guides/migration.html'
+GLOSSARY = 'nbs/guides/glossary.html'
 FOUND = {   # any of these tells what to write instead
     'expansion_factor': (f'{OLD_NAMES}#expansion_factor', f'{GUIDE}#expansion_factor'),
     'SAETrainingRunner': (f'{OLD_NAMES}#saetrainingrunner', f'{GUIDE}#saetrainingrunner', 'nbs/training/runner.html#saetrainingrunner'),
@@ -41,6 +42,14 @@ FOUND = {   # any of these tells what to write instead
     'sae.cfg.hook_layer': (f'{OLD_NAMES}#sae.cfg.hook_layer',),
     'LMSparseAutoencoderSessionloader': (f'{OLD_NAMES}#lmsparseautoencodersessionloader',),
     'from_pretrained tuple': (f'{OLD_NAMES}#from_pretrained-tuple-sae-cfg-sparsity',),
+    'load_from_pretrained': (f'{OLD_NAMES}#load_from_pretrained',),
+    'set_decoder_norm_to_unit_norm': (f'{OLD_NAMES}#set_decoder_norm_to_unit_norm',),
+    'gpu': (f'{GLOSSARY}#gpu',),
+    'multi gpu': (f'{GLOSSARY}#multi-gpu-torchrun',),
+    'colab': (f'{GLOSSARY}#colab',),
+    'dead latents': (f'{GLOSSARY}#dead-latents-dead-features',),
+    'explained variance': (f'{GLOSSARY}#explained-variance',),
+    'max activating examples': (f'{GLOSSARY}#max-activating-examples-top-examples',),
 }
 UNDRAWN = """() => {
     const bad = [], size = e => e.getBoundingClientRect(), seen = e => e.getClientRects().length;

@@ -131,8 +131,11 @@ def read_yaml_text(
 ): # Plain data
     "Plain data from YAML text; nothing but plain data can come of it"
     import yaml
-    try: return yaml.load(text, Loader=_loader())
+    try: data = yaml.load(text, Loader=_loader())
     except yaml.YAMLError as e: raise ConfigError(f"not YAML ({' '.join(str(e).split())})") from None
+    try: json.dumps(data, default=str)
+    except (ValueError, RecursionError): raise ConfigError('the YAML contains itself') from None
+    return data
 
 # %% ../../nbs/core/plain.ipynb #89e16f49
 _YAML = (yaml_text, read_yaml_text)

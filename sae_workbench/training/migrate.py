@@ -209,6 +209,12 @@ def _nested_options(nested:dict[str, Value])->tuple[dict[str, Value], str|None]:
     architecture = nested['sae'].items.get('architecture') if 'sae' in nested else None
     return inner, architecture and architecture.value
 
+def _inner(name:str, v:Value)->Value:
+    "The options of a nested config, or an expression that makes one"
+    made = v.value.to_dict() if hasattr(v.value, 'to_dict') else {} if v.value is None else v.value
+    if v.known and not isinstance(made, Mapping): raise ConfigError(f'{name}={v.text}: must be a config, or a dict of its options')
+    return v if v.items is not None or not v.known else Value.of(made)
+
 def from_dict(
     old:Mapping[str, Any], # Options by name; values or `Value`s
     from_version=None, # Version of SAELens, if it is known
@@ -217,6 +223,7 @@ def from_dict(
     "Convert a config that is a dictionary"
     options = {str(k): v if isinstance(v, Value) else Value.of(v) for k, v in old.items()}
     if not options: raise ConfigError('nothing to convert: there are no options')
+    options |= {k: _inner(k, options[k]) for k in ('sae', 'logger') if k in options}
     cls = ToyTranslation if 'n_hidden' in options or _TOY <= options.keys() else Translation
     nested = {k: options.pop(k) for k in ('sae', 'logger') if k in options and options[k].items is not None}
     return from_options(options, name, cls, from_version, *(_nested_options(nested) if nested else ()))
@@ -239,7 +246,7 @@ def _reader(text:str, where:str, names:dict|None)->Reader:
         line = (first.text or '').strip()
         if ' --' in line: raise ConfigError(f'{where}: a command line is not converted, only configs and scripts: write its '
                                             'options as a dict, such as {"d_in": 512}') from None
-        raise ConfigError(f'{where}: line {first.lineno}: {first.msg}: {line!r}') from None
+        raise ConfigError(f'{where}: line {first.lineno or 1}: {first.msg}: {line!r}') from None
 
 # %% ../../nbs/training/migrate.ipynb #7d540a5d
 _NAMES = {o.name for o in OLD_OPTIONS} | RUNNERS['LanguageModelSAERunnerConfig'].run_fields.keys()
