@@ -108,7 +108,7 @@ class RunHistory(_Known):
         self.step, self.lines = line['step'], self.lines + 1
         self.seconds = line.get('seconds') or self.seconds
         self.samples = line.get('details/n_training_samples') or self.samples
-        if (found := line.get('density')): self.density = found
+        if isinstance(found := line.get('density'), list) and found and all(map(_is_number, found)): self.density = found
         for k, v in self._numbers(line).items():
             if k not in self.curves: self.curves[k] = Curve(self.max_points)
             self.curves[k].add(self.step, v, self.samples)
@@ -165,7 +165,7 @@ class FollowedLog(_Tail):
         for data in self._chunks():
             if self.offset==len(data): before = 0
             for text in data.splitlines(): self._take(text)
-        return self.history.lines - before
+        return max(self.history.lines - before, 0)
 
     def _take(self, text:bytes):
         try: line = json.loads(text)

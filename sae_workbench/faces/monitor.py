@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import numpy as np
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, LoadError
 from ..training.callbacks import JSONLLogger, ProgressBar, density_counts
 from ..training.changes import check_change, configured
 from ..training.preempt import Interrupted
@@ -85,6 +85,15 @@ def all_traces(
     found[0][1].extend(change_trace(r, x) for r in runs)
     return found
 
+# %% ../../nbs/faces/monitor.ipynb #9032f859
+def _check_axis(x:str):
+    if x not in ('step', 'samples'): raise ConfigError(f"x={x!r} must be 'step' or 'samples'")
+
+def _names_for(runs:Sequence, names:Sequence[str]|None)->Sequence[str|None]: # As many as there are runs
+    if isinstance(names, str) or len(names or runs)!=len(runs):
+        raise ConfigError(f"names={names!r} must be a list of one name for each of the {len(runs)} runs")
+    return names or [None]*len(runs)
+
 # %% ../../nbs/faces/monitor.ipynb #677e9472
 _AXIS = dict(gridcolor='rgba(128,128,128,.25)', zeroline=False, linecolor='rgba(128,128,128,.5)')
 _LOOK = dict(paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(color='#7a7f87', size=11),
@@ -103,8 +112,8 @@ def compare_runs(
     "The curves of runs in one figure"
     from plotly.subplots import make_subplots
     if not runs: raise ConfigError("compare_runs needs at least one run: a log, or a folder with a log.jsonl")
-    if x not in ('step', 'samples'): raise ConfigError(f"x={x!r} must be 'step' or 'samples'")
-    found = [run_history(r, n) for r, n in zip(runs, names or [None]*len(runs), strict=True)]
+    _check_axis(x)
+    found = [run_history(r, n) for r, n in zip(runs, _names_for(runs, names))]
     parts = all_traces(found, x)
     fig = make_subplots(2, 3, subplot_titles=[t for t, _ in parts], horizontal_spacing=.07, vertical_spacing=.16)
     for i, (title, traces) in enumerate(parts):
@@ -606,7 +615,7 @@ class _LogView:
     "The widget of runs that are followed by their logs"
     def __init__(self, monitor):
         import ipywidgets as w
-        self.monitor, self.redrawing = monitor, Redrawing(self.show, monitor.every)
+        self.monitor, self.redrawing, self.wrong = monitor, Redrawing(self.show, monitor.every), ''
         self.head, self.panels = html_box(), _Panels(self.redrawing.begin)
         self.box = w.VBox([self.head, self.panels.box], layout=w.Layout(width='100%'))
         self.box.add_class('sae-monitor')
@@ -615,8 +624,10 @@ class _LogView:
     def show(self)->bool: # Whether more will come
         "Read what is new, and draw it"
         m = self.monitor
-        m.update()
-        self.head.value = styled(m._head() + m._numbers(), _GRID)
+        try:
+            if m.update(): self.wrong = ''
+        except LoadError as e: self.wrong = f'<div class="sae-bad">{html.escape(str(e))}</div>'   # until there is a log
+        self.head.value = styled(m._head() + self.wrong + m._numbers(), _GRID)
         return self.panels.show(m._histories(), m.x) or m.open
 
 # %% ../../nbs/faces/monitor.ipynb #2763020b
@@ -629,8 +640,10 @@ class LogMonitor(_Monitor):
         every:float=2., # Seconds between two looks, at least
     ):
         if not paths: raise ConfigError("LogMonitor needs at least one log, or a folder with a log.jsonl")
+        if not every > 0: raise ConfigError(f"every={every} must be more than 0 seconds")
+        _check_axis(x)
         self.logs, self.x, self.every, self.open = [FollowedLog(p) for p in paths], x, every, True
-        for log, name in zip(self.logs, names or [None]*len(paths), strict=True):
+        for log, name in zip(self.logs, _names_for(paths, names)):
             if name: log.history.name = name
         self.update()
 
@@ -644,7 +657,8 @@ class LogMonitor(_Monitor):
         return sum(log.update() for log in self.logs)
 
     def _head(self)->str:
-        ages = [f'last line {_time(a)} ago' if (a := log.age) is not None else 'not begun' for log in self.logs]
+        def none(log): return 'the log is gone' if log.history.lines else 'not begun'
+        ages = [f'last line {_time(a)} ago' if (a := log.age) is not None else none(log) for log in self.logs]
         titles = [f'{html.escape(r.name)}: step {max(r.step, 0):,}, {age}' for r, age in zip(self._histories(), ages)]
         return ''.join(f'<div class="sae-dim sae-state">{t}</div>' for t in titles)
 

@@ -106,13 +106,17 @@ class JSONLLogger(_LogFile, Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #f498f613
 def read_log(
-    path:str|Path, # A file of `JSONLLogger`
+    path:str|Path, # A file of `JSONLLogger`, or the folder of a run with its log.jsonl
 )->list[dict[str, Any]]: # One dict a line
     "The lines of a log; a last line that is still being written is left out"
     path = Path(path)
+    if path.is_dir(): path = path/'log.jsonl'
     if not path.is_file(): raise LoadError(f"{path}: no such log")
-    lines = path.read_text().split('\n')
-    return [json.loads(l) for l in lines[:-1] if l]
+    def line(i, text):
+        try: return json.loads(text)
+        except ValueError: raise LoadError(f"{path}: line {i} is not JSON: {text[:60]!r}") from None
+    lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+    return [line(i, text) for i, text in enumerate(lines[:-1], 1) if text]
 
 # %% ../../nbs/training/callbacks.ipynb #fb13712a
 class ProgressBar(Callback):
