@@ -12,7 +12,7 @@ import html, inspect
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
-from ..activations.models import input_device, tokenizer_of
+from ..activations.models import input_device, max_positions, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
 from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
@@ -106,10 +106,11 @@ def read_text(
     if not isinstance(text, str): raise DataError(f'a text is needed, got a {type(text).__name__}')
     if not text.strip(): raise DataError('there is no text to read')
     ids = text_ids(source.sae, source.tokenizer, text)
-    own = TextLatents(source.sae, source.model, torch.tensor([ids[:LONGEST]]), source.hook_name, source.tokenizer)
+    longest = min(LONGEST, max_positions(source.model) or LONGEST)
+    own = TextLatents(source.sae, source.model, torch.tensor([ids[:longest]]), source.hook_name, source.tokenizer)
     _, f, counts = next(own.batches())
-    tokens, acts = token_texts(source.tokenizer, ids[:LONGEST]), f*counts[..., None]
-    return Reading(tokens, acts[0].float().cpu(), len(ids) > LONGEST)
+    tokens, acts = token_texts(source.tokenizer, ids[:longest]), f*counts[..., None]
+    return Reading(tokens, acts[0].float().cpu(), len(ids) > longest)
 
 # %% ../../nbs/faces/explorer.ipynb #a60aee9c
 def _generate(model:nn.Module, ids:Tensor, n:int)->Tensor:
@@ -130,6 +131,9 @@ def write_on(
 )->str: # What the model writes
     "The model's continuation, greedy"
     ids = torch.tensor([text_ids(source.sae, source.tokenizer, prompt)], device=input_device(source.model))
+    limit = max_positions(source.model)
+    if limit and ids.shape[1] + n > limit:
+        raise DataError(f'{ids.shape[1]} tokens to begin with and {n} to write are more than the {limit} positions of the model')
     return source.tokenizer.decode(_generate(source.model, ids, n)[0, ids.shape[1]:].tolist())
 
 # %% ../../nbs/faces/explorer.ipynb #c55c12dc
@@ -344,7 +348,7 @@ class _Text:
         self.says.value = '<span class="sae-dim">Reading …</span>'
         self.reading = _told(self.says, self.explorer.read, self.text.value) or self.reading
         if self.reading is None or 'sae-bad' in self.says.value: return
-        cut = f' Only the first {LONGEST} tokens were read.'*self.reading.cut
+        cut = f' Only the first {len(self.reading.tokens)} tokens were read.'*self.reading.cut
         self.says.value = f'<span class="sae-dim">Pick a token, or a latent below.{cut}</span>'
         self.strip.picked, self.grid.picked = -1, None
         self.shade(None); self.show()

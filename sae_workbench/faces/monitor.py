@@ -337,9 +337,11 @@ class _Attached(Callback):
     def __init__(self, run):
         if not hasattr(run, 'sae') or not hasattr(run, 'callbacks'): raise ConfigError(
             f"TrainingMonitor needs a LanguageModelSAETrainingRunner or an SAETrainer, got a {type(run).__name__}")
-        self.run, self.history, self.inside, self.waiting = run, RunHistory(), False, False
-        self.go, self.before_start, self.measured, self.thread, self.error = threading.Event(), [], 0., None, None
-        self.go.set()
+        self.run, self.history, self.inside = run, RunHistory(), False
+        self.before_start, self.measured, self.thread, self.error = [], 0., None, None
+        other = next((cb for cb in run.callbacks if isinstance(cb, _Attached)), None)   # of the same run
+        self.go, self.waiting = (other.go, other.waiting) if other else (threading.Event(), threading.Event())
+        if other is None: self.go.set()
         self.is_runner = hasattr(run, 'stopping')
         if self.is_runner: run.callbacks.append(self)
         self.trainer = run.trainer if self.is_runner else run
@@ -371,9 +373,9 @@ class _Watching(_Attached):
     def after_step(self, trainer):
         "Wait while the run is paused"
         if self.go.is_set(): return
-        self.waiting = True
+        self.waiting.set()
         while not (self.go.wait(.05) or trainer.stop.asked): pass
-        self.waiting = False
+        self.waiting.clear()
 
     def on_end(self, trainer):
         if trainer.n_training_steps: self.history.add({'step': trainer.n_training_steps - 1,
@@ -398,7 +400,7 @@ class _Control(_Watching):
 
     def _running_state(self)->str:
         if self._stop.asked: return 'stopping'
-        if not self.go.is_set(): return 'paused' if self.waiting else 'pausing'
+        if not self.go.is_set(): return 'paused' if self.waiting.is_set() else 'pausing'
         return 'training' if self.trainer is not None and self.trainer.n_training_steps else 'preparing'
 
     @property
