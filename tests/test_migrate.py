@@ -9,6 +9,7 @@ import pytest
 
 from sae_workbench import ConfigError, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
 from sae_workbench import migrate_config
+from sae_workbench.core.old_options import OLD_NAMES
 from sae_workbench.training.translate import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
 
 FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text())
@@ -273,3 +274,53 @@ def test_a_model_with_saes_and_facts_of_its_configs():
     done = migrate_config('from sae_lens import SAE, HookedSAETransformer\nprint(sae.cfg.activation_fn_str, sae.cfg.hook_name)\n')
     assert done.script.startswith('from sae_workbench import SAE, HookedSAETransformer\n') and 'sae.cfg.metadata.hook_name' in done.script
     assert ('sae.cfg.activation_fn_str', 'sae.cfg.architecture() tells it') in [(c.option, c.reason) for c in done.script_changes]
+
+
+OLD_LOOP = '''from sae_lens import SAE, SAEConfig, SAETrainer, TrainingSAE, TrainingSAEConfig
+from sae_lens.training.session_loader import LMSparseAutoencoderSessionloader
+sae = SAE.load_from_pretrained("a")
+cfg = SAEConfig(d_in=8, activation_fn_str="relu")
+sae.save_model("b", sparsity)
+f = sae.encode_standard(x)
+trainer = SAETrainer(model=model, sae=sae, activation_store=store, save_checkpoint_fn=None, cfg=cfg)
+out = sae.training_forward_pass(sae_in=x, current_l1_coefficient=1e-3, dead_neuron_mask=None)
+sae.remove_gradient_parallel_to_decoder_directions()
+store.apply_norm_scaling_factor(x)
+run_evals(sae, store, model, ignore_tokens={1})
+'''
+
+
+def test_what_a_script_calls_is_answered():
+    m = migrate_config(OLD_LOOP)
+    assert 'sae = SAE.load_from_disk("a")\n' in m.script and 'f = sae.encode(x)\n' in m.script
+    open_lines = {int(c.old.removeprefix('line ')): c.reason for c in m.script_changes if c.kind == UNKNOWN_OPTION}
+    assert sorted(open_lines) == [2, 4, 5, 7, 8, 9, 10, 11] and 'nothing public' not in ' '.join(open_lines.values())
+
+
+def test_a_script_of_v0():
+    m = migrate_config('from sae_training.config import LanguageModelSAERunnerConfig\n'
+                       'from sae_training.lm_runner import language_model_sae_runner\n'
+                       'cfg = LanguageModelSAERunnerConfig(d_in=8, expansion_factor=4, total_training_tokens=1e6, dead_feature_window=5e3)\n'
+                       'sae = language_model_sae_runner(cfg)\n')
+    assert m.complete and 'from sae_training' not in m.script and m.config.training_tokens == 1_000_000
+    assert m.script.endswith('sae = LanguageModelSAETrainingRunner(cfg).run()\n')
+
+
+@pytest.mark.parametrize('config', ['CacheActivationsRunnerConfig(d_in=8, hook_layer=0, store_batch_size_prompts=4)', 'PretokenizeRunnerConfig(num_proc=2)'])
+def test_configs_that_are_only_read(config):
+    m = migrate_config(f'from sae_lens import {config.partition("(")[0]}\ncfg = {config}\n')
+    assert m.complete is config.startswith('Pretok') and f'cfg = {config}\n' in m.script
+
+
+@pytest.mark.parametrize('name', [o.name for o in OLD_NAMES.values() if not o.of and o.name != 'SAETrainingRunner'])
+def test_an_import_of_an_old_name_says_what_to_write(name):
+    with pytest.raises(ImportError) as e:
+        exec(f'from sae_workbench import {name}')
+    assert OLD_NAMES[name].why in str(e.value)
+
+
+def test_what_replaces_an_old_name_is_there():
+    import sae_workbench
+    for o in OLD_NAMES.values():
+        if o.now:
+            assert hasattr(getattr(sae_workbench, o.of) if o.of else sae_workbench, o.now) or o.of == 'SAETrainer', o.name
