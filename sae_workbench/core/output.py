@@ -22,7 +22,7 @@ def say(
 # %% ../../nbs/core/output.ipynb #683883e1
 def end_quietly():
     "Forget what nobody reads on stdout and stderr"
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):   # a program without a console has none
         try: stream.flush()
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
