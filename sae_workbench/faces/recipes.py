@@ -120,7 +120,9 @@ def _table(rows)->str:
     def line(k, v, t, f, ok): return f"{k:20}{v:10.4f}{t:11.4f}{f:10.4f}  {'ok' if ok else 'DIFFERENT'}"
     return '\n'.join([head] + [line(*row) for row in rows])
 
-def show_recipes(folder:Path)->str: # A table
+def show_recipes(
+    folder:Path, # With the recipes and what was recorded of them
+)->str: # A table
     "The recipes and what was recorded"
     lines = []
     for name, r in read_json(folder/RECORDED).items():
@@ -159,7 +161,9 @@ def record_recipe(
     write_json(folder/RECORDED, dict(sorted((read_json(folder/RECORDED) | {name: entry}).items())))
 
 # %% ../../nbs/faces/recipes.ipynb #2fa91425
-def main(args:Sequence[str])->int: # 0, or 1 if a result differs
+def main(
+    args:Sequence[str], # What stands behind the command in a terminal
+)->int: # 0, or 1 if a result differs
     "`sae-workbench recipes`"
     from argparse import ArgumentParser
     p = ArgumentParser('sae-workbench recipes', description='Train recipes again, and compare with what was recorded.')

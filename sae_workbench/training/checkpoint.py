@@ -28,7 +28,9 @@ TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state
 RUN_FILE, SPARSITY_FILE = 'runner_cfg.json', 'sparsity.safetensors'
 FORMAT, VERSION = 'sae_workbench.checkpoint', 1
 
-def position_of(trainer)->list[int]: # Rows trained on, batches in the estimate of the norm, and whether all is done
+def position_of(
+    trainer, # An SAETrainer
+)->list[int]: # Rows trained on, batches in the estimate of the norm, and whether all is done
     "How far a run is, to be compared with other moments of it"
     return [trainer.n_training_samples, trainer.norm.batches, int(trainer.folded)]
 
