@@ -88,7 +88,8 @@ _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
-    if name in OLD_NAMES and name not in _MODULE_OF: raise ImportError(f"sae_workbench has no {name}: {OLD_NAMES[name].why}")
+    if name not in _MODULE_OF and name in OLD_NAMES:
+        raise ImportError(f"sae_workbench has no {name}: {OLD_NAMES[name].why}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}")
     value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)

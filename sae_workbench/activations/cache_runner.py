@@ -89,7 +89,8 @@ class CacheActivationsRunnerConfig(_PassOptions):
              "hook_name={c.hook_name!r}: must be one name, or a list of different names"))
     _moved = dict.fromkeys(
         ('hf_repo_id', 'hf_num_shards', 'hf_revision', 'hf_is_private_repo'),
-        "a cache is not uploaded; leave it out, and upload the folder with huggingface_hub's upload_folder") | dict.fromkeys(
+        "a cache is not uploaded; leave it out, and upload the folder with huggingface_hub's upload_folder")
+    _moved |= dict.fromkeys(
         ('hook_layer', 'final_hook_layer'), 'leave it out: the layer is read from hook_name') | dict.fromkeys(
         ('normalize_activations', 'train_batch_size_tokens', 'act_store_device'),
         'leave it out: it is said in the config of the run that trains from the cache') | dict.fromkeys(

@@ -185,25 +185,29 @@ def _alike(names:str, why:str, now:str|None=None, of:str='')->tuple[OldName, ...
 # %% ../../nbs/core/old_options.ipynb #1369adfa
 _NAMES = (
     OldName('SAETrainingRunner', 'write LanguageModelSAETrainingRunner', 'LanguageModelSAETrainingRunner'),
-    OldName('language_model_sae_runner', 'write LanguageModelSAETrainingRunner(cfg).run()', 'LanguageModelSAETrainingRunner'),
+    OldName('language_model_sae_runner', 'write LanguageModelSAETrainingRunner(cfg).run()',
+            'LanguageModelSAETrainingRunner'),
     OldName('SparseAutoencoder', 'write SAE', 'SAE'),
-    OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, SAETransformerBridge.boot_transformers '
-            'the model, ActivationsStore.from_sae the activations'),
+    OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
+            'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
     *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig',
             'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
     OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
             'no toy model is trained any more: SAETrainer(SAETrainerConfig(…), sae, SyntheticSource(…)).fit()'),
     OldName('ReluOutputModel', 'SyntheticSource(…) gives batches of known features'),
-    OldName('get_gpt2_res_jb_saes', 'write SAE.from_pretrained("gpt2-small-res-jb", "blocks.8.hook_resid_pre"), one for each layer'),
+    OldName('get_gpt2_res_jb_saes',
+            'write SAE.from_pretrained("gpt2-small-res-jb", "blocks.8.hook_resid_pre"), one for each layer'),
     *_alike('get_neuronpedia_quick_list get_neuronpedia_feature NeuronpediaRunner',
             'neuronpedia_url(sae, latent=…) is the page of a latent, and dashboard(…) makes pages of your own'),
     OldName('DashboardRunner', 'dashboard(…) writes one HTML file'),
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),
-    OldName('get_lr_scheduler', 'the trainer has it: write lr_scheduler_name, lr_warm_up_steps and lr_decay_steps in its config'),
+    OldName('get_lr_scheduler',
+            'the trainer has it: write lr_scheduler_name, lr_warm_up_steps and lr_decay_steps in its config'),
     OldName('get_recons_loss', 'run_evals(…)[0]["model_performance_preservation"] has the losses'),
     OldName('all_loadable_saes', 'list_releases() has them'),
-    *_alike('multiple_evals eval_all_loadable_saes', 'call run_evals for each SAE, or use the command sae-workbench evals'),
+    *_alike('multiple_evals eval_all_loadable_saes',
+            'call run_evals for each SAE, or use the command sae-workbench evals'),
     OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'),
     *_alike('PretrainedSaeDiskLoader PretrainedSaeHuggingfaceLoader', 'register_format takes a reader of your own'))
 
@@ -217,15 +221,16 @@ _METHODS = (
             'initialize_decoder_norm_constant_norm', _FREE, of='TrainingSAE'),
     *_alike('initialize_b_dec initialize_b_dec_with_precalculated initialize_b_dec_with_mean',
             'leave it out: b_dec starts at zero; to start elsewhere, copy your values into sae.b_dec', of='TrainingSAE'),
-    OldName('from_sae_runner_config', 'the config of the SAE is cfg.sae: TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict()) '
-            'makes the SAE', of='TrainingSAEConfig'),
+    OldName('from_sae_runner_config', 'the config of the SAE is cfg.sae: '
+            'TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict()) makes the SAE', of='TrainingSAEConfig'),
     OldName('get_base_sae_cfg_dict', 'write cfg.get_training_sae_cfg_dict()', of='LanguageModelSAERunnerConfig'),
-    *_alike('get_buffer get_raw_buffer get_filtered_buffer', 'next_batch() gives mixed rows, get_raw_llm_batch() those of one '
-            'batch of the model', of='ActivationsStore'),
+    *_alike('get_buffer get_raw_buffer get_filtered_buffer',
+            'next_batch() gives mixed rows, get_raw_llm_batch() those of one batch of the model', of='ActivationsStore'),
     *_alike('estimate_norm_scaling_factor apply_norm_scaling_factor set_norm_scaling_factor_if_needed',
             'leave it out: SAETrainer estimates the scale, and its activation_scaler has it', of='ActivationsStore'),
     OldName('n_training_tokens', 'write n_training_samples', 'n_training_samples', 'SAETrainer'),
-    OldName('ignore_tokens', 'write exclude_special_tokens=[…], an argument of run_evals, or True for all special tokens', of='run_evals'))
+    OldName('ignore_tokens', 'write exclude_special_tokens=[…], an argument of run_evals, or True for all special tokens',
+            of='run_evals'))
 
 OLD_NAMES = {o.name: o for o in _NAMES + _METHODS}
 

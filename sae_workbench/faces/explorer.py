@@ -133,7 +133,8 @@ def write_on(
     ids = torch.tensor([text_ids(source.sae, source.tokenizer, prompt)], device=input_device(source.model))
     limit = max_positions(source.model)
     if limit and ids.shape[1] + n > limit:
-        raise DataError(f'{ids.shape[1]} tokens to begin with and {n} to write are more than the {limit} positions of the model')
+        raise DataError(f'{ids.shape[1]} tokens to begin with and {n} to write are more than the {limit} positions '
+                        'of the model')
     return source.tokenizer.decode(_generate(source.model, ids, n)[0, ids.shape[1]:].tolist())
 
 # %% ../../nbs/faces/explorer.ipynb #c55c12dc

@@ -212,7 +212,8 @@ def _nested_options(nested:dict[str, Value])->tuple[dict[str, Value], str|None]:
 def _inner(name:str, v:Value)->Value:
     "The options of a nested config, or an expression that makes one"
     made = v.value.to_dict() if hasattr(v.value, 'to_dict') else {} if v.value is None else v.value
-    if v.known and not isinstance(made, Mapping): raise ConfigError(f'{name}={v.text}: must be a config, or a dict of its options')
+    if v.known and not isinstance(made, Mapping):
+        raise ConfigError(f'{name}={v.text}: must be a config, or a dict of its options')
     return v if v.items is not None or not v.known else Value.of(made)
 
 def from_dict(
@@ -261,7 +262,8 @@ def _dictionaries(reader:Reader)->dict[str, Value]:
 def _others(reader:Reader)->list[Change]:
     "Options that are gone from configs of other kinds, which are left as they are"
     def gone(cls, given): return [n for n in given if n not in {f.name for f in fields(cls)}]
-    def why(cls, n): return option_advice(cls, n) or f'not an option of {cls.__name__}' + did_you_mean(n, [f.name for f in fields(cls)])
+    def near(cls, n): return f'not an option of {cls.__name__}' + did_you_mean(n, [f.name for f in fields(cls)])
+    def why(cls, n): return option_advice(cls, n) or near(cls, n)
     found = [(f, OTHERS[f.name]) for f in reader.found if f.name in OTHERS]
     return [Change(f'{f.name}({n}=…)', f'line {f.node.lineno}', UNKNOWN_OPTION, '', why(cls, n))
             for f, cls in found for n in gone(cls, f.options)]

@@ -282,7 +282,8 @@ def public_names()->list[str]:
     root = sys.modules['sae_workbench']
     return list(dict.fromkeys([*root.__all__, *root._MODULE_OF]))
 
-def _ours(module:str|None)->bool: return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench', 'sae_training')   # the last is v0
+def _ours(module:str|None)->bool:
+    return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench', 'sae_training')   # the last is v0
 
 def what_now(
     name:str, # What a script imports
@@ -460,20 +461,28 @@ def _option(s, n, p:Part):
     s.edits.rename(n, path)
     s.edits.say(old, n, f'{n.value.id}.{path}')
 
+_CALLED = dict(SAE='sae|autoencoder', TrainingSAE='sae|autoencoder', TrainingSAEConfig='saeconfig', SAETrainer='trainer',
+               ActivationsStore='store|loader', LanguageModelSAERunnerConfig='cfg|config')   # variables of a class
+
+def _may_be(of:str, owner:ast.AST)->bool:
+    "Whether a variable is called as if it held an object of a class, or is the class"
+    return of in _CALLED and bool(re.search(_CALLED[of], ast.unparse(owner).split('.')[-1], re.I))
+
 @_changes(ast.Attribute)
 def _attribute(s, n):
     if isinstance(n.value, ast.Attribute) and n.value.attr=='cfg': return _of_sae(s, n)
     if not isinstance(n.value, ast.Name): return
     part = next((p for p in s.parts if p.found.target==n.value.id), None)
     if n.value.id in s.imports.modules and n.attr in NEW_NAMES: s.edits.rename(n, NEW_NAMES[n.attr])
-    elif n.attr in OLD_NAMES and OLD_NAMES[n.attr].of: _method(s, n, OLD_NAMES[n.attr])
+    elif n.attr in OLD_NAMES and _may_be(OLD_NAMES[n.attr].of, n.value): _method(s, n, OLD_NAMES[n.attr])
     elif part is not None: _option(s, n, part)
 
 def _method(s, n, o:OldName):
     "A method that is gone, or is called otherwise"
     old = ast.unparse(n)
-    if o.now: s.edits.rename(n, o.now)
-    s.edits.say(old, n, f'{old.rpartition(".")[0]}.{o.now}' if o.now else '', o.why, RENAMED if o.now else UNKNOWN_OPTION)
+    new = f'{ast.unparse(n.value)}.{o.now}' if o.now else ''
+    if new: s.edits.rename(n, o.now)
+    s.edits.say(old, n, new, o.why, RENAMED if new else UNKNOWN_OPTION)
 
 # %% ../../nbs/training/rewrite.ipynb #ceba7a18
 def _of_sae(s, n):
@@ -514,20 +523,25 @@ def _one_of_three(s, n):
 
 # %% ../../nbs/training/rewrite.ipynb #da2d9ef4
 _OTHER_ARGUMENTS = {   # by what is called: arguments that only older versions had, and what to write
-    'SAEConfig': ((), 'an architecture has a config of its own: StandardSAEConfig(d_in=…, d_sae=…, metadata=SAEMetadata(hook_name=…))'),
+    'SAEConfig': ((), 'an architecture has a config of its own: StandardSAEConfig(d_in=…, d_sae=…, '
+                  'metadata=SAEMetadata(hook_name=…))'),
     'TrainingSAEConfig': ((), 'an architecture has a config of its own, such as StandardTrainingSAEConfig(d_in=…, d_sae=…)'),
     'SAETrainer': (('model', 'activation_store', 'save_checkpoint_fn'),
                    'write SAETrainer(cfg.to_sae_trainer_config(), sae, store)'),
-    'training_forward_pass': (('current_l1_coefficient',), 'write training_forward_pass(TrainStepInput(sae_in=…, coefficients={"l1": …}, '
-                              'dead_neuron_mask=None, n_training_steps=0)); losses are in .losses'),
-    'run_evals': (('ignore_tokens', 'n_eval_batches', 'eval_batch_size_prompts'), 'write exclude_special_tokens, and numbers of '
-                  'batches in eval_config=EvalConfig(…); it gives two dicts, metrics by group and those of each latent'),
+    'training_forward_pass': (('current_l1_coefficient',), 'write training_forward_pass(TrainStepInput(sae_in=…, '
+                              'coefficients={"l1": …}, dead_neuron_mask=None, n_training_steps=0)); losses are in .losses'),
+    'run_evals': (('ignore_tokens', 'n_eval_batches', 'eval_batch_size_prompts'),
+                  'write exclude_special_tokens, and numbers of batches in eval_config=EvalConfig(…); it gives two dicts, '
+                  'metrics by group and those of each latent'),
     'save_model': (('sparsity',), 'write save_model(path), or save_pretrained(path, log_sparsity=…)')}
 
 def _arguments(s, n, name:str):
     "A call that takes other arguments today"
     gone, why = _OTHER_ARGUMENTS[name]
-    given = [k.arg for k in n.keywords if k.arg in gone] + ['a second argument']*(name=='save_model' and len(n.args) > 1)
+    given = [k.arg for k in n.keywords if k.arg in gone]
+    if name=='save_model':
+        if not (isinstance(n.func, ast.Attribute) and _may_be('SAE', n.func.value)): return
+        given += ['a second argument']*(len(n.args) > 1)
     if gone and not given: return
     s.edits.say(f"{ast.unparse(n.func)}({', '.join(given) or '…'})", n, '', why, UNKNOWN_OPTION)
 
