@@ -83,7 +83,7 @@ def read_json_text(
 ): # Plain data
     "Plain data from JSON text"
     try: return json.loads(text, object_pairs_hook=_once)
-    except json.JSONDecodeError as e: raise ConfigError(f"not JSON ({e})") from None
+    except (json.JSONDecodeError, RecursionError) as e: raise ConfigError(f"not JSON ({e})") from None
 
 # %% ../../nbs/core/plain.ipynb #d42d8edd
 _WORDS = {
@@ -132,7 +132,9 @@ def read_yaml_text(
     "Plain data from YAML text; nothing but plain data can come of it"
     import yaml
     try: data = yaml.load(text, Loader=_loader())
-    except yaml.YAMLError as e: raise ConfigError(f"not YAML ({' '.join(str(e).split())})") from None
+    except ConfigError: raise
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as e:   # the last three are of values
+        raise ConfigError(f"not YAML ({' '.join(str(e).split())})") from None
     try: json.dumps(data, default=str)
     except (ValueError, RecursionError): raise ConfigError('the YAML contains itself') from None
     return data
