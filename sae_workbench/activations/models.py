@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROCESSING', 'HOOKED_ONLY', 'LOADERS', 'load_model', 'tokenizer_of', 'input_device', 'vocab_size', 'max_positions',
-           'check_length', 'model_d_in', 'check_d_in']
+           'check_length', 'weights_mark', 'model_d_in', 'check_d_in']
 
 # %% ../../nbs/activations/models.ipynb #8ae9e15f
-import inspect
+import hashlib, inspect
 from pathlib import Path
 from typing import Any
 import torch
@@ -128,6 +128,19 @@ def check_length(
     limit = max_positions(model)
     if limit and context_size > limit:
         raise ConfigError(f"context_size={context_size} is more than the {limit} positions of the model")
+
+# %% ../../nbs/activations/models.ipynb #b41fa1d8
+@torch.no_grad()
+def weights_mark(
+    model:nn.Module, # Any model
+)->str: # 16 hex digits
+    "By what a model's weights are recognised"
+    mark = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        flat = p.detach().flatten()
+        some = flat[::max(1, len(flat)//16)][:17] if flat.is_floating_point() and not flat.is_meta else flat[:0]
+        mark.update(f'{name.removeprefix("_orig_mod.")} {tuple(p.shape)} {some.float().tolist()}'.encode())
+    return mark.hexdigest()[:16]
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()

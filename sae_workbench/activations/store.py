@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CACHED', 'PACKING', 'min_batches_in_buffer', 'check_buffer', 'can_be_shuffled', 'shuffled', 'TokenStore',
-           'TrainingTokens', 'ActivationStore', 'RawStore', 'BatchStore', 'SavedStore', 'weights_mark', 'RunStore',
-           'check_metadata', 'MadeStore', 'open_cache', 'check_left_out', 'StoreParts', 'ActivationsStore']
+           'TrainingTokens', 'ActivationStore', 'RawStore', 'BatchStore', 'SavedStore', 'RunStore', 'check_metadata',
+           'MadeStore', 'open_cache', 'check_left_out', 'StoreParts', 'ActivationsStore']
 
 # %% ../../nbs/activations/store.ipynb #a9b60d8f
-import hashlib, math
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 import torch
@@ -208,20 +208,6 @@ class SavedStore(BatchStore):
     def save_to_checkpoint(self, checkpoint_path:str|Path): self.save(Path(checkpoint_path)/self.STATE_FILE)
     def load_from_checkpoint(self, checkpoint_path:str|Path): self.load(Path(checkpoint_path)/self.STATE_FILE)
 
-# %% ../../nbs/activations/store.ipynb #c5fd761e
-@torch.no_grad()
-def weights_mark(
-    model:nn.Module|None, # Any model
-)->str|None: # 16 hex digits; None without a model
-    "By what a model's weights are recognised"
-    if not isinstance(model, nn.Module): return None
-    mark = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        flat = p.detach().flatten()
-        some = flat[::max(1, len(flat)//16)][:17] if flat.is_floating_point() and not flat.is_meta else flat[:0]
-        mark.update(f'{name.removeprefix("_orig_mod.")} {tuple(p.shape)} {some.float().tolist()}'.encode())
-    return mark.hexdigest()[:16]
-
 # %% ../../nbs/activations/store.ipynb #25a21474
 class RunStore(SavedStore):
     "A store for a training run"
@@ -245,20 +231,14 @@ class RunStore(SavedStore):
             **{k: getattr(cfg, k) for k in cls.SAME})
         store.team = processes()
         store.source
-        if not cached: store.weights = weights_mark(model)
         return store
 
-    weights = None   # what the model is recognised by when a run goes on
-    def state_dict(self)->dict: return super().state_dict() | dict(weights=self.weights)
     def load_state_dict(self, state:dict):
-        "Go back to a saved moment; an error if the model has other weights than then"
-        saved = state.get('weights')
-        if saved and self.weights and saved != self.weights: raise DataError(
-            f"the saved position belongs to a model with other weights: their mark was {saved}, now it is "
-            f"{self.weights}; a new run needs another checkpoint_path, resume_overrides=['model_name'] goes on all the same")
+        "Go back to a saved moment; an error if the model or the data are not those of then"
         try: super().load_state_dict(state)
-        except DataError as e: raise DataError(f"{e}; a new run needs another checkpoint_path, resume_overrides="
-                                               "['dataset_path'] goes on with the new data from their start") from None
+        except DataError as e: raise DataError(
+            f"{e}; a new run needs another checkpoint_path; resume_overrides=['dataset_path'], or ['model_name'], goes "
+            "on all the same, from the start of the data") from None
 
 # %% ../../nbs/activations/store.ipynb #b887d3e3
 def check_metadata(**needed):
