@@ -304,12 +304,12 @@ COMMANDS = {
 def run_command(
     fn, # What to run
     *args, # Its arguments
-)->int: # 0, 2 after a mistake of the user's, 128 + the signal's number after a signal
+)->int: # 0, 2 after a mistake of the user's, 128 + the signal's number after a signal, 141 if nobody reads on
     "Run a command; errors of this library are printed without a traceback"
     try: fn(*args)
-    except (SAEWorkbenchError, Interrupted) as e:
+    except (SAEWorkbenchError, Interrupted, BrokenPipeError) as e:
         say(f'{type(e).__name__}: {e}', sys.stderr)
-        return e.exit_code if isinstance(e, Interrupted) else 2
+        return 141 if isinstance(e, BrokenPipeError) else e.exit_code if isinstance(e, Interrupted) else 2
     finally: end_quietly()
     return 0
 
