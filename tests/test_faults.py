@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from sae_workbench import TensorSource, TopKTrainingSAE, TopKTrainingSAEConfig, 
 
 from sae_workbench.core.errors import ConfigError, DataError, SAEWorkbenchError
 from sae_workbench.core.files import read_state, write_state
+from sae_workbench.training.callbacks import read_log
 from sae_workbench.training.checkpoint import Checkpoints, latest
 from sae_workbench.training.preempt import Interrupted
-from faults import sae_config
+from faults import NOTHING, logs, runner, sae_config
 
 HERE = Path(__file__).parent
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -215,6 +217,32 @@ def test_a_full_disk(tmp_path):
         subprocess.run(['umount', str(disk)], check=True)
 
 
+@pytest.mark.parametrize('final', [True, False])
+def test_a_full_disk_for_the_output(final, tmp_path):
+    "The checkpoints are on another disk, and the run ends once there is room; the log may have the last evaluation twice"
+    def said(folder): return list(dict.fromkeys(map(json.dumps, logs(folder)['sae/log.jsonl'])))
+    whole, disk = runner(TOPK, tmp_path/'whole', NOTHING), tmp_path/'run'/'sae'
+    whole.run()
+    disk.mkdir(parents=True)
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(disk)], capture_output=True).returncode:
+        pytest.skip('a file system can be mounted only by root')
+    try:
+        first = runner(TOPK, tmp_path/'run', NOTHING)
+        first.cfg.save_final_checkpoint = final
+        first.callbacks.append(At('after_step', 11, lambda trainer: subprocess.run(['dd', 'if=/dev/zero', f'of={disk}/filler'], capture_output=True)))
+        with pytest.warns(UserWarning, match="the log's lines wait in memory"), pytest.raises(OSError, match='could not be written') as e: first.run()
+        assert e.value.checkpoint.name == 'final_768' and not (disk/'cfg.json').exists()
+        (disk/'filler').unlink()
+        second = runner(TOPK, tmp_path/'run', NOTHING)
+        for run in (second.run, first.resume):
+            run()
+            assert said(tmp_path/'run') == said(tmp_path/'whole')
+            assert same(SAE.load_from_disk(disk).state_dict(), SAE.load_from_disk(tmp_path/'whole'/'sae').state_dict())
+            (disk/'cfg.json').unlink()
+    finally:
+        subprocess.run(['umount', str(disk)], check=True)
+
+
 # Two runs, threads, clocks
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
@@ -228,6 +256,100 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
     t.callbacks.append(Second())
     t.fit()
     assert len(refused) == 1 and f'is in use by process {os.getpid()}' in refused[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]: return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+class At:
+    "Does something once, in a callback, after so many calls"
+    def __init__(self, event, n, do):
+        self.left, self.do = n, do
+        setattr(self, event, self.call)
+
+    def call(self, trainer, *args):
+        self.left -= 1
+        if not self.left: self.do(trainer)
+
+
+TOPK = dict(architecture='topk', source='live', norm='expected_average_only_in')
+
+
+def test_a_refused_run_writes_nothing_into_the_folder_of_another(tmp_path):
+    "Not even into the log, which is behind what the checkpoint knows"
+    whole, refused = runner(TOPK, tmp_path/'whole', NOTHING), []
+    whole.run()
+    def second(trainer):
+        before = contents(tmp_path/'run')
+        with pytest.raises(ConfigError, match=f'is in use by process {os.getpid()}'): runner(TOPK, tmp_path/'run', NOTHING).run()
+        refused.append(contents(tmp_path/'run') == before)
+    first = runner(TOPK, tmp_path/'run', NOTHING)
+    first.callbacks.append(At('after_step', 17, second))
+    first.run()
+    assert refused == [True] and logs(tmp_path/'run') == logs(tmp_path/'whole')
+
+
+@pytest.mark.parametrize('lost', ['sae', 'checkpoints', 'sae/log.jsonl', 'cut', 'note', 'damaged note'])
+def test_lost_files_cost_no_run(lost, tmp_path):
+    "Folders, logs and notes that somebody deletes while a run writes, or before it goes on"
+    whole, run = runner(TOPK, tmp_path/'whole', NOTHING), runner(TOPK, tmp_path/'run', NOTHING)
+    whole.run()
+    def lose(trainer):
+        notes = [*(tmp_path/'run').rglob('run.json')]
+        if lost == 'cut': os.truncate(tmp_path/'run/sae/log.jsonl', 700)
+        elif lost == 'note': notes[0].unlink()
+        elif lost == 'damaged note': notes[0].write_text('{"config": ')
+        elif lost.endswith('jsonl'): (tmp_path/'run'/lost).unlink()
+        else: shutil.rmtree(tmp_path/'run'/lost)
+        if 'note' in lost: raise SystemExit
+    run.callbacks.append(At('after_step', 17, lose))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if 'note' not in lost: run.run()
+        else:
+            with pytest.raises(SystemExit): run.run()
+            run = runner(TOPK, tmp_path/'run', NOTHING)
+            run.run()
+            assert len([*(tmp_path/'run'/'checkpoints').iterdir()]) == 1
+    assert same(run.trainer.state_dict()['sae'], whole.trainer.state_dict()['sae']) and (tmp_path/'run'/'sae'/'cfg.json').exists()
+    steps = [line['step'] for line in read_log(tmp_path/'run'/'sae')]
+    assert steps == [line['step'] for line in read_log(tmp_path/'whole'/'sae')][-len(steps):]
+
+
+@pytest.mark.parametrize('what', [RuntimeError, SystemExit, KeyboardInterrupt, 'stop', 'fit'], ids=str)
+@pytest.mark.parametrize('event', ['on_begin', 'on_start', 'on_step', 'after_step', 'on_log', 'on_end', 'on_close'])
+def test_odd_callbacks_cost_no_run(event, what, undisturbed_run, tmp_path):
+    "Whatever one does: the run goes on here and, from its folder, in another runner"
+    def do(trainer):
+        if isinstance(what, type): raise what
+        getattr(trainer, what)()
+    first = runner(TOPK, tmp_path, NOTHING)
+    plain, odd = first._callbacks, At(event, 9 if event in ('on_step', 'after_step', 'on_log') else 1, do)
+    first._callbacks = lambda: [odd, *plain()]   # before those that write
+    with suppress(Exception, SystemExit, KeyboardInterrupt): first.run()
+    first.resume()
+    second = runner(TOPK, tmp_path, NOTHING)
+    second.run()
+    for run in (first, second): assert same(run.trainer.state_dict()['sae'], undisturbed_run)
+
+
+@pytest.fixture(scope='module')
+def undisturbed_run(tmp_path_factory) -> dict:
+    run = runner(TOPK, tmp_path_factory.mktemp('whole'), NOTHING)
+    run.run()
+    return run.trainer.state_dict()['sae']
+
+
+@pytest.mark.parametrize('event, told', [('on_end', 'at step 24'), ('on_close', 'when the run was complete')])
+def test_a_signal_after_the_last_step(event, told, undisturbed_run, tmp_path):
+    run = runner(TOPK, tmp_path, NOTHING)
+    plain = run._callbacks
+    run._callbacks = lambda: [At(event, 1, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)), *plain()]
+    with pytest.raises(Interrupted, match=f'stopped by SIGTERM {told}') as e: run.run()
+    assert e.value.exit_code == 143 and (tmp_path/'sae'/'cfg.json').exists() == (event == 'on_close')
+    again = runner(TOPK, tmp_path, NOTHING)
+    again.run()
+    assert same(again.trainer.state_dict()['sae'], undisturbed_run)
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -331,7 +453,6 @@ def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path):
 
 def test_a_program_that_goes_elsewhere(tmp_path, monkeypatch):
     "Relative folders are meant from where the run was made"
-    from faults import NOTHING, runner
     monkeypatch.chdir(tmp_path)
     run = runner(dict(architecture='topk', source='live'), Path('run'), NOTHING)
     class Moves:
@@ -599,3 +720,51 @@ def test_the_terminal_is_closed(tiny_model, tmp_path):
     again = command(tiny_model, tmp_path)
     said = again.communicate(timeout=240)[1]
     assert again.returncode == 0, said[-2000:]
+
+
+# States that are not the trainer's
+
+class Counts(TopKTrainingSAE):
+    "An SAE whose loss depends on two buffers, one of them in no file of weights"
+    def __init__(self, cfg, use_error_term=False):
+        super().__init__(cfg, use_error_term)
+        self.register_buffer('saved', torch.zeros(()))
+        self.register_buffer('unsaved', torch.zeros(()), persistent=False)
+
+    def training_forward_pass(self, step_input):
+        out = super().training_forward_pass(step_input)
+        self.saved += 1
+        self.unsaved += 2
+        out.loss = out.loss + (self.saved + self.unsaved)*1e-3*self.W_dec.square().mean()
+        return out
+
+
+class Crops(torch.utils.data.Dataset):
+    "Inputs that are random, in the worker that reads them"
+    def __len__(self): return 60
+    def __getitem__(self, i): return torch.rand(8) + i
+
+
+@pytest.mark.parametrize('workers', [dict(), dict(num_workers=2), dict(num_workers=2, persistent_workers=True)], ids=str)
+def test_buffers_and_workers_go_on_as_they_were(workers, tmp_path):
+    def make(name):
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(Crops(), batch_size=7, shuffle=True, **workers)
+        source = MixingBuffer(ModuleSource(torch.nn.Sequential(torch.nn.Identity()), '0', loader), 128, 32)
+        sae = Counts(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3))
+        t = SAETrainer(SAETrainerConfig(640, 32, checkpoint_path=str(tmp_path/name)), sae, source)
+        Checkpoints(tmp_path/name).load(t)
+        loaders.append(source.source.inputs)
+        return t
+    loaders = []
+    whole = make('whole')
+    whole.fit()
+    for step in (5, 14):
+        t = make('run')
+        t.callbacks.append(Asks(step))
+        with pytest.raises(Interrupted): t.fit()
+    t = make('run')
+    t.fit()
+    assert same({**t.sae.state_dict(), 'unsaved': t.sae.unsaved}, {**whole.sae.state_dict(), 'unsaved': whole.sae.unsaved}) and t.sae.unsaved == 40
+    assert torch.equal(next(t.data_provider), next(whole.data_provider))
+    for loader in loaders: loader.rewind()   # workers that are collected as garbage take ten seconds to end

@@ -138,7 +138,10 @@ class _Epoch(_Inputs):
 # %% ../../nbs/activations/modules.ipynb #c1000002
 class _Position(_Epoch):
     "The number of the epoch and of the batch in it"
-    def rewind(self, epoch:int=0, batch:int=0): self.epoch, self.batch, self.it = epoch, batch, None
+    def rewind(self, epoch:int=0, batch:int=0):
+        self.epoch, self.batch, self.it = epoch, batch, None
+        if isinstance(self.inputs, DataLoader): self.inputs._iterator = None   # persistent workers keep random states
+
     def about(self)->dict[str, Any]: # Plain data
         "What is known of the inputs"
         return dict(n_inputs=self.n, batch_size=self.size, shuffle=self.shuffle, inputs=self.mark)

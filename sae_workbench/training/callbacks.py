@@ -33,6 +33,8 @@ class _LogFile:
         "Write the lines that wait, behind those that are known to be there"
         data = ''.join(self.waiting).encode()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if (self.path.stat().st_size if self.path.exists() else 0) < self.bytes: self.begin_again()
             with open(self.path, 'r+b' if self.path.exists() else 'w+b') as f:
                 f.truncate(self.bytes)
                 f.seek(self.bytes)
@@ -40,6 +42,12 @@ class _LogFile:
         except OSError as e: return self.complain(e)
         self.hash.update(data)
         self.bytes, self.waiting = self.bytes + len(data), []
+
+    def begin_again(self):
+        "What was written is gone"
+        warnings.warn(f"{self.path}: somebody deleted or shortened the log; it begins again", stacklevel=6)
+        self.put_aside("not what the run wrote")
+        self.begin()
 
     def complain(self, e:OSError):
         if not self.warned: warnings.warn(f"{self.path}: {e}; the log's lines wait in memory", stacklevel=6)
@@ -70,10 +78,23 @@ class JSONLLogger(_LogFile, Callback):
         path:str|Path, # The file; made if need be, with its folder
     ):
         super().__init__(path)
-        self.t0, self.fresh = time.time(), True
+        self.t0, self.fresh, self.saved = time.time(), True, None   # saved: a state that the file is not at yet
+
+    def on_start(self, trainer):
+        "Go on behind the saved position, now that the folder is this run's"
+        if self.saved is None: return
+        state, self.saved = self.saved, None
+        size, self.t0 = state['bytes'], time.time() - state['seconds']
+        there = self.path.read_bytes()[:size] if self.path.exists() else b''
+        known = hashlib.sha256(there).hexdigest()==state['sha256']
+        if not known: self.put_aside("not the log that the checkpoint knows")
+        self.begin(size if known else 0)
+        self.waiting = list(state['waiting'])
+        if known: self.flush()
 
     def on_log(self, trainer, metrics:dict[str, Any]):
         "Write a line: the step, the seconds since the start, the metrics that are numbers, how often latents fire"
+        self.on_start(trainer)
         if self.fresh: self.put_aside("a log of another run")
         self.fresh = False
         numbers = {k: v if math.isfinite(v) else None for k, v in metrics.items() if isinstance(v, (int, float))}
@@ -91,18 +112,13 @@ class JSONLLogger(_LogFile, Callback):
 
     def state_dict(self)->dict:
         "The position, and lines that could not be written yet; what the state counts on is brought to the disk"
+        if self.saved is not None: return self.saved
         if self.bytes and self.path.exists(): sync(self.path)
         return dict(bytes=self.bytes, sha256=self.hash.hexdigest(), waiting=self.waiting, seconds=time.time() - self.t0)
 
     def load_state_dict(self, state:dict):
-        "Go on behind the saved position"
-        size, self.t0, self.fresh = state['bytes'], time.time() - state['seconds'], False
-        there = self.path.read_bytes()[:size] if self.path.exists() else b''
-        known = hashlib.sha256(there).hexdigest()==state['sha256']
-        if not known: self.put_aside("not the log that the checkpoint knows")
-        self.begin(size if known else 0)
-        self.waiting = list(state['waiting'])
-        if known: self.flush()
+        "Go on behind the saved position when the run starts; until then the file may be another run's"
+        self.saved, self.fresh = state, False
 
 # %% ../../nbs/training/callbacks.ipynb #f498f613
 def read_log(

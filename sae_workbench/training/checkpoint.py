@@ -10,7 +10,7 @@ __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import re, warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 import torch
@@ -201,7 +201,10 @@ class Checkpoints(_Folder):
     def _not_written(self, path:Path, e:OSError, must:bool):
         there = next(filter(self._is_good, self.all()), None)
         says = f"the checkpoint {path} could not be written ({e}); the last good one is {there}"
-        if must: raise SaveError(says) from e
+        if must:
+            error = SaveError(says)
+            error.checkpoint = there
+            raise error from e
         warnings.warn(f"{says}. The run goes on", stacklevel=4)
 
     def _forget(self, new:Path):
@@ -335,6 +338,7 @@ class Checkpointing(_Saving):
 
     def on_error(self, trainer, error):
         "Keep what there is, and let nothing hide the error"
+        if isinstance(error, SaveError) and hasattr(error, 'checkpoint'): return   # it was a checkpoint that failed
         try: self.on_nonfinite(trainer, error)
         except Exception as e: error.add_note(f"No checkpoint was written: {type(e).__name__}: {e}")
 
@@ -344,12 +348,21 @@ class Checkpointing(_Saving):
     def on_close(self, trainer): self.release(trainer)
 
 # %% ../../nbs/training/checkpoint.ipynb #08ae8184
-def _of_run(note:Path, run_config:dict, overrides:Sequence[str])->tuple[list[str], bool]|None:
-    "How the run of a folder differs from a config, and whether it has ended; None if its note is damaged"
-    try: said = read_json(note)
-    except LoadError as e: return warnings.warn(f"{e}: this run is passed over")
-    configs = [(c, c.get('sae', {})) for c in (said['config'], run_config)]
-    return [b for saved, now in zip(*configs) for b in other_run(saved, now, overrides)], said['finished']
+def _said(folder:Path)->tuple[dict, bool]|None: # Config, and whether it has ended
+    "What a run's note says, or else its latest checkpoint"
+    try:
+        said = read_json(folder/RUN_NOTE)
+        return said['config'], said['finished']
+    except (LoadError, KeyError, TypeError) as e:
+        there = [p/RUN_FILE for p in Checkpoints(folder).all() if (p/RUN_FILE).is_file()]
+        if there or (folder/RUN_NOTE).exists():
+            warnings.warn(f"{folder/RUN_NOTE} is missing or damaged ({e}): the run is known by its checkpoints only")
+    for file in there:   # whether it has ended nobody knows; it stands in no other run's way
+        with suppress(LoadError): return read_json(file), True
+
+def _other(saved:dict, now:dict, overrides:Sequence[str])->list[str]:
+    configs = [(c, c.get('sae', {})) for c in (saved, now)]
+    return [b for x, y in zip(*configs) for b in other_run(x, y, overrides)]
 
 def find_run(
     folder:str|Path, # With folders of runs in it
@@ -359,11 +372,11 @@ def find_run(
     "The run that a config describes, the one that got furthest if there are several"
     mine, unfinished, overrides = [], [], [n.removeprefix('sae.') for n in overrides]
     _check_overrides(overrides, run_config.keys() | run_config.get('sae', {}).keys())
-    for note in sorted(Path(folder).glob(f'*/{RUN_NOTE}')):
-        if (found := _of_run(note, run_config, overrides)) is None: continue
-        bad, finished = found
-        if not bad: mine.append(note.parent)
-        elif not finished and not is_held(note.parent): unfinished.append((note.parent, bad))
+    for path in sorted(p for p in Path(folder).glob('*') if p.is_dir()):
+        if (said := _said(path)) is None: continue
+        bad, finished = _other(said[0], run_config, overrides), said[1]
+        if not bad: mine.append(path)
+        elif not finished and not is_held(path): unfinished.append((path, bad))
     if mine: return max(mine, key=lambda f: [_saved_position(p) for p in Checkpoints(f).all()[:1]])
     for path, bad in unfinished:
         raise ConfigError(f"{path} is an unfinished run with other options:\n" + '\n'.join(f'- {b}' for b in bad) +

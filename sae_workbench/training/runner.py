@@ -158,7 +158,8 @@ class _Preparing(_Parts):
     def _callbacks(self)->list[Callback]:
         cfg, self.checkpointing = self.cfg, None
         callbacks = [ProgressBar(disable=not cfg.verbose), Guards()]
-        if (home := cfg.output_path or cfg.checkpoint_path): callbacks.append(JSONLLogger(self.place/home/'log.jsonl'))
+        home = self.place/cfg.output_path if cfg.output_path else self.checkpoint_folder
+        if home is not None: callbacks.append(JSONLLogger(home/'log.jsonl'))
         if self.checkpoint_folder is not None:
             self.checkpointing = Checkpointing(self.checkpoint_folder, cfg.n_checkpoints, cfg.save_final_checkpoint,
                                                cfg.keep_last_checkpoints, cfg.to_dict())
@@ -204,7 +205,23 @@ class _Resuming(_Preparing):
         if self.verbose: say(f"Going on from {path}, step {trainer.n_training_steps}")
 
 # %% ../../nbs/training/runner.ipynb #8f34a154
-class _Run(_Resuming):
+class _Training(_Resuming):
+    "The run from where its trainer stands"
+    def _train(self)->TrainingSAE:
+        if self.verbose and threading.current_thread() is not threading.main_thread():
+            say("Signals do not reach a run outside the main thread; runner.stop() stops it")
+        try:
+            with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
+        except Interrupted as e: raise self._interrupted(e) from None
+        except NonFiniteError as e:
+            where = getattr(e, 'checkpoint', None)
+            self.team.wait()   # one that ends before the writer would have torchrun end the writer
+            if where: say(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
+                            f"the state before it: resume_from_checkpoint={str(where)!r}")
+            raise
+
+# %% ../../nbs/training/runner.ipynb #0d2a9930
+class _Run(_Training):
     "Training, with its checkpoints"
     def run(self)->TrainingSAE: # The trained SAE, in its training form
         "Train, evaluate and save; with resume='auto' go on where the run was"
@@ -224,23 +241,14 @@ class _Run(_Resuming):
         if cfg.logger.run_name is None:
             kind, tokens = f"{cfg.sae.architecture()}-{cfg.sae.d_sae}", f"{cfg.training_tokens:3.3e}"
             cfg.logger.run_name = f"{kind}-LR-{cfg.lr}-Tokens-{tokens}"
-        with self.stopping.signals():
-            with self.stopping.at_once(): trainer = self._prepare(auto, must)
-            self.trainer = trainer
-            return self._train()
-
-    def _train(self)->TrainingSAE:
-        if self.verbose and threading.current_thread() is not threading.main_thread():
-            say("Signals do not reach a run outside the main thread; runner.stop() stops it")
         try:
-            with self.stopping.signals(), self._holding_output(): return self.trainer.fit()
-        except Interrupted as e: raise self._interrupted(e) from None
-        except NonFiniteError as e:
-            where = getattr(e, 'checkpoint', None)
-            self.team.wait()   # one that ends before the writer would have torchrun end the writer
-            if where: say(f"{type(e).__name__} at step {self.trainer.n_training_steps}; "
-                            f"the state before it: resume_from_checkpoint={str(where)!r}")
-            raise
+            with self.stopping.signals():
+                with self.stopping.at_once(): trainer = self._prepare(auto, must)
+                self.trainer = trainer
+                return self._train()
+        except Interrupted as e:   # after the end of the run nobody was left to answer
+            if self.trainer is None or not self.trainer.ended: raise
+            raise self._interrupted(e) from None
 
 # %% ../../nbs/training/runner.ipynb #5c7df8ac
 class _Stopped(_Run):

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError, SaveError
+from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
 from ..core.metrics import log_sparsity
 from ..core.output import Bar
@@ -218,6 +218,11 @@ class _Given(_TrainStep):
         "Call a method of all callbacks"
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
 
+    def _close(self):
+        "Tell all callbacks that training ended, whatever one of them raises"
+        with contextlib.ExitStack() as stack:
+            for cb in reversed(self.callbacks): stack.callback(getattr(cb, 'on_close', lambda trainer: None), self)
+
 # %% ../../nbs/training/trainer.ipynb #5e17b048
 class _Fed(_Given):
     "Where batches come from"
@@ -404,14 +409,15 @@ class _Loop(_Turns):
                 self.tell('on_stop')
                 self.team.wait()
             raise
-        except (ProcessError, SaveError): raise
+        except ProcessError: raise
         except (Exception, SystemExit) as e:
             if not self.mid_step and position_of(self) != began: self.tell('on_error', e)
             raise
-        finally: self.tell('on_close')
+        finally: self._close()
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
         "Train until `total_training_samples` rows were seen; after `Interrupted` the same call goes on"
+        if self.in_turn: raise SAEWorkbenchError("fit() was called by a callback, inside a step of the same trainer")
         with self.stop.signals(), self.turn(), contextlib.closing(self.steps()) as run:
             for _ in run: pass
         return self.sae
@@ -471,8 +477,8 @@ class _Logged(_Measured):
         return metrics
 
 # %% ../../nbs/training/trainer.ipynb #e769675f
-class _State(_Logged):
-    "All that decides how training goes on, but for the data"
+class _Kept(_Logged):
+    "What a state holds besides the weights and the optimiser"
     def _kept_callbacks(self)->dict[str, Any]:
         "Callbacks with a state, by a name that is the same in the next process"
         kept, seen = {}, Counter()
@@ -492,11 +498,19 @@ class _State(_Logged):
                                 f"plain data can be saved, not {bad}", stacklevel=4)
         return states
 
+    def _other_buffers(self)->dict[str, Tensor]:
+        "Buffers of the SAE that are not among its weights (`persistent=False`), but may change all the same"
+        saved = self.sae.state_dict()
+        return {k: b for k, b in self.sae.named_buffers() if k not in saved}
+
+# %% ../../nbs/training/trainer.ipynb #a49c6869
+class _State(_Kept):
+    "All that decides how training goes on, but for the data"
     def state_dict(self)->dict[str, Any]:
         "Tensors and numbers, nested in dicts with text keys"
         return dict(
             n_training_steps=self.n_training_steps, n_training_samples=self.n_training_samples,
-            sae=dict(self.sae.state_dict()), optimizer=optimizer_state(self.optimizer),
+            sae=dict(self.sae.state_dict()), buffers=self._other_buffers(), optimizer=optimizer_state(self.optimizer),
             lr_scheduler_step=self.lr_scheduler.last_epoch, statistics=self.statistics.state_dict(),
             coefficients={k: c.state_dict() for k, c in self.coefficient_schedulers.items()},
             scaling_factor=self.activation_scaler.scaling_factor, norm=self.norm.state_dict(),
@@ -514,6 +528,7 @@ class SAETrainer(_State):
         self.n_training_steps = int(state['n_training_steps'])
         self.n_training_samples = int(state['n_training_samples'])
         self.sae.load_state_dict(state['sae'])
+        for k, b in self._other_buffers().items(): b.data = state.get('buffers', {}).get(k, b).to(b.device)
         load_optimizer_state(self.optimizer, state['optimizer'])
         self._set_lr(int(state['lr_scheduler_step']))
         self.statistics.load_state_dict(state['statistics'])
