@@ -26,7 +26,8 @@ WRONG = {
     # sizes, counts, rates
     "TopK(d_in=0)": "d_in=0: must be at least 1",
     "TopK(d_in='8')": "d_in='8': must be a whole number",
-    "TopK(d_sae=16.0)": "d_sae=16.0: must be a whole number",
+    "TopK(d_sae=16.0)": "d_sae=16.0: must be a whole number; write 16",
+    "Run(training_tokens=1e6)": "training_tokens=1000000.0: must be a whole number; write 1_000_000",
     "TopK(d_sae=True)": "d_sae=True: must be a whole number",
     "StandardTrainingSAEConfig(d_in=8)": "d_sae is required",
     "TopK(k=0)": "k=0: must be at least 1",

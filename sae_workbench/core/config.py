@@ -10,7 +10,7 @@ __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', '
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
 from abc import ABCMeta
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from operator import index
 from pathlib import Path
@@ -133,11 +133,12 @@ def _check_field(cls, name:str, value)->tuple[Any, list[str]]:
     try: return check(value), []
     except ValidationError as e:
         phrases = dict.fromkeys(map(_phrase, e.errors()))   # a union type has one error for each of its types
-        return value, [f"{name}={value!r}: " + ' or '.join(phrases) + _instead(name, value)]
+        return value, [f"{name}={value!r}: " + ' or '.join(phrases) + _instead(name, value, phrases)]
 
-def _instead(name:str, value)->str:
-    old = old_value(name, value)
-    return f"; write {old.new!r} ({old.why})" if old else ''
+def _instead(name:str, value, phrases:Iterable[str])->str: # What to write instead, if that is known
+    if (old := old_value(name, value)): return f"; write {old.new!r} ({old.why})"
+    whole = _WORDS['int_type'] in phrases and isinstance(value, float) and value.is_integer()
+    return f"; write {int(value):_}" if whole else ''
 
 # %% ../../nbs/core/config.ipynb #40a825f7
 def _collect(cls, attr:str)->Iterator:
