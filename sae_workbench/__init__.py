@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../nbs/api.ipynb #80965600
+import sys
 from importlib import import_module
 from .core.errors import did_you_mean
 from .core.old_options import OLD_NAMES
+from .core.v6_modules import V6Modules
 
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
@@ -96,3 +98,6 @@ def __getattr__(name):
     return value
 
 def __dir__(): return sorted([*__all__, '__version__'])
+
+# %% ../nbs/api.ipynb #df18ee9f
+if not any(isinstance(f, V6Modules) for f in sys.meta_path): sys.meta_path.append(V6Modules())
