@@ -358,9 +358,10 @@ class _Watching(_Attached):
 
     def on_start(self, trainer):
         "Read what is known of the run from before, if it is not known here"
-        log = next((cb.path for cb in trainer.callbacks if isinstance(cb, JSONLLogger)), None)
-        if trainer.n_training_steps and not self.history.lines and log is not None and log.is_file():
-            FollowedLog(log, self.history).update()
+        log = next((cb for cb in trainer.callbacks if isinstance(cb, JSONLLogger)), None)
+        if trainer.n_training_steps and not self.history.lines and log is not None:
+            log.on_start(trainer)   # which cuts off what was written behind the checkpoint
+            if log.path.is_file(): FollowedLog(log.path, self.history).update()
         self.began = time.time() - self.history.seconds
 
     def on_log(self, trainer, metrics):
