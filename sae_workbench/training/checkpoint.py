@@ -20,6 +20,7 @@ from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_one, read_manifest, remove
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
+from ..core.private import without_secrets
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state
 
@@ -70,6 +71,7 @@ def _follows(k:str, saved:dict, now:dict)->bool:
     return k=='lr_end' and all(c.get('lr') and c['lr_end']==c['lr']/10 for c in (saved, now))
 
 def _differing(saved:dict, now:dict)->list[tuple[str, Any, Any]]: # Option, its value there and here
+    saved, now = without_secrets(saved), without_secrets(now)   # a token decides no weights, and none is in the file
     both = [k for k in sorted((set(saved) & set(now)) - MAY_DIFFER) if not _follows(k, saved, now)]
     return differences({k: saved[k] for k in both}, {k: now[k] for k in both})
 
