@@ -164,3 +164,6 @@ def test_no_order_to_the_terminal_leaves_a_command(tmp_path, capsys):
         text = said.out + said.err
         assert text and not {'\x1b', '\x07', '\u202e'} & set(text), (args, text)
         assert r'\x1b' in text or args[1] == str(tmp_path/'keys'), (args, text)
+    run_command(lambda: warnings.warn(f'a warning{ORDER}'))
+    said = capsys.readouterr().err
+    assert r'a warning\x1b' in said and '\x1b' not in said
