@@ -196,6 +196,7 @@ def test_page(name, page, address):
     assert not page.evaluate(UNDRAWN)
     assert not page.evaluate(FAINT)
     page.locator('.quarto-color-scheme-toggle:visible').first.click()
+    page.wait_for_timeout(500)   # colours change over a moment
     assert not page.evaluate(FAINT), 'in the dark'
     page.set_viewport_size(PHONE)
     for _ in range(20):   # figures follow the window, in their own time
@@ -221,6 +222,7 @@ def test_search_results_are_legible(dark, page, address):
     page.goto(address + 'nbs/index.html')
     if dark:
         page.locator('.quarto-color-scheme-toggle:visible').first.click()
+        page.wait_for_timeout(500)
     first_hit(page, 'dead latents')
     assert page.locator('.navbar .search-result-text mark').count()
     assert not page.evaluate(FAINT)
