@@ -1,6 +1,5 @@
 """What others wrote is data: it runs nothing, opens nothing outside its folder, and reaches a terminal as text. What we write holds no secret."""
 import contextlib
-import io
 import json
 import os
 import warnings
@@ -164,6 +163,7 @@ def test_no_order_to_the_terminal_leaves_a_command(tmp_path, capsys):
         text = said.out + said.err
         assert text and not {'\x1b', '\x07', '\u202e'} & set(text), (args, text)
         assert r'\x1b' in text or args[1] == str(tmp_path/'keys'), (args, text)
-    run_command(lambda: warnings.warn(f'a warning{ORDER}'))
-    said = capsys.readouterr().err
-    assert r'a warning\x1b' in said and '\x1b' not in said
+    said = []
+    run_command(lambda: said.append(warnings.formatwarning(f'a warning{ORDER}', UserWarning, 'file', 1, '')))
+    assert r'a warning\x1b' in said[0] and '\x1b' not in said[0]
+    assert '\x1b' in warnings.formatwarning(ORDER, UserWarning, 'file', 1, '')   # only inside a command

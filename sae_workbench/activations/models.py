@@ -111,10 +111,11 @@ OF_A_MACHINE = ('device', 'device_map', 'n_devices', 'max_memory', 'low_cpu_mem_
 def _decides(options:dict, why:str)->ConfigError:
     "An error for options that a file must not decide"
     said = ', '.join(f'{k}={HIDDEN if is_secret(k, v) else repr(v)[:60]}' for k, v in options.items())
-    def written(value): return json.dumps({k: value(k) for k in options})
+    def written(value): return json.dumps({k: value(k) for k in options}, ensure_ascii=False)
     wanted = written(lambda k: True if options[k] is True else HIDDEN)
-    return ConfigError(f"the SAE's metadata ask for {said} in model_from_pretrained_kwargs, {why}. If you want it, say so "
-                       f"yourself: --model-kwargs '{wanted}'; to go without: --model-kwargs '{written(lambda k: None)}'")
+    return ConfigError(f"the SAE's metadata ask for {said} in model_from_pretrained_kwargs, {why}. If you want it, "
+                       f"say so yourself: --model-kwargs '{wanted}'; "
+                       f"to go without: --model-kwargs '{written(lambda k: None)}'")
 
 def harmless_options(
     said:Mapping|None, # `model_from_pretrained_kwargs` in a file
@@ -145,11 +146,11 @@ def model_of_file(
     if not name: return None
     if model_name: return kind, model_name, options
     if not isinstance(name, str) or is_local(name) or not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
-        raise ConfigError(f"the SAE's metadata name the model {name!r}, which is a path, or a folder here: a file does not "
-                          f"decide what is opened on this machine. If you mean it, say so yourself: --model {name}")
+        raise ConfigError(f"the SAE's metadata name the model {name!r}, which is a path, or a folder here: a file does "
+                          f"not decide what is opened on this machine. If you mean it, say so yourself: --model {name}")
     if options.get('trust_remote_code'):
-        raise ConfigError(f"trust_remote_code would run the code of {name!r}, a model that the SAE's metadata name. If you "
-                          f"trust it, say so yourself: --model {name}")
+        raise ConfigError(f"trust_remote_code would run the code of {name!r}, a model that the SAE's metadata name. "
+                          f"If you trust it, say so yourself: --model {name}")
     return kind, name, options
 
 def read_options(

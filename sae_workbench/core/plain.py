@@ -120,7 +120,8 @@ def yaml_text(
 )->str: # Ends with a newline
     "Plain data as YAML, without secrets"
     import yaml
-    return yaml.dump(without_secrets(data), Dumper=_dumper(), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    data = without_secrets(data)
+    return yaml.dump(data, Dumper=_dumper(), sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 LARGEST_YAML, MOST_NODES = 2**20, 100_000   # characters; values once all aliases are written out
 
@@ -133,7 +134,8 @@ def _weigh(node)->int:
         inside.add(node)
         below = node.value if isinstance(node.value, list) else ()
         n = 1 + sum(size(x) for part in below for x in (part if isinstance(part, tuple) else (part,)))
-        if n > MOST_NODES: raise ConfigError(f"the YAML stands for more than {MOST_NODES:,} values, aliases written out")
+        if n > MOST_NODES:
+            raise ConfigError(f"the YAML stands for more than {MOST_NODES:,} values, aliases written out")
         inside.remove(node)
         sizes[node] = n
         return n

@@ -69,7 +69,8 @@ def _round(x, *digits):
     if any(abs(d) > 99 for d in digits): raise NotKnown
     return round(x, *digits)
 
-_CALLS = {f.__name__: f for f in (int, float, str, bool, min, max, abs, len, sum, dict, list, tuple)} | {'round': _round}
+_CALLS = {f.__name__: f for f in (int, float, str, bool, min, max, abs, len, sum, dict, list, tuple)}
+_CALLS['round'] = _round
 
 def _names_in(node:ast.AST)->frozenset[str]:
     "Names that an expression needs, except harmless builtins"
@@ -377,7 +378,8 @@ def _merge(r, name:str, entries:dict[str, Value], env):
     old = env.get(name)
     if old is None or old.items is None: return
     items = old.items | entries
-    try: value = r.work.count({k: v.value for k, v in items.items()}) if all(v.known for v in items.values()) else UNKNOWN
+    value = {k: v.value for k, v in items.items()} if all(v.known for v in items.values()) else UNKNOWN
+    try: r.work.count(value)
     except NotKnown: value = UNKNOWN
     env[name] = r.dicts[name] = replace(old, items=items, value=value)
 

@@ -43,7 +43,8 @@ def locate(
         return Source(entry.repo_id, entry.path, entry=entry)
     if (there := Path(release).expanduser()).exists():
         at = there.resolve()
-        return Source(str(there), path, True) if path else Source(str(at.parent), at.name, True, None, at if at.is_dir() else None)
+        if path: return Source(str(there), path, True)
+        return Source(str(at.parent), at.name, True, within=at if at.is_dir() else None)
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name): return Source(name, path, entry=find_entry(name, path))
     raise ConfigError(unknown('release', name, known) + "; nor is it a folder, nor a repository (owner/name)")
 

@@ -296,7 +296,8 @@ def _from_text(text:str, where:str='the text', **kw)->Migration:
 def _notebook(text:str, where:str)->str:
     "The code of a notebook as one script"
     try: cells = [''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type']=='code']
-    except (ValueError, KeyError, TypeError, RecursionError) as e: raise ConfigError(f'{where}: is not a notebook: {e!r}') from None
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ConfigError(f'{where}: is not a notebook: {e!r}') from None
     cells = ['' if c.startswith('%%') else re.sub(r'^(\s*)[!%].*$', r'\1pass', c, flags=re.M) for c in cells]
     return '\n'.join(cells)
 
