@@ -15,7 +15,7 @@ from sae_workbench.saes.base import SAEMetadata
 from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
 from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_workbench.saes.transcoder import Transcoder, TranscoderConfig
-from sae_workbench.faces.monitor import TrainingMonitor
+from sae_workbench.faces.monitor import RUNNING, TrainingMonitor
 from sae_workbench.training.config import SAETrainerConfig
 from sae_workbench.training.trainer import SAETrainer
 
@@ -119,10 +119,10 @@ def run_beside(model, cell):
     source = ModuleSource(model, HOOK, tokens(64), batch_size=4)
     torch.manual_seed(0)
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=32, k=4))
-    cfg = SAETrainerConfig(total_training_samples=32*60, train_batch_size_samples=32, device='cpu')
+    cfg = SAETrainerConfig(total_training_samples=32*100, train_batch_size_samples=32, device='cpu')
     monitor = TrainingMonitor(SAETrainer(cfg, sae, source)).start()
     found = []
-    while monitor.thread.is_alive(): found.append(cell(sae))
+    while monitor.state in RUNNING: found.append(cell(sae))
     monitor.wait()
     return torch.cat([p.detach().flatten() for p in sae.parameters()]), found
 
