@@ -53,7 +53,8 @@ def test_attentions_and_later_layers_follow(place):
     before = states(asked)
     found = []
     for model in (fresh, asked):
-        with attach(model, sae, f'{layers}.0'), replacing(model, {f'{layers}.1': lambda h: 2*h}): found.append(states(model))
+        with attach(model, sae, f'{layers}.0'), replacing(model, {f'{layers}.1': lambda h: 2*h}):
+            found.append(states(model))
     for key in ('hidden_states', 'attentions'):
         for a, b in zip(found[0][key], found[1][key], strict=True): torch.testing.assert_close(a, b)
     assert not torch.equal(found[1].attentions[1], before.attentions[1])

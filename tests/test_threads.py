@@ -39,6 +39,8 @@ def make_sae(seed=0, **options):
     torch.manual_seed(seed)
     return TopKSAE(TopKSAEConfig(d_in=D, d_sae=32, k=4, metadata=SAEMetadata(hf_hook_name=HOOK), **options))
 
+def make_normed(): return StandardSAE(StandardSAEConfig(D, 32, normalize_activations='layer_norm'))
+
 def tokens(n=4, seed=0): return torch.randint(3, 64, (n, 8), generator=torch.Generator().manual_seed(seed))
 
 def in_threads(fn, jobs, n=4):
@@ -52,7 +54,7 @@ def test_error_term_and_intervention_of_a_shared_sae():
         def right(i): return sum(torch.equal(sae(xs[i % 4]), wanted[i % 4]) for _ in range(400))
         assert in_threads(right, range(8)) == [400]*8
 
-@pytest.mark.parametrize('make', [make_sae, lambda: StandardSAE(StandardSAEConfig(D, 32, normalize_activations='layer_norm'))])
+@pytest.mark.parametrize('make', [make_sae, make_normed])
 def test_options_of_a_call_stay_with_it(make):
     sae, x = make(), torch.randn(2, 6, D)
     made = [Attachment(sae, (HOOK, HOOK), use_error_term=e, keep=torch.rand(2, 6) > .5) for e in (False, True)*2]

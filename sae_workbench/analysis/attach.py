@@ -144,7 +144,7 @@ class TextPlace:
         padding = _padding(mask, self.start, n) if fits else None
         if self.ids is not None and self.ids.dim()==2 and self.ids.shape[1]==n and len(self.ids) in (1, batch):
             text = self.ids
-        elif padding is not None and mask.dim()==2: text = (mask != 0).long().cumsum(-1)[:, self.start:self.start + n] - 1
+        elif padding is not None and mask.dim()==2: text = ((mask != 0).cumsum(-1) - 1)[:, self.start:self.start + n]
         if padding is not None: text = torch.where(padding.to(text.device), -1, text)
         return text if len(shape)==2 else text.reshape(-1, n)[0] if len(text.reshape(-1, n))==1 else None
 
