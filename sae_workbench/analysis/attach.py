@@ -215,8 +215,9 @@ class Attachment(_Options):
 
     def _note(self, x:Tensor): self.seen.x = x
 
-    def _begin(self, outermost:bool, module:nn.Module, args:tuple, kwargs:dict):
+    def _begin(self, outermost:bool, module:nn.Module, args:tuple, kwargs:dict|None=None):
         "A hook: the model, or a part of it that reads whole texts, is called"
+        if kwargs is None: return   # another thread is just taking the hook down
         if outermost: self.seen.text = TextPlace()
         if _counts(self.sae): self.seen.text = self.seen.text.within(module, args, kwargs)
 
