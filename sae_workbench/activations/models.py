@@ -17,6 +17,7 @@ from torch import nn
 from ..core.capture import capture, resolve
 from ..core.config import DTYPES, as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
+from ..core.hooks import only_own_hooks
 from ..core.plain import read_json_text
 from ..core.private import HIDDEN, is_local, is_secret
 
@@ -222,6 +223,7 @@ def weights_mark(
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()
+@only_own_hooks()
 def model_d_in(
     model:nn.Module, # Any language model
     hook_name:str, # A hook or submodule name
