@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import nn
-from ..core.capture import capture, resolve
+from ..core.capture import capture
 from ..core.config import as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
+from ..core.points import resolve
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
