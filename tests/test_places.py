@@ -1,11 +1,18 @@
 """What names of places mean, family by family, against TransformerLens and plain torch hooks."""
 
+import json
+import warnings
+
 import pytest
 import torch
 import transformers as tf
+from producers import PRODUCERS, put
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from sae_workbench import SAE
 from sae_workbench.activations.offline import byte_tokenizer
+from sae_workbench.analysis.attach import place_of
 from sae_workbench.core.capture import capture, replacing
 from sae_workbench.core.errors import HookError
 from sae_workbench.core.points import FAMILIES, POINTS, resolve
@@ -31,10 +38,10 @@ NAMES = ['hook_embed', 'ln_final.hook_normalized', 'blocks.1.hook_resid_pre', 'b
 pytestmark = pytest.mark.filterwarnings('ignore:.*is the residual stream before the norm')
 
 
-def tiny(model_type: str) -> torch.nn.Module:
+def tiny(model_type: str, layers: int = 2) -> torch.nn.Module:
     "A model of a type with random weights, norms included"
     name, config, more = MODELS[model_type]
-    cfg = config(**SIZES, **more)
+    cfg = config(**SIZES | more | dict(num_hidden_layers=layers))
     cfg.architectures, cfg._attn_implementation = [name], 'eager'
     torch.manual_seed(0)
     model = getattr(tf, name)(cfg).eval().requires_grad_(False)
@@ -143,3 +150,123 @@ def test_unknown_types_have_a_residual_stream():
         assert_close(x, hidden[1])
     with pytest.raises(HookError, match="in models of type 'olmo'; layer 1 is 'model.layers.1', its parts are self_attn"):
         resolve(model, 'blocks.1.hook_mlp_out')
+
+
+# Where each producer's SAEs read and write, as the producer does it: a path and its side, or a function of the model
+GAINLESS = 'normed'   # the input of a norm over its scale, before the norm's weights
+L3 = 'model.layers.3'
+SCOPE = 'gemma-scope-2b-pt-{}/layer_3/average_l0_6'
+SCOPE_2 = 'gemma-scope-2-1b-pt/{}/layer_3_l0_small'
+OPENAI = '{}/v5_32k/autoencoders/3.pt'
+HF_IN_OUT = dict(hf_hook_point_in=f'{L3}.pre_feedforward_layernorm.output',
+                 hf_hook_point_out=f'{L3}.post_feedforward_layernorm.output')
+PLACES = [   # producer, path, what its config says instead, model type, layers, (where it reads, where it writes)
+    ('sae_lens', None, dict(hook_name='blocks.3.hook_resid_pre'), 'gpt2', 4, ['transformer.h.3.input']),
+    ('gemma_2', SCOPE.format('res'), {}, 'gemma2', 4, [f'{L3}.output']),
+    ('gemma_2', SCOPE.format('mlp'), {}, 'gemma2', 4, [f'{L3}.post_feedforward_layernorm.output']),
+    ('gemma_2', SCOPE.format('att'), {}, 'gemma2', 4, [f'{L3}.self_attn.o_proj.input']),
+    ('gemma_2', None, {}, 'gemma2', 2, ['model.embed_tokens.output']),
+    ('gemma_2_transcoder', None, {}, 'gemma2', 4,
+     [f'{L3}.pre_feedforward_layernorm.{GAINLESS}', f'{L3}.post_feedforward_layernorm.output']),
+    ('gemma_3', SCOPE_2.format('resid_post'), dict(hf_hook_point_in=f'{L3}.output'), 'gemma3_text', 4, [f'{L3}.output']),
+    ('gemma_3', SCOPE_2.format('mlp_out'), dict(hf_hook_point_in=f'{L3}.post_feedforward_layernorm.output'), 'gemma3_text', 4,
+     [f'{L3}.post_feedforward_layernorm.output']),
+    ('gemma_3', SCOPE_2.format('attn_out'), dict(hf_hook_point_in=f'{L3}.self_attn.o_proj.input'), 'gemma3_text', 4,
+     [f'{L3}.self_attn.o_proj.input']),
+    ('gemma_3', SCOPE_2.format('transcoder'), HF_IN_OUT, 'gemma3_text', 4, [*HF_IN_OUT.values()]),
+    ('llama_scope', None, dict(hook_point_in='blocks.3.hook_resid_post', hook_point_out='blocks.3.hook_resid_post'), 'llama', 4,
+     [f'{L3}.output']),
+    ('llama_scope', None, dict(hook_point_in='blocks.3.hook_mlp_out', hook_point_out='blocks.3.hook_mlp_out'), 'llama', 4,
+     [f'{L3}.mlp.output']),
+    ('llama_scope', None, dict(hook_point_in='blocks.3.hook_attn_out', hook_point_out='blocks.3.hook_attn_out'), 'llama', 4,
+     [f'{L3}.self_attn.output']),
+    ('llama_scope_r1_distill', None, dict(hook_point_in='blocks.3.hook_resid_post'), 'llama', 4, [f'{L3}.output']),
+    ('dictionary_learning_1', None, dict(trainer=dict(submodule_name='mlp_out_layer_3')), 'gpt_neox', 4,
+     ['gpt_neox.layers.3.mlp.output']),
+    ('dictionary_learning_1', None, dict(trainer=dict(submodule_name='attention_out_layer_3')), 'gpt_neox', 4,
+     ['gpt_neox.layers.3.attention.output']),
+    ('dictionary_learning_1', None, dict(trainer=dict(submodule_name='mlp_out_layer_3', lm_name='google/gemma-2-2b')), 'gemma2', 4,
+     [f'{L3}.mlp.output']),
+    ('dictionary_learning_1', None, dict(trainer=dict(submodule_name=None)), 'gpt_oss', 4, [f'{L3}.output']),
+    ('sparsify', None, {}, 'llama', 4, [f'{L3}.mlp.input', f'{L3}.mlp.output']),
+    ('sparsify', None, dict(model='google/gemma-2-2b'), 'gemma2', 4, [f'{L3}.mlp.input', f'{L3}.mlp.output']),
+    ('sparsify', 'layers.3.self_attn', {}, 'llama', 4, [f'{L3}.self_attn.input', f'{L3}.self_attn.output']),
+    ('sparsify', 'gpt_neox.layers.3.mlp', dict(skip_connection=False), 'gpt_neox', 4, ['gpt_neox.layers.3.mlp.output']),
+    ('sparsify', 'h.3', dict(skip_connection=False), 'gpt2', 4, ['transformer.h.3.output']),
+    ('sparsify', 'embed_tokens', dict(skip_connection=False), 'llama', 2, ['model.embed_tokens.output']),
+    ('mwhanna_transcoder', None, dict(feature_input_hook='mlp.hook_in', feature_output_hook='mlp.hook_out'), 'qwen3', 4,
+     [f'{L3}.mlp.input', f'{L3}.mlp.output']),
+    ('mntss_clt_layer_transcoder', None, dict(feature_input_hook='hook_resid_mid', feature_output_hook='hook_mlp_out'), 'gemma2', 4,
+     [f'{L3}.pre_feedforward_layernorm.input', f'{L3}.post_feedforward_layernorm.output']),
+    ('llamascopium', None, dict(hook_point_in='blocks.3.mlp.hook_in', hook_point_out='blocks.3.hook_mlp_out'), 'qwen3', 4,
+     [f'{L3}.mlp.input', f'{L3}.mlp.output']),
+    ('qwen_scope', None, {}, 'qwen3', 4, [f'{L3}.output']),
+    ('qwen_scope', None, {}, 'qwen3_moe', 4, [f'{L3}.output']),
+    ('goodfire', None, {}, 'llama', 20, ['model.layers.19.output']),
+    ('deepseek_r1', None, {}, 'llama', 20, ['model.layers.19.output']),
+    ('connor_rob_hook_z', None, {}, 'gpt2', 2, ['transformer.h.0.attn.c_proj.input']),
+    ('openai', OPENAI.format('resid_post_mlp'), {}, 'gpt2', 4, ['transformer.h.3.output']),
+    ('openai', OPENAI.format('resid_post_attn'), {}, 'gpt2', 4, ['transformer.h.3.ln_2.input']),
+    ('openai', OPENAI.format('resid_delta_mlp'), {}, 'gpt2', 4, ['transformer.h.3.mlp.output']),
+    ('openai', OPENAI.format('resid_delta_attn'), {}, 'gpt2', 4, ['transformer.h.3.attn.output']),
+    ('openai', OPENAI.format('mlp_post_act'), {}, 'gpt2', 4, ['transformer.h.3.mlp.act.output']),
+    ('temporal', None, {}, 'gemma2', 13, ['model.layers.12.output']),
+]
+
+
+def changed(config: dict, said: dict) -> dict:
+    "A config that says something else; None takes a fact out"
+    new = {k: changed(v, said[k]) if isinstance(said.get(k), dict) else said.get(k, v) for k, v in config.items()}
+    return {k: v for k, v in new.items() if v is not None}
+
+
+def published(folder, producer: str, path: str | None, said: dict) -> SAE:
+    "An SAE in the producer's layout, at another path, with a config that says something else"
+    at = PRODUCERS[producer](folder)
+    if path:
+        (folder/path).parent.mkdir(parents=True, exist_ok=True)
+        (folder/at).rename(folder/path)
+        at = path
+    for file in [*folder.rglob('*.json'), *folder.rglob('*.yaml')]:
+        file.write_text(json.dumps(changed(json.loads(file.read_text()), said)))
+    for file in folder.rglob('*.safetensors'):
+        t = load_file(file)
+        if said.get('skip_connection') is False:
+            del t['W_skip']
+        if producer == 'gemma_3' and 'transcoder' not in at:
+            del t['affine_skip_connection']
+            t |= dict(w_dec=t['w_dec'][:, :8], b_dec=t['b_dec'][:8])
+        norms = {f'dataset_average_activation_norm.{old}': new for old, new in zip('ab', said.values())}
+        put(file, {f'dataset_average_activation_norm.{norms[k]}' if k in norms else k: v for k, v in t.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return SAE.from_pretrained(str(folder), at, allow_pickle=True)
+
+
+def direct(model, place: str) -> torch.Tensor:
+    "What stands at a place, by a plain hook of torch"
+    (path, _, side), seen = place.rpartition('.'), []
+    module = model.get_submodule(path)
+
+    def before(m, args, kwargs): seen.append(args[0] if args else kwargs['hidden_states'])
+    def after(m, args, out): seen.append(out[0] if isinstance(out, tuple) else out)
+    handle = module.register_forward_hook(after) if side == 'output' else module.register_forward_pre_hook(before, with_kwargs=True)
+    model(TOKENS)
+    handle.remove()
+    x = seen[0]
+    return x*torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.eps) if side == GAINLESS else x
+
+
+def test_every_producer_has_a_place():
+    assert {p.split()[0] for p in PRODUCERS} == {p for p, *_ in PLACES}
+
+
+@pytest.mark.parametrize('producer,path,said,model_type,layers,expected', PLACES)
+def test_read_what_the_producer_read(producer, path, said, model_type, layers, expected, tmp_path):
+    sae, model = published(tmp_path, producer, path, said), tiny(model_type, layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')   # no doubt about the place
+        places = place_of(model, sae)
+    assert hasattr(sae.cfg, 'd_out') == (len(expected) == 2)
+    for place, at in zip(places, expected):
+        assert_close(capture(model, place, TOKENS)[place].flatten(2), direct(model, at))

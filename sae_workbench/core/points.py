@@ -224,7 +224,8 @@ def resolve(
 def _reader(decoder:Decoder|None, point:Point)->Point:
     "The same tensor as the input of the module that reads it, where that is known"
     if decoder is None or point.side != 'output' or point.onto: return point
-    f = decoder.family
+    f, embedding = decoder.family, getattr(decoder.around, 'get_input_embeddings', lambda: None)()
+    if f and not f.embed and point.module is embedding: return Point(decoder.blocks[0], 'input')
     for block, following in zip(decoder.blocks, [*decoder.blocks[1:], None]):
         if point.module is block: return Point(following, 'input') if following is not None else point
         for norm, reader in ((f.ln1, f.attn), (f.ln2, f.mlp)) if f else ():
