@@ -11,11 +11,19 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sae_workbench import SAE
+from sae_workbench.activations.modules import ModuleSource
 from sae_workbench.activations.offline import byte_tokenizer
-from sae_workbench.analysis.attach import place_of
+from sae_workbench.activations.sources import LanguageModelSource
+from sae_workbench.activations.tokens import TokenContexts
+from sae_workbench.analysis.attach import attach, place_of
+from sae_workbench.analysis.evals import EvalConfig, run_evals
+from sae_workbench.analysis.examples import TextLatents
 from sae_workbench.core.capture import capture, replacing
 from sae_workbench.core.errors import HookError
 from sae_workbench.core.points import FAMILIES, POINTS, resolve
+from sae_workbench.saes.base import SAEMetadata
+from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
+from sae_workbench.saes.transcoder import TopKSkipTranscoder, TopKSkipTranscoderConfig
 
 SIZES = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
              max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -270,3 +278,85 @@ def test_read_what_the_producer_read(producer, path, said, model_type, layers, e
     assert hasattr(sae.cfg, 'd_out') == (len(expected) == 2)
     for place, at in zip(places, expected):
         assert_close(capture(model, place, TOKENS)[place].flatten(2), direct(model, at))
+
+
+def transcoder(**names):
+    "A transcoder of the model's width that says where it belongs, with random weights"
+    torch.manual_seed(1)
+    sae = TopKSkipTranscoder(TopKSkipTranscoderConfig(d_in=32, d_out=32, d_sae=64, k=4, metadata=SAEMetadata(**names)))
+    sae.W_skip.data.normal_(std=.1)
+    return sae.requires_grad_(False)
+
+
+@pytest.mark.parametrize('names', [dict(hf_hook_name='layers.1.mlp', hf_hook_name_out='layers.1.mlp'),
+                                   dict(hook_name='blocks.1.mlp.hook_in', hook_name_out='blocks.1.hook_mlp_out')])
+def test_a_transcoder_is_attached_and_measured(names):
+    model, sae = tiny('llama'), transcoder(**names)
+    block = model.model.layers[1]
+    handle = block.mlp.register_forward_hook(lambda m, args, out: sae(args[0]))
+    expected = model(TOKENS).logits
+    handle.remove()
+    with attach(model, sae):
+        assert_close(model(TOKENS).logits, expected)
+    cfg = EvalConfig(compute_ce_loss=True, compute_variance_metrics=True, compute_sparsity_metrics=True, batch_size_prompts=2,
+                     n_eval_reconstruction_batches=1)
+    metrics = run_evals(sae, TOKENS, model, None, cfg, exclude_special_tokens=False)[0]
+    loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).item()
+    x, y = direct(model, 'model.layers.1.mlp.input'), direct(model, 'model.layers.1.mlp.output')
+    assert metrics['model_performance_preservation']['ce_loss_with_sae'] == pytest.approx(loss, rel=1e-5)
+    assert metrics['reconstruction_quality']['mse'] == pytest.approx((sae(x) - y).pow(2).sum(-1).mean().item(), rel=1e-4)
+    assert metrics['sparsity']['l0'] <= 4 and metrics.baselines == {}
+
+
+def saved_as(name, d=32, **more):
+    "An SAE that names a TransformerLens point and nothing else"
+    torch.manual_seed(1)
+    return StandardSAE(StandardSAEConfig(d_in=d, d_sae=64, metadata=SAEMetadata(hook_name=name, **more))).requires_grad_(False)
+
+
+@pytest.mark.parametrize('model_type', ['gpt2', 'llama', 'gemma3_text'])
+@pytest.mark.parametrize('point', ['hook_resid_pre', 'attn.hook_z', 'hook_mlp_out'])
+def test_one_name_everywhere(model_type, point, tmp_path):
+    "attach, evaluations, sources, caches, modules and examples give on a Hugging Face model what they give on a bridge"
+    name = f'blocks.1.{point}'
+    model, bridge, sae = tiny(model_type), bridged(model_type, tmp_path), saved_as(name)
+    with attach(model, sae), attach(bridge, sae):
+        assert_close(model(TOKENS).logits, bridge(TOKENS))
+    cfg = EvalConfig(compute_ce_loss=True, compute_variance_metrics=True, batch_size_prompts=2, n_eval_reconstruction_batches=1,
+                     baselines=False)
+    ours, theirs = (run_evals(sae, TOKENS, m, None, cfg, exclude_special_tokens=False)[0] for m in (model, bridge))
+    for group in ('model_performance_preservation', 'reconstruction_quality'):
+        assert ours[group] == pytest.approx(theirs[group], rel=1e-3)
+    rows = [next(ModuleSource(m, name, [TOKENS], channel_dim=-1)) for m in (model, bridge)]
+    assert_close(rows[0].flatten(), rows[1].flatten())
+    texts = [dict(tokens=t) for t in TOKENS.tolist()]
+    contexts = [TokenContexts(texts, None, 9, prepend_bos=False) for _ in range(2)]
+    rows = [next(LanguageModelSource(m, name, c, 2)) for m, c in zip((model, bridge), contexts)]
+    assert_close(*rows)
+    latents = [next(TextLatents(sae, m, TOKENS, tokenizer=byte_tokenizer()).batches())[1] for m in (model, bridge)]
+    assert_close(*latents)
+
+
+def test_one_head_of_z():
+    model = tiny('llama')
+    sae = saved_as('blocks.1.attn.hook_z', 8, hook_head_index=2)
+    z = direct(model, 'model.layers.1.self_attn.o_proj.input').unflatten(-1, (4, 8))
+
+    def swap(m, args):
+        x = args[0].unflatten(-1, (4, 8)).clone()
+        x[:, :, 2] = sae(x[:, :, 2])
+        return (x.flatten(-2),)
+    handle = model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(swap)
+    expected = model(TOKENS).logits
+    handle.remove()
+    with attach(model, sae):
+        assert_close(model(TOKENS).logits, expected)
+    found = next(TextLatents(sae, model, TOKENS, tokenizer=byte_tokenizer()).batches())[1]
+    assert_close(found, sae.encode(z[:, :, 2]))
+
+
+def test_two_places_are_both_named():
+    sae = saved_as('blocks.1.hook_mlp_out', hf_hook_name='model.layers.1.mlp')
+    assert place_of(tiny('llama'), sae) == ('model.layers.1.mlp', 'model.layers.1.mlp')
+    with pytest.warns(UserWarning, match="'model.layers.1.mlp' is taken, not 'blocks.1.hook_mlp_out'"):
+        place_of(tiny('gemma2'), sae)
