@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from sae_workbench import SAE
 from sae_workbench.activations.modules import ModuleSource
-from sae_workbench.activations.offline import byte_tokenizer
+from sae_workbench.activations.offline import byte_tokenizer, toy_model
 from sae_workbench.activations.sources import LanguageModelSource
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.analysis.attach import attach, place_of
@@ -360,3 +360,51 @@ def test_two_places_are_both_named():
     assert place_of(tiny('llama'), sae) == ('model.layers.1.mlp', 'model.layers.1.mlp')
     with pytest.warns(UserWarning, match="'model.layers.1.mlp' is taken, not 'blocks.1.hook_mlp_out'"):
         place_of(tiny('gemma2'), sae)
+
+
+def test_the_same_place_by_another_name_is_no_other_place():
+    "A warning that an SAE is used elsewhere compares tensors, not names"
+    model, sae = tiny('llama'), saved_as('blocks.1.hook_resid_pre')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with attach(model, sae, 'model.layers.0'):
+            pass
+    with pytest.warns(UserWarning, match='used at'), attach(model, sae, 'model.layers.1'):
+        pass
+
+
+def test_a_model_that_also_sees():
+    "Gemma 3 with its vision tower: the text layers stand elsewhere, and the tower has layers too"
+    text = tf.Gemma3TextConfig(**SIZES, **MODELS['gemma3_text'][2])
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    model = tf.Gemma3ForConditionalGeneration(tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)).eval().requires_grad_(False)
+    layer = model.model.language_model.layers[1]
+    assert resolve(model, 'blocks.1.hook_mlp_out').module is layer.post_feedforward_layernorm
+    for name in ('model.layers.1.output', 'language_model.model.layers.1', 'blocks.1.hook_resid_post'):
+        assert resolve(model, name).module is layer
+    assert_close(capture(model, 'model.layers.1.output', TOKENS)['model.layers.1.output'],
+                 direct(model, 'model.language_model.layers.1.output'))
+
+
+def test_train_at_a_name_of_transformer_lens():
+    "A runner on a Hugging Face model, without TransformerLens"
+    from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TopKTrainingSAEConfig
+    model = tiny('llama')
+    cfg = LanguageModelSAERunnerConfig(
+        sae=TopKTrainingSAEConfig(d_in=32, d_sae=64, k=4), hook_name='blocks.1.hook_resid_pre', context_size=9, train_batch_size_tokens=16,
+        training_tokens=64, store_batch_size_prompts=2, n_batches_in_buffer=4, model_class_name='AutoModelForCausalLM', save_final_checkpoint=False,
+        output_path=None, prepend_bos=False, is_dataset_tokenized=True)
+    data = [dict(tokens=torch.randint(3, 60, (9,)).tolist()) for _ in range(40)]
+    sae = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=data).run()
+    assert place_of(model, sae) == ('blocks.1.hook_resid_pre', 'blocks.1.hook_resid_pre')
+
+
+def test_steering_through_a_transcoder():
+    from sae_workbench.faces.explorer import steer_text
+    model = toy_model(2, 16)
+    sae = TopKSkipTranscoder(TopKSkipTranscoderConfig(d_in=16, d_out=16, d_sae=32, k=4, metadata=SAEMetadata(
+        hook_name='blocks.1.mlp.hook_in', hook_name_out='blocks.1.hook_mlp_out')))
+    source = TextLatents(sae, model, torch.randint(1, 256, (4, 12)))
+    assert source.hook_name == 'blocks.1.mlp.hook_in'
+    assert steer_text(source, 'abc', 3, 50., n=3).plain

@@ -289,7 +289,8 @@ class TextLatents(_Contexts):
         ignore_tokens:Sequence[int]|None=None, # Token ids that do not count; the tokenizer's special tokens if None
     ):
         super().__init__(contexts, tokenizer or tokenizer_of(model), window)
-        self.sae, self.model, self.hook_name = sae, model, _where(sae, model, hook_name)
+        self.sae, self.model, self.place = sae, model, hook_name   # place: as given, for `attach`
+        self.hook_name = _where(sae, model, hook_name)
         _check(sae, model, contexts, self.hook_name)
         if ignore_tokens is None: ignore_tokens = getattr(self.tokenizer, 'all_special_ids', None) or []
         self.counts = positions_that_count(sae, model, contexts, list(ignore_tokens))
