@@ -28,6 +28,7 @@ from ..activations.tokens import SavedContexts
 from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
+from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.output import Bar
 from ..saes.base import SAE
@@ -436,6 +437,7 @@ def _name_of(read:str|None, write:str|None, head:int|None, on_contexts:bool)->st
     return (read, write) if write else read
 
 @torch.no_grad()
+@only_own_hooks()
 def run_evals(
     sae:SAE, # In training or for inference
     activation_store, # ActivationsStore, token ids (n, context), rows (n, d_in), a cache's folder, or another source

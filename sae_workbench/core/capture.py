@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Any
 from torch import Tensor, nn
 from .errors import HookError
+from .hooks import hanging
 from .points import Point, normalized, resolve
 
 # %% ../../nbs/core/capture.ipynb #73aabb38
@@ -61,7 +61,16 @@ def _hidden(point:Point, x:Tensor, name:str)->Tensor:
     return x if shape is None else shape.revert(x)
 
 # %% ../../nbs/core/capture.ipynb #fd82648a
-def _into(point:Point, name:str, fn:Callable, first:bool)->Any: # A handle
+def _recorders_last(
+    module:nn.Module, # Any module
+):
+    "Let the hooks of transformers that collect hidden states and attentions come after all others"
+    for number, fn in list(module._forward_hooks.items()):
+        if getattr(fn, '__module__', None) == 'transformers.utils.output_capturing':
+            module._forward_hooks.move_to_end(number)
+
+@contextmanager
+def _into(point:Point, name:str, fn:Callable, **options)->Iterator[None]:
     "A hook on what goes into a module"
     def hook(module, args, kwargs):
         key = _argument(args, kwargs)
@@ -69,35 +78,45 @@ def _into(point:Point, name:str, fn:Callable, first:bool)->Any: # A handle
         if (y := fn(_shown(point, x))) is None: return None
         y = _hidden(point, y, name)
         return ((_put(args[0], y), *args[1:]), kwargs) if key==0 else (args, kwargs | {key: _put(kwargs[key], y)})
-    return point.module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True)
+    with hanging(point.module, hook, 'forward_pre', with_kwargs=True, **options): yield
 
-def _out_of(point:Point, name:str, fn:Callable, first:bool, onto:dict[int, Tensor]|None=None)->Any: # A handle
+@contextmanager
+def _out_of(point:Point, name:str, fn:Callable, onto:dict[int, Tensor]|None=None, **options)->Iterator[None]:
     "A hook on what comes out of a module, shown with what `onto` holds for this thread added"
     def hook(module, args, out):
         x, base = _shown(point, _tensor(out, point, name)), None if onto is None else onto.pop(get_ident())
         y = fn(x if base is None else base + x)
         if y is not None and base is not None: y = y - base
         return None if y is None else _put(out, _hidden(point, y, name))
-    return point.module.register_forward_hook(hook, prepend=first)
+    with hanging(point.module, hook, **options):
+        _recorders_last(point.module)
+        yield
 
-def _register(point:Point, name:str, fn:Callable, first:bool)->list: # Handles
+@contextmanager
+def _at(point:Point, name:str, fn:Callable, **options)->Iterator[None]:
     "The hooks for one point"
-    if point.side != 'output': return [_into(point, name, fn, first)]
-    if point.onto is None: return [_out_of(point, name, fn, first)]
-    seen = {}
-    def note(x): seen[get_ident()] = x
-    return [_into(Point(point.onto, 'input'), name, note, False), _out_of(point, name, fn, first, seen)]
+    if point.side != 'output': hooks = [_into(point, name, fn, **options)]
+    elif point.onto is None: hooks = [_out_of(point, name, fn, **options)]
+    else:
+        seen = {}
+        def note(x): seen[get_ident()] = x
+        hooks = [_into(Point(point.onto, 'input'), name, note, **options | dict(first=False)),
+                 _out_of(point, name, fn, seen, **options)]
+    with ExitStack() as stack:
+        for h in hooks: stack.enter_context(h)
+        yield
 
 @contextmanager
 def _hooked(
     points:Mapping[str, Point], # Name to point
     fn:Callable[[str, Tensor], Tensor|None], # Called with the name and what is there; returns what shall be there
     first:bool=False, # Before the hooks that hang there already
+    **options, # Of `hanging`
 )->Iterator[None]:
     "Hooks at several points for the time of the block"
     with ExitStack() as stack:
         for name, point in points.items():
-            for handle in _register(point, name, partial(fn, name), first): stack.callback(handle.remove)
+            stack.enter_context(_at(point, name, partial(fn, name), first=first, **options))
         yield
 
 # %% ../../nbs/core/capture.ipynb #205d3dcf
@@ -126,7 +145,7 @@ def capture(
         seen[name] = x
         if last: raise halt
         seen[name] = x.clone()
-    with _hooked(points, keep):
+    with _hooked(points, keep, private=True):
         try: model(*args, **kwargs)
         except _Stop as e:
             if e is not halt: raise
@@ -141,7 +160,8 @@ def replacing(
     model:nn.Module, # Any model
     fns:Mapping[str, Callable[[Tensor], Tensor|None]], # Name to a function of the tensor; None leaves it as it is
     first:bool=False, # Before the hooks that hang there already, which then see the new values
+    private:bool=False, # In the passes of this thread only
 )->Iterator[nn.Module]: # The model
     "Run a model with other values at some points inside it"
     def swap(name, x): return fns[name](x)
-    with _hooked(_points(model, list(fns)), swap, first): yield model
+    with _hooked(_points(model, list(fns)), swap, first, private=private, changes=model): yield model
