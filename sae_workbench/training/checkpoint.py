@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'MAY_DIFFER', 'FIXED', 'KEEPS_DATA',
-           'RUN_NOTE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint', 'latest', 'Checkpoints',
-           'cannot_go_back', 'Checkpointing', 'find_run']
+           'RUN_NOTE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint', 'is_of_run', 'latest',
+           'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
-import re, warnings
+import itertools, os, re, warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 import torch
+from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
@@ -48,7 +49,8 @@ def save_checkpoint(
     run_config:dict|None=None, # The run's config as plain data; the trainer's if None
 )->Path: # The folder
     "Write a checkpoint"
-    with whole_folder(path, format=FORMAT, version=VERSION, position=position_of(trainer)) as tmp:
+    with whole_folder(path, format=FORMAT, version=VERSION, run=trainer.run_id,
+                      position=position_of(trainer)) as tmp:
         trainer.sae.save_model(tmp)
         for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the optimiser, in tensor {i},')
         write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
@@ -132,22 +134,30 @@ def load_checkpoint(
     store.load_state_dict(read_state(path/STORE_FILE))
 
 # %% ../../nbs/training/checkpoint.ipynb #70b050ef
-_NAME = re.compile(r'(norm_|final_)?(\d+)')
+_NAME = re.compile(r'(norm_|final_)?(\d+)(-\d+)?')
 
 def _saved_position(path:Path)->list[int]:
     "How far the run was, by the manifest, or by the name where the manifest is damaged"
     try: return read_manifest(path)['position']
     except (LoadError, KeyError):
-        kind, n = _NAME.fullmatch(path.name).groups()
+        kind, n, _ = _NAME.fullmatch(path.name).groups()
         return [0, int(n), 0] if kind=='norm_' else [int(n), 0, int(kind=='final_')]
 
-_FILES = {MANIFEST, CFG_FILE, WEIGHTS_FILE, TRAINER_FILE, STORE_FILE, RUN_FILE, SPARSITY_FILE}
-
 def _is_checkpoint(path:Path)->bool:
-    "Whether it is one, perhaps damaged, rather than a folder of somebody else's that is called 2024"
+    "Whether it is one, perhaps damaged, rather than an SAE in a folder that is called 12"
     if not (_NAME.fullmatch(path.name) and path.is_dir()): return False
-    names = {p.name for p in path.iterdir()}
-    return not names or bool(names & _FILES)
+    if (path/TRAINER_FILE).is_file(): return True
+    try: return read_manifest(path).get('format')==FORMAT
+    except LoadError: return False
+
+def is_of_run(
+    path:Path, # A folder
+    run:str, # A run's id
+)->bool: # False for what is damaged, too
+    "Whether a folder says, in a manifest that is whole, that it is a checkpoint which this run wrote"
+    try: manifest = read_manifest(path)
+    except (LoadError, OSError): return False
+    return (manifest.get('format'), manifest.get('run'))==(FORMAT, run)
 
 class _Folder:
     "Finds the checkpoints in a folder"
@@ -161,7 +171,7 @@ class _Folder:
     def all(self)->list[Path]: # The latest first
         "The checkpoints that are there, whether good or not"
         here = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(filter(_is_checkpoint, here), key=_saved_position, reverse=True)
+        return sorted(filter(_is_checkpoint, here), key=lambda p: (_saved_position(p), p.name), reverse=True)
 
     def latest(self)->Path|None: # None where there is none
         "The latest checkpoint that is whole; a warning for each that is passed over"
@@ -185,12 +195,21 @@ class Checkpoints(_Folder):
         must:bool=False, # An error if it cannot be written, rather than a warning
     )->Path|None: # The folder; None if it could not be written
         "Write a checkpoint, and delete those that `keep_last` leaves out"
-        path, data = self.folder/_name(trainer), trainer.data_provider
+        path, data = self._place(trainer), trainer.data_provider
         if path.exists() and self._is_good(path): return path   # the same moment of the same run
-        if _is_checkpoint(path): remove(path)
         try: save_checkpoint(path, trainer, data if hasattr(data, 'state_dict') else None, run_config)
         except OSError as e: return self._not_written(path, e, must)
-        self._forget(path)
+        self._forget(path, trainer.run_id)
+        return path
+
+    def _place(self, trainer)->Path:
+        "Where the checkpoint of this moment is, or goes"
+        name = _name(trainer)
+        names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
+        path = next(p for n in names if is_of_run(p := self.folder/n, trainer.run_id) or not os.path.lexists(p))
+        if path.exists() and not self._is_good(path): remove(path)   # damaged since this run wrote it
+        if path.name != name and not path.exists():
+            warnings.warn(f"{self.folder/name} is not a checkpoint of this run, so it stays; this run's is {path.name}")
         return path
 
     def _is_good(self, path:Path)->bool:
@@ -207,11 +226,11 @@ class Checkpoints(_Folder):
             raise error from e
         warnings.warn(f"{says}. The run goes on", stacklevel=4)
 
-    def _forget(self, new:Path):
-        "Delete old ones; each under another name, so that one that is half deleted does not look like a checkpoint"
+    def _forget(self, new:Path, run:str):
+        "Delete old ones of the run; renamed first, so that one that is half deleted does not look like a checkpoint"
         if self.keep_last is None: return
         check_folder(new)
-        for old in [p for p in self.all() if p != new][self.keep_last - 1:]:
+        for old in [p for p in self.all() if p != new and is_of_run(p, run)][self.keep_last - 1:]:
             remove(old.rename(old.with_name(f'.{old.name}.old.tmp')))
 
     def load(self,
@@ -223,6 +242,7 @@ class Checkpoints(_Folder):
         if (path := self.latest()) is None: return
         data = trainer.data_provider
         load_checkpoint(path, trainer, data if (path/STORE_FILE).is_file() else None, run_config, overrides)
+        trainer.run_id = read_manifest(path).get('run', trainer.run_id)
         return path
 
 def _name(trainer)->str:
@@ -245,6 +265,14 @@ def cannot_go_back(
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
 
+def noted(
+    folder:str|Path, # Of a run's checkpoints, or of its output
+)->dict|None: # Its id, its config and whether it has ended; None without a note that can be read
+    "What a run has noted about itself in a folder"
+    try: said = read_json(Path(folder)/RUN_NOTE)
+    except (LoadError, OSError): return None
+    return said if isinstance(said.get('config'), dict) and 'finished' in said else None
+
 class _Wanted:
     "What checkpoints a run is to write"
     def __init__(self,
@@ -266,7 +294,9 @@ class _Wanted:
 
     def note(self, trainer, **state):
         config = trainer.cfg.to_dict() if self.run_config is None else self.run_config
-        try: write_json(self.checkpoints.folder/RUN_NOTE, dict(config=config) | state)
+        path = self.checkpoints.folder/RUN_NOTE
+        if path.exists() and noted(path.parent) is None: put_aside(path, "not what a run has noted")
+        try: write_json(path, dict(run=trainer.run_id, config=config) | state)
         except OSError as e: warnings.warn(f"{self.checkpoints.folder/RUN_NOTE} could not be written ({e})")
 
 # %% ../../nbs/training/checkpoint.ipynb #3a7e6b6e
@@ -283,7 +313,12 @@ class _Held(_Wanted):
         if later: raise ConfigError(
             f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
             "(resume='auto', or Checkpoints(…).load), or choose another folder")
+        if any(now): self.same_run(trainer)
         self.note(trainer, finished=False)
+
+    def same_run(self, trainer):
+        "Take the id of the run that this one goes on with"
+        trainer.run_id = (noted(self.checkpoints.folder) or {}).get('run', trainer.run_id)
 
     def release(self, trainer):
         "Let others have it"
@@ -314,6 +349,8 @@ class Checkpointing(_Saving):
     first_only = True   # of several processes one writes
     def on_begin(self, trainer):
         if self.checkpoints.folder.is_dir(): self.hold(trainer)
+
+    def on_restart(self, trainer): self.same_run(trainer)
 
     def on_start(self, trainer):
         total, n = trainer.cfg.total_training_samples, self.n
