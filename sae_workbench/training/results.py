@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from ..core.aside import move_aside
 from ..core.files import read_json, write_json, write_tensors, write_text
-from ..core.errors import LoadError
+from ..core.errors import LoadError, SaveError
 from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
 from ..saes.card import model_card
 from .checkpoint import RUN_FILE, SPARSITY_FILE
@@ -32,10 +32,13 @@ def write_sae(
 )->Path: # The folder
     "Write a trained SAE, which can be loaded from then on"
     folder = Path(folder)
-    write_json(folder/ID_FILE, dict(run=run))
-    sae.save_model(folder)
-    write_tensors(folder/SPARSITY_FILE, {'sparsity': log_sparsity})
-    write_json(folder/RUN_FILE, run_config)
+    try:
+        write_json(folder/ID_FILE, dict(run=run))
+        sae.save_model(folder)
+        write_tensors(folder/SPARSITY_FILE, {'sparsity': log_sparsity})
+        write_json(folder/RUN_FILE, run_config)
+    except SaveError: raise
+    except OSError as e: raise SaveError(f"{folder}: the trained SAE could not be written ({e})") from e
     return folder
 
 def write_metrics(

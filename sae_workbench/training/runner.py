@@ -29,6 +29,7 @@ from .evaluate import LanguageModelEvaluator
 from .guards import Guards
 from .preempt import Interrupted, Stop
 from .results import keep_earlier, write_metrics, write_sae
+from .start import check_override, start_from
 from .trainer import Callback, SAETrainer
 
 # %% ../../nbs/training/runner.ipynb #c6526d6d
@@ -62,8 +63,16 @@ class _Making:
 
     def _make_sae(self)->TrainingSAE:
         cfg = self.cfg
-        if cfg.from_pretrained_path: return TrainingSAE.load_from_disk(cfg.from_pretrained_path, cfg.device)
+        if (path := cfg.from_pretrained_path):
+            sae, said = start_from(path, cfg.sae, cfg.device)
+            if self.verbose: say(f"Starting with the weights in {path}" + ''.join(f'\n  {s}' for s in said))
+            return sae
         with seeded(cfg.seed, 'weights'): return TrainingSAE.from_dict(cfg.sae.to_dict() | {'device': cfg.device})
+
+    def _check_override(self, sae:TrainingSAE):
+        if self.cfg.from_pretrained_path: raise ConfigError(
+            "from_pretrained_path and override_sae are both given: each says what training starts with; leave one out")
+        check_override(sae, self.cfg.sae)
 
     def _compile(self):
         cfg = self.cfg
@@ -133,9 +142,10 @@ class _Parts(_Describing):
         if cfg.use_cached_activations:
             cache = open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.d_in, model_name=cfg.model_name)
             check_rows_of(cache, cfg)
+        self.sae = self._make_sae() if sae is None else sae   # what does not fit is found before a model is loaded
+        if sae is not None: self._check_override(sae)
         self.model = self._load_model() if model is None and not no_data else model
         self.activations_store = ActivationsStore.from_config(self.model, cfg, dataset)
-        self.sae = sae if sae is not None else self._make_sae()
         self._describe()
         self._compile()
         self.evaluator = None if no_data or self.model is None else self._make_evaluator()
