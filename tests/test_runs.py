@@ -2,10 +2,11 @@
 import errno
 import json
 import os
-import shutil
+import re
 import signal
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import torch
 from sae_workbench import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAETrainer, SAETrainerConfig, SyntheticSource
 from sae_workbench import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
-from sae_workbench.core.errors import SaveError
+from sae_workbench.core.errors import ConfigError, SaveError
+from sae_workbench.core.registry import get_sae_training_class
 from sae_workbench.training.checkpoint import Checkpoints
 from sae_workbench.training.preempt import Interrupted
 from sae_workbench.training.results import RESULTS
-from faults import NOTHING, runner
+from faults import NOTHING, runner, sae_config
 
 TOPK = dict(architecture='topk', source='live')
 
@@ -212,3 +214,85 @@ def test_a_failing_last_evaluation_costs_no_sae(what, tmp_path, monkeypatch):
     assert torch.equal(weights(tmp_path/'sae'), run.trainer.sae.to_inference().W_dec)
     if what == 'evaluation': assert 'The trained SAE is in' in e.value.__notes__[0]
     assert json.loads((tmp_path/'sae'/'cfg.json').read_text())['metadata']['training_tokens'] == 24*32
+
+
+# Starting with the weights of another SAE
+
+def starting_from(path: Path, sae, folder: Path, model=None, **options):
+    run = runner(TOPK, folder, NOTHING)
+    cfg = run.cfg.to_dict() | dict(resume=None, n_checkpoints=0, keep_last_checkpoints=None, save_final_checkpoint=False, output_path=None)
+    cfg |= dict(sae=sae.to_dict(), from_pretrained_path=str(path)) | options
+    return LanguageModelSAETrainingRunner(LanguageModelSAERunnerConfig.from_dict(cfg), run.activations_store.dataset, run.model if model is None else model)
+
+
+LOSSES = dict(standard=dict(l1_coefficient=.777, l1_warm_up_steps=3, lp_norm=.9), gated=dict(l1_coefficient=.777, l1_warm_up_steps=3),
+              jumprelu=dict(l0_coefficient=.777, l0_warm_up_steps=3, jumprelu_bandwidth=.3, jumprelu_sparsity_loss_mode='tanh', pre_act_loss_coefficient=3e-6),
+              topk=dict(k=5, aux_loss_coefficient=.777), batchtopk=dict(k=5., aux_loss_coefficient=.777, topk_threshold_lr=.5),
+              matryoshka_batchtopk=dict(k=5., matryoshka_widths=[16, 32], use_matryoshka_aux_loss=True))
+
+
+@pytest.mark.parametrize('architecture', LOSSES)
+def test_the_options_of_the_loss_are_those_of_the_run(architecture, tmp_path):
+    first = sae_config(dict(architecture=architecture))
+    get_sae_training_class(architecture)[0](first).save_model(tmp_path/'first')
+    asked = replace(first, **LOSSES[architecture])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        run = starting_from(tmp_path/'first', asked, tmp_path)
+        sae = run.run()
+    assert {k: getattr(sae.cfg, k) for k in LOSSES[architecture]} == LOSSES[architecture]
+    for k, v in LOSSES[architecture].items():
+        if k.removesuffix('_coefficient') + '_coefficient' == k and k in run.trainer.coefficient_schedulers:
+            assert run.trainer.coefficient_schedulers[k].final_value == v
+
+
+@pytest.mark.parametrize('option, value', [('d_sae', 64), ('architecture', 'batchtopk'), ('normalize_activations', 'expected_average_only_in'),
+                                           ('apply_b_dec_to_input', False)])
+def test_what_the_weights_cannot_have_is_refused_before_a_model_is_loaded(option, value, tmp_path, monkeypatch):
+    sae = TopKTrainingSAE(sae_config(TOPK))
+    sae.save_inference_model(tmp_path/'first')
+    asked = sae_config(dict(architecture=value)) if option == 'architecture' else replace(sae.cfg, **{option: value})
+    def load(self): raise AssertionError('a model was loaded')
+    monkeypatch.setattr(LanguageModelSAETrainingRunner, '_load_model', load)
+    run = runner(TOPK, tmp_path, NOTHING)
+    cfg = run.cfg.to_dict() | dict(sae=asked.to_dict(), from_pretrained_path=str(tmp_path/'first'), dataset_path='x')
+    there = 'topk' if option == 'architecture' else sae.cfg.to_dict()[option]
+    with pytest.raises(ConfigError, match=re.escape(f'{option}: {there!r} in the folder, {value!r} in the run')):
+        LanguageModelSAETrainingRunner(LanguageModelSAERunnerConfig.from_dict(cfg))
+
+
+def test_an_sae_that_is_handed_over_says_where_it_differs(tmp_path):
+    sae, cfg = TopKTrainingSAE(sae_config(TOPK)), runner(TOPK, tmp_path, NOTHING).cfg
+    run = runner(TOPK, tmp_path, NOTHING)
+    data, model = run.activations_store.dataset, run.model
+    with pytest.warns(UserWarning, match='override_sae is trained with its own options.*k is 3, not 9'):
+        LanguageModelSAETrainingRunner(replace(cfg, sae=replace(sae.cfg, k=9)), data, model, sae)
+    with pytest.raises(ConfigError, match='override_sae has d_in=8'):
+        LanguageModelSAETrainingRunner(replace(cfg, sae=replace(sae.cfg, d_in=9)), data, model, sae)
+    sae.save_model(tmp_path/'first')
+    with pytest.raises(ConfigError, match='both given'):
+        LanguageModelSAETrainingRunner(replace(cfg, from_pretrained_path=str(tmp_path/'first')), data, model, sae)
+
+
+# For longer than was planned
+
+@pytest.mark.parametrize('norm', ['none', 'expected_average_only_in'])
+@pytest.mark.parametrize('where', ['middle', 'end'])
+@pytest.mark.parametrize('how', ['auto', 'from'])
+def test_a_run_goes_on_for_longer(norm, where, how, tmp_path):
+    def run(tokens, folder=tmp_path, resume='auto', **kw):
+        case = runner(dict(TOPK, norm=norm), folder, NOTHING)
+        cfg = replace(case.cfg, training_tokens=tokens, resume=resume, lr_decay_steps=0, save_final_checkpoint=where == 'end', **kw)
+        return LanguageModelSAETrainingRunner(cfg, case.activations_store.dataset, case.model)
+    whole = run(48*32, tmp_path/'whole').run()
+    first = run(24*32)
+    if where == 'middle': first.callbacks.append(type('Asks', (), dict(after_step=lambda self, t: t.stop('a test') if t.n_training_steps == 15 else None))())
+    with suppress(Interrupted): first.run()
+    folder = next((tmp_path/'checkpoints').iterdir())
+    again = run(48*32) if how == 'auto' else run(48*32, resume=None, resume_from_checkpoint=str(Checkpoints(folder).latest()))
+    with pytest.warns(UserWarning, match=r'training_tokens=768, which now goes on to 1_536\. The learning rate is the same'): sae = again.run()
+    assert again.trainer.n_training_steps == 48
+    torch.testing.assert_close(sae.W_dec, whole.W_dec, rtol=1e-3, atol=1e-4)
+    shorter = run(24*32)
+    with suppress(Interrupted): shorter.run()
+    assert shorter.trainer is not None and shorter.trainer.n_training_steps == 24   # a run of its own
