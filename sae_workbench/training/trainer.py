@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
+from ..core.hooks import only_own_hooks
 from ..core.metrics import log_sparsity
 from ..core.output import Bar
 from ..core.processes import Alone, processes
@@ -167,10 +168,11 @@ class _TrainStep(_Checks):
         if not self.cfg.autocast: return contextlib.nullcontext()
         return torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16)
 
+    @only_own_hooks()
     def step(self,
         batch:Tensor, # (rows, d_in) activations, not scaled yet
     )->TrainStepOutput: # Losses and reconstructions, without their autograd graph
-        "One step of training; does not advance `n_training_steps`"
+        "One step of training; does not advance `n_training_steps`, and no intervention of another thread reaches it"
         self._check_batch(batch)
         self.sae.train()
         x = self.activation_scaler(self.team.part(batch).to(self.sae.device))
