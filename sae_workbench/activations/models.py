@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import nn
-from ..core.capture import capture, resolve
+from ..core.capture import capture
 from ..core.config import DTYPES, as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
 from ..core.hooks import only_own_hooks
 from ..core.plain import read_json_text
+from ..core.points import resolve
 from ..core.private import HIDDEN, is_local, is_secret
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4

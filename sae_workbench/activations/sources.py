@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from .models import check_d_in, check_length, input_device, tokenizer_of
 from .models import vocab_size, weights_mark
 from .tokens import ContextIterator, kept_positions, special_token_ids
-from ..core.capture import capture, resolve
+from ..core.capture import capture
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.hooks import only_own_hooks
+from ..core.points import resolve
 from ..core.plain import differences
 from ..core.seeds import stream
 

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 import torch
 from torch import Tensor, nn
-from ..core.capture import replacing, resolve
+from ..core.capture import replacing
 from ..core.errors import ConfigError, DataError, HookError, unknown
 from ..core.hooks import hanging, hooks_here
+from ..core.points import resolve, same_tensor
 from ..saes.base import SAE
 from ..saes.card import origin_differences
 
@@ -29,16 +30,26 @@ def _has_output(sae:SAE)->bool: return hasattr(sae.cfg, 'd_out')   # a transcode
 
 def _known(model:nn.Module, sae:SAE)->tuple[str, str]:
     "The places that the metadata names"
-    m, first = sae.cfg.metadata, None
-    pairs = [(r, w or r) for r, w in ((m.hook_name, m.hook_name_out), (m.hf_hook_name, m.hf_hook_name_out)) if r]
-    if not pairs: raise ConfigError("name is needed: the SAE's metadata does not say where it belongs")
-    base = getattr(model, 'base_model_prefix', '')   # sparsify names places in the base model, without its head
-    for pair in pairs + [(f'{base}.{r}', f'{base}.{w}') for r, w in pairs if base]:
-        try:
-            for n in pair: resolve(model, n)
-            return pair
-        except HookError as e: first = first or e
-    raise first
+    m, found, errors = sae.cfg.metadata, [], []
+    order = ((m.hook_name, m.hook_name_out), (m.hf_hook_name, m.hf_hook_name_out))   # in TransformerLens, in others
+    for read, write in order if hasattr(model, 'hook_dict') else order[::-1]:
+        pair = read, write or read
+        try: found += [(pair, [resolve(model, n) for n in pair])] if read else []
+        except HookError as e: errors.append(e)
+    if not found and not errors: raise ConfigError("name is needed: the SAE's metadata does not say where it belongs")
+    if not found: raise errors[0]
+    for (pair, points), (other, others) in zip(found, found[1:]):
+        if all(same_tensor(model, a, b) for a, b in zip(points, others)): continue
+        taken, left = (' to '.join(dict.fromkeys(p)) for p in (pair, other))
+        warnings.warn(f"the SAE's metadata names two places that differ in this model: {taken!r} is taken, not {left!r}; "
+                      "name=… decides", stacklevel=4)
+    return found[0][0]
+
+def _both_sides(model:nn.Module, name:str)->tuple[str, str]:
+    "A submodule's input and output; the name twice if it is no submodule"
+    try: point = resolve(model, f'{name}.input')
+    except HookError: return name, name
+    return (name, name) if hasattr(point.module, 'fwd_hooks') else (f'{name}.input', f'{name}.output')
 
 def place_of(
     model:nn.Module, # Any model
@@ -48,6 +59,7 @@ def place_of(
     "The places of an SAE in a model; an error if they do not exist"
     read, write = _known(model, sae) if name is None else (name, name) if isinstance(name, str) else name
     for n in (read, write): resolve(model, n)
+    if _has_output(sae) and read==write: read, write = _both_sides(model, read)
     if _has_output(sae) == (read != write): return read, write
     if _has_output(sae): raise ConfigError(f"a transcoder reads at one place and writes at another: give name=(read, "
                                            f"write) or metadata.hook_name_out; got {read!r} alone")
@@ -62,7 +74,7 @@ def _name(holder, *at:str)->str|None:
 def _warn_of_origin(model:nn.Module, sae:SAE, read:str|None):
     "Say so if the SAE is of another model, tokenizer or, where `read` was given by name, of another hook of this model"
     if read:
-        try: read = read if resolve(model, read) is not resolve(model, _known(model, sae)[0]) else None
+        try: read = None if same_tensor(model, resolve(model, read), resolve(model, _known(model, sae)[0])) else read
         except (ConfigError, HookError): read = None   # the metadata's names are not this model's
     name = _name(model, 'cfg', 'model_name') or _name(model, 'config', '_name_or_path')
     said = origin_differences(sae.cfg, name, read, _name(model, 'tokenizer', 'name_or_path'))
@@ -229,7 +241,7 @@ class Attachment(_Options):
         "The SAE at work in a model, for the time of the block"
         with ExitStack() as stack:
             stack.callback(self._note, None)
-            for i, m in enumerate(_readers(model, resolve(model, self.write))):
+            for i, m in enumerate(_readers(model, resolve(model, self.write).module)):
                 hook = partial(self._begin, not i)
                 stack.enter_context(hanging(m, hook, 'forward_pre', with_kwargs=True))
             for name, fn in self.fns.items():

@@ -165,7 +165,7 @@ def evaluate_sae(
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
 )->dict[str, float]: # Metrics by name
     "Measure an SAE at its place in a model"
-    hook = hook_name or sae.cfg.metadata.hook_name
+    hook = hook_name or sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name
     if hook is None: raise ConfigError("hook_name is needed: the SAE's metadata does not say where it sits")
     keep_of, device = positions_that_count(sae, model, contexts, exclude_tokens, seqpos_slice), input_device(model)
     recon, sparse, losses = ReconstructionMetrics(), SparsityMetrics(sae.cfg.d_sae), LossMetrics()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
+from uuid import uuid4
 import torch
 from torch import Tensor
 from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
@@ -95,6 +96,7 @@ class _Running:
     "What changes during a run: the weights, the optimiser, the schedules and the counts"
     def __init__(self, cfg:SAETrainerConfig, sae:TrainingSAE):
         self.cfg, self.sae, self.activation_scaler = cfg, sae.to(cfg.device), ActivationScaler()
+        self.run_id = uuid4().hex   # what this run writes is known by it; that of a run which goes on is kept
         self.n_training_steps = self.n_training_samples = 0
         self.data_provider = self.pending = None   # pending: the batch of a step that is not complete
         self.norm, self.stop, self.skips = NormEstimate(), Stop(), Skips()
@@ -219,6 +221,15 @@ class _Given(_TrainStep):
     def tell(self, event:str, *args):
         "Call a method of all callbacks"
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
+
+    def tell_all(self, event:str):
+        "Call a method of all callbacks, whatever one of them raises; the first error follows, and names the others"
+        errors = []
+        for cb in self.callbacks:
+            try: getattr(cb, event, lambda trainer: None)(self)
+            except (Exception, SystemExit) as e: errors.append(e)
+        for e in errors[1:]: errors[0].add_note(f"And {type(e).__name__}: {e}")
+        if errors: raise errors[0]
 
     def _close(self):
         "Tell all callbacks that training ended, whatever one of them raises"
@@ -400,7 +411,7 @@ class _Loop(_Turns):
                 yield
                 agree_to_stop(self.stop, self.team)
             self._fold()
-            self.tell('on_end')
+            self.tell_all('on_end')   # a full disk for checkpoints costs no SAE
             self.team.wait()
             self.ended = True
         except NonFiniteError as e:
