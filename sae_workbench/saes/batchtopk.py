@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError
-from ..core.ops import Pattern
+from ..core.ops import Pattern, is_transformed
 from ..core.processes import Alone, sharing
 from ..core.registry import register_sae_training_class
 from .base import SAEConfig
@@ -62,8 +62,15 @@ class BatchTopK(TopK):
         rows = torch.bincount(places // d_sae, minlength=len(x))
         return Pattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
 
+    def _plain(self, x:Tensor)->Tensor:
+        "The same without sizes that depend on the data, which `torch.vmap` and its relatives do not allow"
+        flat = x.relu().flatten()
+        top = flat.topk(int(self.k*x[..., 0].numel()), sorted=False).indices
+        return torch.zeros_like(flat).scatter(0, top, flat.gather(0, top)).reshape(x.shape)
+
     def forward(self, x:Tensor)->Tensor:
         "(…, d_sae) to (…, d_sae)"
+        if is_transformed(): return self._plain(x)
         pattern = self.pattern(x.detach().reshape(-1, x.shape[-1]))
         return pattern.to_dense(pattern.gather(x)).reshape(x.shape)
 
