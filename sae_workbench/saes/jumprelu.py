@@ -97,6 +97,7 @@ class _KeptThreshold(_Threshold):
     @torch.no_grad()
     def after_optimizer_step(self)->None:
         "Thresholds are not negative"
+        super().after_optimizer_step()
         self.threshold.clamp_(min=0)
 
     def process_state_dict_for_saving_inference(self, state_dict:dict[str, Any])->None:

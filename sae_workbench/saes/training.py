@@ -77,6 +77,7 @@ class TrainStepInput:
     dead_neuron_mask:Tensor|None # (d_sae,) true for latents that have not fired for long
     n_training_steps:int # Steps so far
     is_logging_step:bool = False # Whether metrics of this step will be logged
+    caller_settles:bool = False # Whether the caller calls after_optimizer_step, as the trainer does; see above
 
 # %% ../../nbs/saes/training.ipynb #dbc8b91b
 class _Lazy:
@@ -148,6 +149,7 @@ class _Trainable(SAE[T]):
 
     def state_dict(self, *args, **kwargs)->dict[str, Tensor]:
         "The tensors by name, all of them contiguous, as safetensors wants them"
+        self.settle()
         tensors = super().state_dict(*args, **kwargs)
         for name, t in tensors.items(): tensors[name] = t.contiguous()
         return tensors
@@ -165,8 +167,21 @@ class _Trainable(SAE[T]):
         "The terms of the loss beside the reconstruction error"
         return {}
 
+    unsettled = False   # whether a loop of one's own made a step after which nobody called after_optimizer_step
+
     def after_optimizer_step(self)->None:
-        "Bring parameters back into their range; the trainer calls it after every optimiser step"
+        "Bring parameters back into their range, after the optimiser's step; an override calls this one too"
+        self.unsettled = False
+
+    def settle(self)->None:
+        "Call `after_optimizer_step` if the loop has not done it"
+        if self.unsettled: self.after_optimizer_step()
+        self.unsettled = False
+
+    def train(self, mode:bool=True)->'TrainingSAE':
+        "Training mode, or with `mode=False` evaluation mode"
+        if not mode: self.settle()
+        return super().train(mode)
 
 # %% ../../nbs/saes/training.ipynb #ea8c3556
 class _Step(_Trainable[T]):
@@ -184,7 +199,10 @@ class _Step(_Trainable[T]):
     def training_forward_pass(self,
         step_input:TrainStepInput, # A batch, and the coefficients of this step
     )->TrainStepOutput: # The losses; call backward on its loss
-        "The losses of a batch; changes nothing"
+        "The losses of a batch"
+        if self.training and not step_input.caller_settles:
+            self.settle()
+            self.unsettled = True
         fast = self._fast_pass(step_input) if self._can_be_fast(step_input) else None
         return fast or self._dense_pass(step_input)
 
