@@ -7,7 +7,8 @@ import sae_workbench.saes  # registers the architectures
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_workbench.saes.training import TrainStepInput
 
-OPTIONS = dict(topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=2.5), matryoshka_batchtopk=dict(k=2.5, matryoshka_widths=[8]),
+OPTIONS = dict(topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=2.5),
+               matryoshka_batchtopk=dict(k=2.5, matryoshka_widths=[8]),
                matching_pursuit=dict(max_iterations=3), temporal=dict(n_heads=2, bottleneck_factor=4, kval_topk=3),
                topk_transcoder=dict(k=3), topk_skip_transcoder=dict(k=3))
 REGISTRIES = dict(inference=SAE_CLASS_REGISTRY, training=SAE_TRAINING_CLASS_REGISTRY)
@@ -55,7 +56,8 @@ def test_second_derivatives(kind, name):
 def test_derivatives_by_input_and_weights(kind, name):
     sae = make(kind, name)
     def f(x, W_dec): return torch.func.functional_call(sae, dict(W_dec=W_dec), x)
-    assert torch.autograd.gradgradcheck(f, (row(sae).requires_grad_(), sae.W_dec.detach().clone().requires_grad_()), atol=1e-4)
+    args = row(sae).requires_grad_(), sae.W_dec.detach().clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(f, args, atol=1e-4)
 
 
 @pytest.mark.parametrize('error_term', [False, True])
@@ -70,7 +72,8 @@ def test_jacobians(kind, name, error_term):
     made = dict(jacrev=torch.func.jacrev(sae)(x), jacfwd=torch.func.jacfwd(sae)(x), jacobian=jacobian(sae, x),
                 vectorised=jacobian(sae, x, vectorize=True))
     with torch.no_grad(): made['jacfwd without grad'] = torch.func.jacfwd(sae)(x)
-    for way, found in made.items(): assert_close(found.detach(), want, rtol=1e-5, atol=1e-6, msg=lambda m: f'{way}: {m}')
+    for way, found in made.items():
+        assert_close(found.detach(), want, rtol=1e-5, atol=1e-6, msg=lambda m: f'{way}: {m}')
 
 
 @pytest.mark.parametrize('kind,name', OURS)
@@ -100,7 +103,8 @@ def test_shapes(kind, name, grad):
         if 'batchtopk' in name or name == 'temporal': continue   # there rows and positions depend on each other
         rows = x.reshape(-1, 8)
         assert_close(f.reshape(-1, 16), torch.stack([sae.encode(r) for r in rows]) if len(rows) else f.reshape(0, 16))
-        assert_close(out.reshape(-1, width), torch.stack([sae(r) for r in rows]) if len(rows) else out.reshape(0, width))
+        want = torch.stack([sae(r) for r in rows]) if len(rows) else out.reshape(0, width)
+        assert_close(out.reshape(-1, width), want)
 
 
 def few_fire(sae):
@@ -122,7 +126,8 @@ def with_more(sae, step, more):
     return out, torch.autograd.grad(out.loss, list(sae.parameters()))
 
 
-MORE = dict(hidden_pre=lambda out: out.hidden_pre.pow(2).mean(), feature_acts=lambda out: out.feature_acts.tanh().mean(),
+MORE = dict(hidden_pre=lambda out: out.hidden_pre.pow(2).mean(),
+            feature_acts=lambda out: out.feature_acts.tanh().mean(),
             sae_out=lambda out: out.sae_out.abs().mean(), losses=lambda out: 2*out.losses['mse_loss'])
 
 
@@ -150,7 +155,8 @@ def test_a_step_can_be_differentiated_twice(name):
         def __init__(self): super().__init__(); self.sae = sae
         def forward(self, x): return self.sae.training_forward_pass(step_input(self.sae, x)).loss
     def loss(x, W_dec): return torch.func.functional_call(Loss(), {'sae.W_dec': W_dec}, x)
-    assert torch.autograd.gradgradcheck(loss, (x.requires_grad_(), sae.W_dec.detach().clone().requires_grad_()), atol=1e-4)
+    args = x.requires_grad_(), sae.W_dec.detach().clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(loss, args, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', TRAINED)

@@ -29,7 +29,7 @@ def causal_attention(
     k:Tensor, # The same shape, keys
     v:Tensor, # (batch, heads, positions, width of values)
 )->Tensor: # The shape of v
-    "Attention to this position and those before; by torch's fused kernel, which has first derivatives only, where it may"
+    "Attention to this position and those before; the fused kernel, which has first derivatives only, where it may"
     if torch.compiler.is_compiling() or not is_recorded(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     ahead = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)

@@ -276,7 +276,7 @@ def assert_same_step(
     rtol:float=1e-4, # Relative tolerance
     atol:float=1e-5, # Absolute tolerance
 )->dict[str, float]: # The losses by name
-    "Compare the fast pass with the dense one: outputs, every loss, latents and all gradients, also of what is handed out"
+    "Compare the fast pass with the dense one: outputs, losses, latents, all gradients, also of what is handed out"
     results = []
     for run in (sae._fast_pass, sae._dense_pass):
         sae.zero_grad()
