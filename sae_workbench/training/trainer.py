@@ -177,7 +177,8 @@ class _TrainStep(_Checks):
         self.sae.train()
         x = self.activation_scaler(self.team.part(batch).to(self.sae.device))
         step_input = TrainStepInput(
-            x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step())
+            x, self.get_coefficients(), self.dead_neurons, self.n_training_steps, self._is_logging_step(),
+            caller_settles=True)
         with self._autocast(): out = shared_pass(self.sae, step_input, self.team)
         out.loss.backward()
         self.team.sum_gradients(self.sae.parameters())
