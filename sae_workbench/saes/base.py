@@ -348,7 +348,7 @@ class _Coding(_Formulas):
 
     @torch.no_grad()
     def _error(self, x:Tensor)->Tensor:
-        with hooks_off(self): return x - self._reconstruct(x)
+        with hooks_off(self): return (x - self._reconstruct(x)).detach()   # no_grad stops no forward-mode derivative
 
 # %% ../../nbs/saes/base.ipynb #20d4ecd6
 class _Folding(_Coding):
