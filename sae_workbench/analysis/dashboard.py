@@ -11,6 +11,8 @@ import base64, hashlib, html, sys, time
 from collections.abc import Sequence
 from pathlib import Path
 import torch
+from ..core.arguments import checked
+from ..core.config import Count
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import atomic
 from ..core.output import say
@@ -166,11 +168,12 @@ def _check_file(path:Path, n_pages:int):
     if path.is_dir(): raise ConfigError(f"{path}: this is a folder")
     if n_pages > MOST_PAGES: raise ConfigError(f"{n_pages:,} pages are too many for one file: at most {MOST_PAGES:,}")
 
+@checked
 def dashboard(
     stats:LatentStats, # What a pass found
     path:str|Path, # The file, ending in .html; one that is there is replaced
     latents:Sequence[int]|None=None, # Which latents get a page; those worth a first look if None
-    n:int=50, # How many, if latents is None
+    n:Count=50, # How many, if latents is None
     title:str|None=None, # Shown on top; the SAE's place and model if None
 )->Path: # The file
     "Write the pages of some latents to a file that opens without a network"

@@ -8,7 +8,7 @@ __all__ = ['COMPUTE', 'GROUPS', 'get_library_version', 'get_git_hash', 'EvalConf
 
 # %% ../../nbs/analysis/evals.ipynb #2b2db03c
 import math, subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,7 @@ from ..activations.scale import ActivationScaler
 from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows, evaluating
 from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
+from ..core.arguments import checked
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
@@ -71,6 +72,7 @@ class EvalConfig(Config):
 # %% ../../nbs/analysis/evals.ipynb #d28012e8
 COMPUTE = tuple(f for f in EvalConfig.__dataclass_fields__ if f.startswith('compute_'))
 
+@checked
 def get_eval_everything_config(
     batch_size_prompts:int|None=None, # Contexts in a batch; the store's if None, or 8
     n_eval_reconstruction_batches:int=10, # Batches for the losses of the model
@@ -392,6 +394,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     return EvalMetrics(groups('sae') | stats, baselines), _features(sae, cfg, rows['sae'][1] if rows else None)
 
 # %% ../../nbs/analysis/evals.ipynb #2f698f1f
+@checked
 @torch.no_grad()
 def run_evals(
     sae:SAE, # In training or for inference
@@ -400,7 +403,7 @@ def run_evals(
     activation_scaler:ActivationScaler|None=None, # The trainer's, while scaling is not folded into the weights
     eval_config:EvalConfig|None=None, # What to measure
     model_kwargs:Mapping[str, Any]|None=None, # Further arguments of the model's call
-    exclude_special_tokens:Iterable[int]|bool=True, # Leave out special tokens, or these token ids; of contexts only
+    exclude_special_tokens:Sequence[int]|Tensor|bool=True, # Leave out special tokens, or these token ids; of contexts only
     verbose:bool=False, # Show progress
 )->tuple[EvalMetrics, dict[str, list[float]]]: # Metrics by group and name; metrics of each latent
     "Measure an SAE, and two baselines beside it"

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.arguments import Floats, checked
+from ..core.config import Count, Natural
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
 from ..core.output import Bar
 from ..activations.sources import check_rows
 from .examples import (
-    MOST_NUMBERS, Example, TextLatents, TopContexts, check_latents, interesting_latents)
+    MOST_NUMBERS, Example, Latents, TextLatents, TopContexts, check_latents, interesting_latents)
+from ..saes.base import SAE
 
 # %% ../../nbs/analysis/latents.ipynb #85fe66d0
 BINS = 64   # on each side of zero
@@ -101,12 +104,13 @@ def _check_acts(sae, acts:Tensor, **more):
 class RowLatents:
     "The latents of an SAE on rows of activations, with what each row stands for"
     unit, model = 'row', None
+    @checked
     def __init__(self,
-        sae, # An SAE for inference
-        acts:Tensor, # (n, d_in) activations
+        sae:SAE, # An SAE for inference
+        acts:Floats, # (n, d_in) activations
         labels:Sequence[str]|None=None, # A text for each row; its number if None
         pictures:Sequence|None=None, # A picture for each row, as `picture_uri` takes them
-        batch_size:int=4096, # Rows at a time, or fewer if their latents are too many
+        batch_size:Count=4096, # Rows at a time, or fewer if their latents are too many
     ):
         _check_acts(sae, acts, labels=labels, pictures=pictures)
         self.sae, self.acts, self.labels, self.pictures = sae, acts, labels, pictures
@@ -135,12 +139,13 @@ class RowLatents:
 # %% ../../nbs/analysis/latents.ipynb #79938cf1
 class _Pass:
     "What is gathered of every latent"
+    @checked
     def __init__(self,
         source:TextLatents|RowLatents, # Where the latents come from
-        latents:Sequence[int]|None=None, # Which latents; all if None
-        n_examples:int=10, # Strongest examples for each
-        n_samples:int=5, # Examples drawn from everywhere
-        seed:int=0, # Decides the sample
+        latents:Latents|None=None, # Which latents; all if None
+        n_examples:Count=10, # Strongest examples for each
+        n_samples:Natural=5, # Examples drawn from everywhere
+        seed:Natural=0, # Decides the sample
     ):
         self.source, self.sae = source, source.sae
         if latents is not None: check_latents(self.sae, latents)
@@ -165,6 +170,7 @@ class LatentStats(_Pass):
         "How many tokens or rows were counted"
         return self.top.n_tokens
 
+    @checked
     def column(self, latent:int)->int:
         "Where a latent stands in the tensors"
         check_latents(self.sae, [latent])
@@ -172,12 +178,13 @@ class LatentStats(_Pass):
         raise ConfigError(f"latent {latent} is not among the {len(self.latents)} watched")
 
 # %% ../../nbs/analysis/latents.ipynb #60f9eb74
+@checked
 def latent_stats(
     source:TextLatents|RowLatents, # Where the latents come from
-    latents:Sequence[int]|None=None, # Which latents; all if None
-    n_examples:int=10, # Strongest examples for each
-    n_samples:int=5, # Examples drawn from everywhere
-    seed:int=0, # Decides the sample
+    latents:Latents|None=None, # Which latents; all if None
+    n_examples:Count=10, # Strongest examples for each
+    n_samples:Natural=5, # Examples drawn from everywhere
+    seed:Natural=0, # Decides the sample
     progress:bool=False, # Show a bar with the time that is left
 )->LatentStats:
     "Read the data once and note what each latent does"
@@ -190,14 +197,16 @@ def latent_stats(
     return stats
 
 # %% ../../nbs/analysis/latents.ipynb #02ddb5cd
+@checked
 @torch.no_grad()
 def nearest_latents(
-    sae, # An SAE
-    latents:Sequence[int]|None=None, # Which latents; all if None
-    n:int=8, # Neighbours for each
+    sae:SAE, # An SAE
+    latents:Latents|None=None, # Which latents; all if None
+    n:Count=8, # Neighbours for each
 )->tuple[Tensor, Tensor]: # (latents, n) their numbers, and the cosines of their decoder rows, the nearest first
     "The latents that point most nearly the same way"
     W = sae.W_dec.detach()
+    if latents is not None: check_latents(sae, latents)
     asked = torch.arange(len(W)) if latents is None else torch.as_tensor(latents, dtype=torch.long)
     n, found = min(n, len(W) - 1), []
     for rows in asked.split(max(1, MOST_NUMBERS//4//len(W))):
@@ -207,6 +216,7 @@ def nearest_latents(
     return torch.cat([t.indices for t in found]), torch.cat([t.values for t in found])
 
 # %% ../../nbs/analysis/latents.ipynb #425aec71
+@checked
 def latent_table(
     stats:LatentStats, # What a pass found
     nearest:bool=True, # With each latent's nearest other; the cost grows with the square of d_sae

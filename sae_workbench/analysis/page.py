@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 import torch
+from ..core.arguments import checked
+from ..core.config import Natural
 from ..core.errors import HookError
 from ..activations.models import tokenizer_of
 from .examples import (
@@ -198,11 +200,12 @@ def _next_tokens(stats:LatentStats, latents:Sequence[int], n:int)->list[dict]:
     return [dict(raised=r, lowered=l) for r, l in zip(words(effects.topk(n)), words(effects.topk(n, largest=False)))]
 
 # %% ../../nbs/analysis/page.ipynb #0369b808
+@checked
 def latent_pages(
     stats:LatentStats, # What a pass found
     latents:Sequence[int], # Which latents
-    n_logits:int=10, # Next tokens in each list
-    n_nearest:int=8, # Neighbours
+    n_logits:Natural=10, # Next tokens in each list
+    n_nearest:Natural=8, # Neighbours
 )->list[LatentPage]: # In the order asked for
     "The pages of some latents"
     check_latents(stats.sae, latents)
@@ -219,9 +222,10 @@ def latent_pages(
                        max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k], sample[k], near[k],
                        url=site and f'{site}/{i}', **words[k]) for k, (i, j) in enumerate(zip(latents, columns))]
 
+@checked
 def latent_page(
     stats:LatentStats, # What a pass found
-    latent:int, # Which latent
+    latent:Natural, # Which latent
     **options, # n_logits and n_nearest, as for `latent_pages`
 )->LatentPage:
     "The page of one latent"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from torch import Tensor, nn
+from .arguments import checked
 from .errors import HookError, unknown
 
 # %% ../../nbs/core/capture.ipynb #0db5b3fb
@@ -77,6 +78,7 @@ def _names(model:nn.Module, names)->dict[str, nn.Module]:
     return {n: resolve(model, n) for n in ([names] if isinstance(names, str) else names)}
 
 # %% ../../nbs/core/capture.ipynb #7fef65d9
+@checked
 def capture(
     model:nn.Module, # Any model
     names:str|Iterable[str]|Mapping[str, nn.Module], # Hook or submodule names, or names with their resolved modules
@@ -102,6 +104,7 @@ def capture(
     return {n: seen[n] for n in modules}
 
 # %% ../../nbs/core/capture.ipynb #e4c1991f
+@checked
 @contextmanager
 def replacing(
     model:nn.Module, # Any model
