@@ -10,13 +10,14 @@ __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'cache
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
 import hashlib, math, shutil, sys, warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
 from .sources import TensorSource, check_rows
 from .tokens import kept_positions
-from ..core.config import as_dtype, dtype_name
+from ..core.arguments import Ids, TorchDtype, checked
+from ..core.config import Device, Dtype, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
@@ -277,13 +278,14 @@ def finished(
     return manifest
 
 # %% ../../nbs/activations/cache.ipynb #bb1a7060
+@checked
 @torch.no_grad()
 def write_cache(
-    source, # Any source: an iterator of (rows, d_in)
+    source:Iterable[Tensor], # Any source: an iterator of (rows, d_in)
     folder:str|Path, # Where; the same call goes on in a folder that was left unfinished
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
-    dtype:str|torch.dtype|None=None, # Of the files; that of the rows if None
+    dtype:Dtype|None=None, # Of the files; that of the rows if None
     shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
@@ -293,6 +295,7 @@ def write_cache(
     if (manifest := finished(folder, plan)): return manifest
     return fill([SteppedWriter(source, GrowingCache(folder, plan))])[0]
 
+@checked
 @torch.no_grad()
 def write_caches(
     make_sources:Callable[[list], Mapping], # A source for each of some keys: those that are not finished
@@ -399,15 +402,16 @@ class ReadAgain(TensorSource):
 # %% ../../nbs/activations/cache.ipynb #c0d95d9d
 class ShardSource(ReadAgain):
     "Activations from a cache on disk"
+    @checked
     def __init__(self,
         folder:str|Path, # A folder that `write_cache` filled
         rows:int=4096, # Rows at a time
         shuffle:bool|None=None, # A new order of all rows in every epoch; what the manifest says if None
         seed:int|None=None, # Decides the orders; the manifest's if None
         epochs:int|None=None, # Times to go through the rows; None for ever
-        excluded:Tensor|None=None, # Token ids whose rows are left out
-        device:str|torch.device|None=None, # Where the rows go
-        dtype:torch.dtype|None=None, # In which type; as they are if None
+        excluded:Ids|None=None, # Token ids whose rows are left out
+        device:Device|None=None, # Where the rows go
+        dtype:TorchDtype|None=None, # In which type; as they are if None
         verify:bool=False, # Read all shards first and compare their hashes
     ):
         if rows < 1: raise ConfigError(f"rows={rows} must be at least 1")

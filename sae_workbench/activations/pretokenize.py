@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from .tokens import (
     ContextIterator, ContextMaker, SpecialToken, column_kind, first_row, open_dataset, open_rows, special_token)
+from ..core.arguments import Tokenizer, checked
 from ..core.config import Config, Count, Natural, Rule
 from ..core.errors import DataError
 from ..core.files import read_json, write_json
@@ -145,10 +146,11 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
 
 class _Texts:
     "A dataset and a tokenizer"
+    @checked
     def __init__(self,
         cfg:PretokenizeRunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
-        override_tokenizer=None, # Used instead of tokenizer_name
+        override_tokenizer:Tokenizer|None=None, # Used instead of tokenizer_name
     ): self.cfg, self.dataset, self.tokenizer = cfg, override_dataset, override_tokenizer
 
     def open(self):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from torch import Tensor
-from ..core.arguments import checked
+from ..core.arguments import checked, floats
 from ..core.config import Count
 from ..core.errors import DataError, LoadError, NonFiniteError
 from ..core.files import read_json, write_json
@@ -59,8 +59,16 @@ class ActivationScaler:
     "Multiplies activations by one number; by nothing until it has been estimated"
     scaling_factor:float|None = None # What to multiply by; None leaves activations as they are
 
-    def scale(self, acts:Tensor)->Tensor: return acts if self.scaling_factor is None else acts * self.scaling_factor
-    def unscale(self, acts:Tensor)->Tensor: return acts if self.scaling_factor is None else acts / self.scaling_factor
+    def scale(self, acts:Tensor)->Tensor:
+        "Activations, multiplied"
+        acts = floats(acts, 'acts')
+        return acts if self.scaling_factor is None else acts * self.scaling_factor
+
+    def unscale(self, acts:Tensor)->Tensor:
+        "Activations as they were before"
+        acts = floats(acts, 'acts')
+        return acts if self.scaling_factor is None else acts / self.scaling_factor
+
     def __call__(self, acts:Tensor)->Tensor: return self.scale(acts)
 
     @checked

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.arguments import Tokenizer, checked
+from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError
 
 # %% ../../nbs/activations/tokens.ipynb #d2b20acf
@@ -432,7 +434,8 @@ class ContextIterator(ChunkReader):
         self.start_epoch(self.epoch + 1)
         self.require(1)
 
-    def require(self, n:int, why:str='at least one is needed'):
+    @checked
+    def require(self, n:Natural, why:str='at least one is needed'):
         "Make sure that an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
             if not self.fill():
@@ -442,7 +445,8 @@ class ContextIterator(ChunkReader):
 # %% ../../nbs/activations/tokens.ipynb #9eee912e
 class SavedContexts(ContextIterator):
     "Batches of contexts, with a position that can be saved, as plain JSON data, and returned to"
-    def take(self, n:int, wrap:bool=True)->Tensor:
+    @checked
+    def take(self, n:Natural, wrap:bool=True)->Tensor:
         "The next `n` contexts, (n, context_size); without `wrap` none from beyond the end of this epoch"
         got = [*islice(self, n)] if wrap else [next(self) for _ in range(n) if self.more()]
         return torch.stack(got) if got else torch.empty(0, self.maker.size, dtype=torch.long)
@@ -472,16 +476,17 @@ class SavedContexts(ContextIterator):
 # %% ../../nbs/activations/tokens.ipynb #af609740
 class TokenContexts(SavedContexts):
     "An iterator of contexts from a dataset, each a LongTensor of one length"
+    @checked
     def __init__(self,
         dataset, # A map-style or streaming dataset, or a list of dicts
-        tokenizer=None, # A Hugging Face tokenizer; not needed for datasets of tokens
+        tokenizer:Tokenizer|None=None, # A Hugging Face tokenizer; not needed for datasets of tokens
         context_size:int=128, # Tokens in a context
         prepend_bos:bool=True, # Start every context of text with BOS, if the tokenizer has one
         sequence_separator_token:SpecialToken='bos', # Between two texts in a context: id, bos, eos, sep or None
         disable_concat_sequences:bool=False, # One context at most from each text; short texts are left out
         use_chat_formatting:bool=False, # Rows are conversations, for the tokenizer's chat template
         column:str|None=None, # Which column; by default the first of tokens, input_ids, text, problem
-        epochs:int|None=None, # Times to go through the dataset; None for ever
+        epochs:Count|None=None, # Times to go through the dataset; None for ever
     ):
         self.args = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         self.context_size, self.epochs, sample = context_size, epochs, first_row(dataset)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from pydantic import BeforeValidator
-from ..core.arguments import Ids, checked, listed
+from ..core.arguments import Ids, Tokenizer, checked, listed
 from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError
 from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
@@ -294,7 +294,7 @@ class TextLatents(_Contexts):
         model:nn.Module, # The model it was trained on
         contexts:Ids, # (n, context) token ids
         hook_name:str|None=None, # Where the SAE sits; from its metadata if None
-        tokenizer=None, # The model's own if None
+        tokenizer:Tokenizer|None=None, # The model's own if None
         window:tuple[Natural, Natural]=(14, 6), # Tokens shown before and after a peak
         batch_size:Count=8, # Contexts in one run of the model, or fewer if their latents are too many
         ignore_tokens:Sequence[int]|None=None, # Token ids that do not count; the tokenizer's special tokens if None
@@ -350,7 +350,7 @@ def latent_examples(
     n_examples:Count=5, # Examples for each, from as many contexts
     n_latents:Count=5, # How many latents to pick if `latents` is None
     hook_name:str|None=None, # Where the SAE sits; from its metadata if None
-    tokenizer=None, # The model's own if None
+    tokenizer:Tokenizer|None=None, # The model's own if None
     window:tuple[Natural, Natural]=(14, 6), # Tokens shown before and after the peak
     batch_size:Count=8, # Contexts in one run of the model
     ignore_tokens:Sequence[int]|None=None, # Token ids that do not count; the tokenizer's special tokens if None

@@ -6,10 +6,11 @@
 __all__ = ['is_hooked', 'HookPoint', 'HookedModule', 'hooks_off']
 
 # %% ../../nbs/core/hooks.ipynb #3d6f1dcb
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 from torch import nn
+from .arguments import checked
 from .errors import HookError, unknown
 
 # %% ../../nbs/core/hooks.ipynb #9bb8f791
@@ -83,6 +84,7 @@ class _Points(nn.Module):
         if which not in points: raise HookError(unknown('hook point', which, points))
         return [points[which]]
 
+    @checked
     def add_hook(self,
         name:str|Callable[[str], bool], # A point's name, or a test of names
         hook:Callable, # Called as hook(tensor, hook=point)
@@ -92,6 +94,7 @@ class _Points(nn.Module):
         "Hang a function on one point or several"
         for p in self._points(name): p.add_hook(hook, dir, is_permanent)
 
+    @checked
     def reset_hooks(self,
         clear_contexts:bool=True, # Kept for TransformerLens scripts; the points' notes are always cleared
         direction:Literal['fwd', 'bwd', 'both']='both', # Which functions
@@ -103,10 +106,11 @@ class _Points(nn.Module):
 # %% ../../nbs/core/hooks.ipynb #906024c9
 class _Hooking(_Points):
     "Functions that hang for a while"
+    @checked
     @contextmanager
     def hooks(self,
-        fwd_hooks:list=(), # Pairs (name or test, function) on values
-        bwd_hooks:list=(), # The same on gradients
+        fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), # Pairs (name or test, function) on values
+        bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), # The same on gradients
     )->Iterator['HookedModule']:
         "Functions that hang inside the block only, also when it ends in an exception"
         before = {n: (list(p.fwd_hooks), list(p.bwd_hooks)) for n, p in self.hook_dict.items()}
@@ -124,13 +128,15 @@ class _Hooking(_Points):
 # %% ../../nbs/core/hooks.ipynb #721a3619
 class HookedModule(_Hooking):
     "A module whose `HookPoint`s can be reached by name"
-    def run_with_hooks(self, *args, fwd_hooks:list=(), bwd_hooks:list=(), **kwargs):
+    @checked
+    def run_with_hooks(self, *args, fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), **kwargs):
         "Call the module with functions that hang for this call only"
         if bwd_hooks:
             raise HookError("a gradient flows after the call has ended: "
                             "use `with sae.hooks(bwd_hooks=...)` around forward and backward")
         with self.hooks(fwd_hooks): return self(*args, **kwargs)
 
+    @checked
     def run_with_cache(self, *args,
         names_filter:str|list[str]|Callable[[str], bool]|None=None, # Which points; all by default
         **kwargs):

@@ -18,6 +18,8 @@ from ..analysis.dashboard import text_contexts
 from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
+from ..core.arguments import Tokenizer, checked
+from ..core.config import Count
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError, SAEWorkbenchError, unknown
 from ..saes.base import SAE
@@ -208,6 +210,7 @@ def table_rows(
 # %% ../../nbs/faces/explorer.ipynb #1ae02643
 class _Explored(Face):
     "The latents of an SAE, on data that were read once"
+    @checked
     def __init__(self,
         stats:LatentStats, # What a pass over the data found
     ):
@@ -220,15 +223,18 @@ class _Explored(Face):
         "Whether there is a model that reads texts"
         return isinstance(self.source, TextLatents) and self.source.tokenizer is not None
 
-    def find(self, text:str='', density=(0., 1.), min_act:float=0., sort:str='rank', down:bool|None=None):
+    @checked
+    def find(self, text:str='', density:tuple[float, float]=(0., 1.), min_act:float=0., sort:str='rank', down:bool|None=None):
         "The latents that fit, as `find_latents` finds them; `sort='similarity'` once `like` is set"
         table = self.table if self.like is None else with_similarity(self.table, self.sae, self.like)
         return find_latents(table, text, density, min_act, sort, down)
 
+    @checked
     def page(self, latent:int)->LatentPage:
         "The page of a latent"
         return latent_page(self.stats, latent)
 
+    @checked
     def strength(self, latent:int)->float:
         "The measure of a change: the latent's highest value, or a usual one if it never fired"
         own = self.table.set_index('latent').max_act
@@ -240,12 +246,14 @@ class _Said(_Explored):
     def _needs_text(self):
         if not self.reads_text: raise ConfigError('there is no model that reads texts: these are rows of activations')
 
+    @checked
     def read(self, text:str)->Reading:
         "Which latents fire on a text"
         self._needs_text()
         return read_text(self.source, text)
 
-    def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:int=40)->Steered:
+    @checked
+    def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:Count=40)->Steered:
         "Write with a latent changed by so many times its highest value (for scale: multiplied by it)"
         self._needs_text()
         check_latents(self.sae, [latent])
@@ -439,6 +447,7 @@ class LatentExplorer(_Said):
         box.add_class('sae-explorer')
         return box
 
+    @checked
     def pick(self, latent:int|None):
         "Take a latent: its page is shown, and steering is done with it"
         if latent is None or latent == self.latent: return
@@ -452,13 +461,14 @@ class LatentExplorer(_Said):
         self.text_tab.shade(latent); self.steer_tab.show()
 
 # %% ../../nbs/faces/explorer.ipynb #93424c5d
+@checked
 def explore(
     sae:SAE|LatentStats, # An SAE, or what `latent_stats` found, which is then all that is needed
     model:nn.Module|None=None, # The model it was trained on; none for rows of activations
     data=None, # Texts (rows with a text), (n, context) token ids, or (n, d_in) activations
     n_tokens:int=32768, # How many tokens of the texts to read
     hook_name:str|None=None, # Where the SAE sits; from its metadata if None
-    tokenizer=None, # The model's own if None
+    tokenizer:Tokenizer|None=None, # The model's own if None
     **options, # For `RowLatents`: labels and pictures
 )->LatentExplorer: # Show it
     "Look around in a dictionary: search, pages, texts of your own, steering"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError
 from ..core.files import atomic, check_finite, write_tensors
 from .formats import Format, Raw, register_format
@@ -93,6 +94,7 @@ def _ours_to_theirs(transcoder:SAE)->dict[str, Tensor]:
     if 'threshold' in t: t['activation_function.threshold'] = t.pop('threshold')
     return t
 
+@checked
 def save_transcoder_set(
     transcoders:Sequence[SAE]|Mapping[int, SAE], # One a layer, from layer 0 on
     path:str|Path, # A folder, made if need be

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.config import DTYPES, check_device, device_name, dtype_name
 from ..core.errors import ConfigError, unknown
 from ..core.registry import get_sae_class
@@ -104,6 +105,7 @@ def _asked(dtype, device)->tuple[str|None, str]:
     return asked
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
+@checked
 def load_pretrained(
     cls:type[SAE], # `SAE`, or a narrower class that the SAE must be of
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder

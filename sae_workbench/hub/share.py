@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
 from ..core.files import atomic, read_json, write_tensors
 from ..core.output import Bar
@@ -23,6 +24,7 @@ from ..saes.card import model_card
 # %% ../../nbs/hub/share.ipynb #be0279ce
 SPARSITY = 'sparsity.safetensors'
 
+@checked
 def save_pretrained(
     sae:SAE, # For inference or in training
     path:str|Path, # A folder, made if need be
@@ -184,6 +186,7 @@ def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return repo_id
 
+@checked
 def upload_saes_to_huggingface(
     saes_dict:Mapping[str, SAE|Path|str], # SAEs, or folders that hold one, by their path in the repository
     hf_repo_id:str, # owner/name; made if need be
@@ -206,6 +209,7 @@ def upload_saes_to_huggingface(
             return patiently(lambda: _send(api, place, Path(d), cfgs, add_default_readme, message))
 
 # %% ../../nbs/hub/share.ipynb #0aa91db2
+@checked
 def push_to_hub(
     sae:SAE, # For inference or in training
     repo_id:str, # owner/name; made if need be

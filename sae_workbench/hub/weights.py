@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.errors import LoadError, did_you_mean
 from ..core.files import read_tensors, write_tensors
 
@@ -233,6 +234,7 @@ def read_weights(
     return _zipped(_npz_tensors, path, device) if path.suffix=='.npz' else _pickle_contents(path, device)[0]
 
 # %% ../../nbs/hub/weights.ipynb #31436daa
+@checked
 def convert_to_safetensors(
     path:str|Path, # A pickle or an npz
     out:str|Path|None=None, # The new file; beside the old one if None

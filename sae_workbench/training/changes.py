@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.files import read_json, write_json
 from .checkpoint import Checkpointing
@@ -57,12 +58,14 @@ def _same(a:dict, b:dict)->bool: return all(a[k]==b[k] for k in ('step', 'name',
 
 class _Record:
     "Changes that were made, are to come, and are asked for"
+    @checked
     def __init__(self,
         planned:Iterable[dict[str, Any]]=(), # Changes to make on the way: step, name and value of each
     ):
         self.to_come = sorted(planned, key=lambda c: c['step'])
         self.made, self.asked, self.fresh = [], deque(), True
 
+    @checked
     def ask(self, trainer, name:str, value:float):
         "Ask for a change; it is made between two steps"
         check_change(trainer, name, value)
@@ -143,6 +146,7 @@ class Changes(_OnDisk):
         trainer.tell('on_log', {f'change/{name}': value})
 
 # %% ../../nbs/training/changes.ipynb #f2cc3cb8
+@checked
 def changes_of(
     lines:Iterable[dict[str, Any]], # Of a log, from `read_log`
 )->list[dict[str, Any]]: # Step, name and value of each

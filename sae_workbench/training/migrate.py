@@ -14,6 +14,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
+from ..core.arguments import checked
 from ..core.config import option_advice
 from ..core.errors import ConfigError, LoadError, did_you_mean
 from ..core.files import atomic
@@ -317,9 +318,10 @@ def _is_path(old:str)->bool:
     if '\n' in old or len(old) > 1000 or '=' in old or '{' in old: return False
     return bool(old.strip()) and (Path(old).suffix in ('.py', '.json', '.yaml', '.yml', '.ipynb', '.txt') or Path(old).exists())
 
+@checked
 def migrate_config(
     old, # Keyword arguments as a dict, JSON or Python as text, or the path of a file or folder with one of these
-    from_version=None, # Version of SAELens that the config was for, such as 3 or "3.22"; read or guessed if None
+    from_version:str|float|None=None, # Version of SAELens that the config was for, such as 3 or "3.22"; read or guessed if None
     **names, # Values for names that a script leaves open, such as device="cpu"
 )->Migration: # Code, config, and what became of each option
     "Convert the config of SAELens v1 to v5; nothing is run"

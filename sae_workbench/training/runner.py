@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
 from ..core.folders import check_place, only_one, remove_temporaries
@@ -108,6 +109,7 @@ class _Describing(_Making):
 # %% ../../nbs/training/runner.ipynb #f01c000a
 class _Parts(_Describing):
     "Model, data, SAE and evaluator of a run"
+    @checked
     def __init__(self,
         cfg:LanguageModelSAERunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
@@ -275,6 +277,7 @@ class _Stopped(_Run):
         found.checkpoint = where
         return found
 
+    @checked
     def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
         if self.checkpointing is None or not self.team.is_first: return None
@@ -289,6 +292,7 @@ the log in `log.jsonl`.'''
 
 class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
+    @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
         folder, tokens = self.place/path, self.trainer.n_training_samples

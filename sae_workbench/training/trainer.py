@@ -13,7 +13,8 @@ from itertools import zip_longest
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
+from ..core.arguments import checked
+from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
 from ..core.metrics import log_sparsity
 from ..core.output import Bar
@@ -165,6 +166,7 @@ class _TrainStep(_Checks):
         if not self.cfg.autocast: return contextlib.nullcontext()
         return torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16)
 
+    @checked
     def step(self,
         batch:Tensor, # (rows, d_in) activations, not scaled yet
     )->TrainStepOutput: # Losses and reconstructions, without their autograd graph
@@ -190,6 +192,7 @@ class _TrainStep(_Checks):
 # %% ../../nbs/training/trainer.ipynb #cf9b779e
 class _Given(_TrainStep):
     "The data of a loop, its evaluator, and those who are told what happens"
+    @checked
     def __init__(self,
         cfg:SAETrainerConfig, # The options of the loop
         sae:TrainingSAE, # What is trained, in place
@@ -557,10 +560,13 @@ def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
     stack.callback(end)
     return turns()
 
+@checked
 def train_together(
     trainers:Sequence[SAETrainer], # Each with its own SAE, data and options
 )->list[TrainingSAE]: # Their SAEs, trained in place
     "Train several SAEs in step, a batch of each in turn; after `Interrupted` the same call goes on"
+    for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
+        if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
     stop = Stop()
     with stop.signals(), contextlib.ExitStack() as stack:
         for t in trainers: t.stop = stop
