@@ -65,7 +65,7 @@ def model() -> Model:
 
 
 def sae(cls=TopKSAE, **options):
-    return cls(TopKSAEConfig(D_IN, D_SAE, k=2, metadata=SAEMetadata(hook_name='layer', model_name='toy'), **options))
+    return cls(TopKSAEConfig(D_IN, D_SAE, k=2, metadata=SAEMetadata(hook_name='layer', model_name='toy', prepend_bos=False), **options))
 
 
 def learner(cls=TopKTrainingSAE): return cls(TopKTrainingSAEConfig(D_IN, D_SAE, k=2, metadata=SAEMetadata(hook_name='layer')))
@@ -182,7 +182,7 @@ GOOD = {
         batch_size=2, raise_at_epoch_end=False, move_to_model_device=True)),
     'ActivationsStore.shuffle_input_dataset': lambda at: (store().shuffle_input_dataset, dict(seed=0, buffer_size=1)),
     'CacheActivationsRunner': lambda at: (CacheActivationsRunner, dict(cfg=CacheActivationsRunnerConfig(
-        model_name='toy', hook_name='layer', dataset_path='none', training_tokens=24, context_size=CONTEXT, d_in=D_IN, prepend_bos=False,
+        model_name='toy', hook_name='layer', dataset_path='none', training_tokens=24, context_size=CONTEXT, d_in=D_IN, prepend_bos=False, model_batch_size=2,
         new_cached_activations_path=str(at/'made')), override_dataset=data(), override_model=model())),
     'share_passes': lambda at: (share_passes, dict(source=source(), team=processes())),
     'migrate_config': lambda at: (migrate_config, dict(old={'architecture': 'standard', 'd_in': 4, 'd_sae': 8}, from_version=3)),
@@ -299,7 +299,7 @@ GOOD = {
         'boot_transformers', 'boot_native', 'from_model', 'run_with_cache_with_saes', 'run_with_hooks_with_saes', 'run_with_saes', 'saes',
         'reset_saes', 'get_sae_hook_name', 'add_sae')}}
 
-def temporal(): return TemporalSAE(TemporalSAEConfig(D_IN, D_SAE, n_heads=1))
+def temporal(): return TemporalSAE(TemporalSAEConfig(D_IN, D_SAE, n_heads=1, bottleneck_factor=1))
 
 
 # What the library calls itself, what an architecture overrides, and results: nobody calls these with arguments of their own.
@@ -311,6 +311,12 @@ INNER = {
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity'}
 INNER_OF = {'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
+# They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
+DIRECT = {
+    'capture', 'TrainCoefficientConfig', 'SAE.forward', 'SAE.encode', 'SAE.encode_with_hidden_pre', 'SAE.process_sae_in', 'SAE.decode', 'SAE.run_with_hooks',
+    'SAE.run_with_cache', 'Transcoder.forward', 'Transcoder.forward_with_activations', 'ActivationScaler.scale', 'ActivationScaler.unscale',
+    'TemporalSAE.encode_with_predictions'}
+FUNCTIONS = {'converter', 'make_sources'}   # a function of one's own raises what it likes
 RESULTS = {'TrainStepInput', 'TrainStepOutput', 'LatentPage', 'Interrupted'}
 
 
@@ -373,12 +379,12 @@ def test_nonsense(name, tmp_path, monkeypatch):
         return GOOD[name](at)
     _, given = fresh()
     with redirect_stdout(silent):
-        for argument in [*given, 'no_such_argument']:
-            for value in NONSENSE if argument in given else [1]:
+        for argument in [*given, *['no_such_argument'] * (name not in DIRECT)]:
+            for value in [v for v in NONSENSE if argument not in FUNCTIONS or v is not print] if argument in given else [1]:
                 fn, given = fresh()
                 try:
                     use(fn, given | {argument: value})
-                except SAEWorkbenchError:
+                except (SAEWorkbenchError, NotImplementedError):   # the second where v6 refuses to fold, in words of ours
                     pass
                 except Exception as e:
                     bare.append(f'{argument}={value!r:.40}: {type(e).__name__}: {e!s:.120}')

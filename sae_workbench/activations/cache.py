@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from .sources import TensorSource, check_rows
 from .tokens import kept_positions
-from ..core.arguments import Ids, TorchDtype, checked
+from ..core.arguments import Ids, TorchDtype, checked, shown
 from ..core.config import Device, Dtype, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import file_hash, read_json, read_state, read_tensors
@@ -223,7 +223,7 @@ class SteppedWriter(CacheWriter):
         if not self.left: return 0
         before, x = self.position(), next(self.source, None)
         if x is None: return 0
-        if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
+        if not isinstance(x, Tensor) or x.ndim != 2: raise DataError(f"activations {shown(x)}; needed is (rows, d_in)")
         if self.limit and not self.shard.tensors:
             row = cache_bytes(1, x.shape[1], self.shard.dtype or x.dtype)
             check_space(self.cache.folder, n_caches*self.left*row)
@@ -303,7 +303,7 @@ def write_caches(
     options:Mapping[str, dict], # For each key the further arguments of write_cache
 )->dict[str, dict]: # The manifests
     "Write several caches side by side, from sources that share the passes of a model"
-    plans = {k: make_plan(**options[k]) for k in folders}
+    plans = {k: make_plan(**options.get(k, {})) for k in folders}
     done = {k: m for k in folders if (m := finished(Path(folders[k]), plans[k]))}
     left = [k for k in folders if k not in done]
     sources = make_sources(left) if left else {}

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from .sources import SavedModelSource
 from ..core.arguments import checked
-from ..core.config import Count
 from ..core.errors import ConfigError, NonFiniteError, unknown
 
 # %% ../../nbs/activations/layers.ipynb #a1c7c4e2
@@ -100,7 +99,7 @@ class LayerSources(_Queue, Mapping):
     @checked
     def __init__(self,
         source:SavedModelSource, # A `ModuleSource` or `LanguageModelSource` that was made with several names
-        max_ahead:Count=64, # Passes that may wait for a layer
+        max_ahead:int=64, # Passes that may wait for a layer
     ):
         if max_ahead < 1: raise ConfigError(f"max_ahead={max_ahead} must be at least 1")
         super().__init__(source, max_ahead)

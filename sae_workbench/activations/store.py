@@ -11,6 +11,7 @@ __all__ = ['CACHED', 'PACKING', 'min_batches_in_buffer', 'check_buffer', 'can_be
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from .buffer import MixingBuffer
@@ -20,7 +21,7 @@ from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
 from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
-from ..core.arguments import Ids, checked
+from ..core.arguments import Ids, checked, having
 from ..core.config import Count, Device, Dtype, Fraction, as_dtype
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
@@ -230,7 +231,7 @@ class RunStore(SavedStore):
     @checked
     def from_config(cls,
         model:nn.Module|None, # The language model; None to read a cache and not evaluate
-        cfg, # A `LanguageModelSAERunnerConfig`
+        cfg:Annotated[Any, having('sae', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
         override_dataset=None, # Instead of the config's dataset_path
     )->'ActivationsStore':
         "A store for training"
@@ -265,7 +266,7 @@ class MadeStore(RunStore):
     @checked
     def from_sae(cls,
         model:nn.Module, # The language model
-        sae, # An SAE whose metadata name hook, context size and BOS
+        sae:Annotated[Any, having('cfg', what='an SAE')], # An SAE whose metadata name hook, context size and BOS
         dataset, # A dataset, its name on the Hub, or a path
         dataset_trust_remote_code:bool=False, # Kept for v6 scripts; without effect
         context_size:Count|None=None, # Tokens in a context; the SAE's by default
@@ -330,6 +331,8 @@ class StoreParts(MadeStore):
         n = self.training_context_size = len(range(self.context_size)[seqpos])
         self.buffer_rows = check_buffer(self.n_batches_in_buffer, self.train_batch_size_tokens, n)
         if self.cached_activations_path is not None: self.cache = open_cache(self.cached_activations_path, self)
+        if self.model is None and self.cache is None:
+            raise ConfigError("model=None: without a model a store needs cached_activations_path")
         self.exclude_special_tokens = self._excluded()
         self.activations = None if self.model is None and self.cache is not None else self._at_hook(seqpos)
         self.packing = {k: vars(self)[k] for k in PACKING}

@@ -87,7 +87,7 @@ def having(
 )->AfterValidator: # For `Annotated[Any, …]`
     "Anything with one of these attributes: for things that have no common class"
     def check(v):
-        if not any(hasattr(v, n) for n in names): raise ValueError(f'must be {what}')
+        if isinstance(v, (str, bytes)) or not any(hasattr(v, n) for n in names): raise ValueError(f'must be {what}')
         return v
     return AfterValidator(check)
 
@@ -95,7 +95,7 @@ Floats = Annotated[Tensor, AfterValidator(_floating)]         # activations and 
 Rows = Annotated[Tensor, AfterValidator(_floating), AfterValidator(_rows)]   # (n, width)
 Ids = Annotated[Tensor, AfterValidator(_whole_numbers)]       # token ids, row numbers
 Correlation = Annotated[float, Field(ge=-1, le=1)]
-Tokenizer = Annotated[Any, having('encode', 'decode', 'convert_ids_to_tokens', what='a tokenizer')]
+Tokenizer = Annotated[Any, having('encode', 'convert_ids_to_tokens', what='a tokenizer')]
 TorchDtype = Annotated[torch.dtype, BeforeValidator(as_dtype)]   # a floating-point dtype, or its name
 
 # %% ../../nbs/core/arguments.ipynb #2ccd257b

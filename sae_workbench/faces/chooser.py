@@ -381,6 +381,7 @@ class _Choice(Face):
             self.architecture = architecture
             self._tell()
 
+    @checked
     def load(self, old):
         "Take a config over, also one of an older version; `report` says what became of its options"
         cfg, report = read_config(old)

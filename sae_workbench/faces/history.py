@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
-from ..core.arguments import checked
+from ..core.arguments import checked, shown
 from ..core.config import Count
-from ..core.errors import ConfigError, LoadError
+from ..core.errors import ConfigError, DataError, LoadError
 
 # %% ../../nbs/faces/history.ipynb #80d04186
 class Curve:
@@ -105,6 +105,7 @@ class RunHistory(_Known):
         line:dict[str, Any], # A line of a log: step, seconds and metrics
     ):
         "Take in a line; one of an earlier step means that the run went on from a checkpoint there"
+        if 'step' not in line: raise DataError(f"a line of a log has a step, and {shown(line)} has none")
         with self.lock: self._add(line)
 
     def _add(self, line:dict):

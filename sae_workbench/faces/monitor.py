@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'RUNNING', 'panel_traces', 'density_traces', 'change_trace'
 
 # %% ../../nbs/faces/monitor.ipynb #580fc415
 import html, math, threading, time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def _y_axis(title:str)->dict:
 
 @checked
 def compare_runs(
-    *runs, # Paths of logs, folders of runs, or histories
+    *runs:str|Path|RunHistory|Iterable, # Paths of logs, folders of runs, or histories
     names:Sequence[str]|None=None, # Of the runs; those of the folders if None
     x:str='step', # step, or samples for runs of different batch sizes
 ): # A plotly figure
@@ -585,6 +585,7 @@ class _View:
 # %% ../../nbs/faces/monitor.ipynb #b47c08f2
 class TrainingMonitor(_Changing, _Monitor):
     "Shows a run while it trains in a thread; pauses, stops and changes it"
+    @checked
     def __init__(self,
         run, # A LanguageModelSAETrainingRunner, or an SAETrainer
     ):

@@ -127,6 +127,7 @@ def load_pretrained(
     source = locate(release, sae_id)
     overrides = dict(device=device) | _overrides(source.entry)
     if converter is not None and not _is_format(converter):
+        if not callable(converter): raise ConfigError(f"converter={converter!r:.60}: must be a format's name or reader, or a function")
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
         hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)

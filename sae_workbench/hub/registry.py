@@ -178,7 +178,7 @@ def search(
 @checked
 def neuronpedia_url(
     release:str|SAE, # The name of a release, or an SAE
-    sae_id:str|None=None, # The id of an SAE in the release
+    sae_id:str|int|None=None, # The id of an SAE in the release
     latent:Natural|None=None, # One latent's page; the SAE's page if None
 )->str|None: # None for an SAE that is not there
     "The page of a published SAE on neuronpedia.org"

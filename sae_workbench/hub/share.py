@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from pydantic import SkipValidation
 from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
 from ..core.files import atomic, read_json, write_tensors
@@ -188,7 +189,7 @@ def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
 
 @checked
 def upload_saes_to_huggingface(
-    saes_dict:Mapping[str, SAE|Path|str], # SAEs, or folders that hold one, by their path in the repository
+    saes_dict:SkipValidation[Mapping[str, SAE|Path|str]], # SAEs, or folders that hold one, by their path in the repository
     hf_repo_id:str, # owner/name; made if need be
     hf_revision:str='main', # A branch; made if need be
     show_progress:bool=True, # Show how far it is

@@ -241,6 +241,7 @@ def convert_to_safetensors(
 )->Path: # The new file
     "Rewrite a weights file as safetensors; plain values of a pickle go into the header"
     path = Path(path)
+    if not path.is_file(): raise LoadError(f"{path}: no such file")
     out = path.with_suffix('.safetensors') if out is None else Path(out)
     _, rest = look(path, allow_pickle=True)
     try: values = {'values': json.dumps(rest)} if rest else None

@@ -295,6 +295,7 @@ class LanguageModelSAETrainingRunner(_Stopped):
     @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
+        if self.trainer is None: raise ConfigError("there is nothing to save yet: call run() first")
         folder, tokens = self.place/path, self.trainer.n_training_samples
         metrics = self._last_metrics()
         if not self.team.is_first: return Path(path)
