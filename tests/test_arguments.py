@@ -5,8 +5,6 @@
 import inspect
 import io
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -18,15 +16,13 @@ from torch import nn
 
 import sae_workbench
 from sae_workbench import *   # noqa: F403
-from sae_workbench.core.arguments import checked
 from sae_workbench.core.config import ConfigMeta
-from sae_workbench.core.errors import ConfigError, DataError, SAEWorkbenchError
+from sae_workbench.core.errors import SAEWorkbenchError
 from sae_workbench.faces.cli import COMMANDS, main
 from sae_workbench.hub.places import Folder
 
 D_IN, D_SAE, VOCAB, CONTEXT = 4, 8, 11, 6
 NONSENSE = [None, 'x', '', -1, 0, 1.7, math.nan, True, [], {}, (), object(), [1, 'a'], [-1, 99], torch.ones(2), torch.ones(3, 3, 3), 1j, b'x', print]
-SEEN = [repr(v)[:24] for v in NONSENSE]
 
 
 class Model(nn.Module):
@@ -358,9 +354,8 @@ def test_every_public_name_is_tried():
     assert GOOD.keys() - names <= {'SAE.forward', 'SAETrainingRunner', 'register_format'} | {n for n in GOOD if n.startswith('SAETransformerBridge')}
 
 
-def use(fn, given: dict) -> None:
-    "Call a function; a context is entered, an iterator is asked for one item"
-    out = fn(**given)
+def entered(out) -> None:
+    "A context is entered, and left"
     with out if isinstance(out, AbstractContextManager) else nullcontext():
         pass
 
@@ -383,9 +378,74 @@ def test_nonsense(name, tmp_path, monkeypatch):
             for value in [v for v in NONSENSE if argument not in FUNCTIONS or v is not print] if argument in given else [1]:
                 fn, given = fresh()
                 try:
-                    use(fn, given | {argument: value})
+                    entered(fn(**given | {argument: value}))
                 except (SAEWorkbenchError, NotImplementedError):   # the second where v6 refuses to fold, in words of ours
                     pass
                 except Exception as e:
                     bare.append(f'{argument}={value!r:.40}: {type(e).__name__}: {e!s:.120}')
     assert not bare, f'{len(bare)} bare errors\n' + '\n'.join(bare)
+
+
+LISTS = [[0., 1., 0., 1.]]
+NAMED = {   # what was accepted without a word, or ended in a traceback
+    'nearest_latents(sae(), [-1])': 'latents [-1] do not exist',
+    'nearest_latents(sae(), [1.7])': 'the number of a latent is a whole number',
+    "dashboard(stats(), 'page.html', n=-3)": 'n=-3: must be at least 1',
+    "intervene(sae(), [1, 1], 'steer', [1, 2])": 'a number stands there twice',
+    "intervene(sae(), '3')": 'latents must be a number or a list of numbers',
+    'intervene(sae(), None)': 'latents must be a number or a list of numbers',
+    'intervene(sae(), [[1], [2, 3]])': 'latents must be a number or a list of numbers',
+    "attach(model(), sae(), use_error_term='no')": "use_error_term='no': must be True or False",
+    "TopKSAE(sae().cfg, use_error_term='no')": "TopKSAE: use_error_term='no': must be True or False",
+    'attach(None, sae())': 'model=None: must be of type Module',
+    'attach(model(), None)': 'expected an SAE',
+    'attach(model(), sae(), name=5)': 'name=5: must be text',
+    'run_evals(None, tokens())': 'sae=None: must be of type SAE',
+    'SAE.from_dict({})': "the key 'architecture' is missing",
+    "SAE.from_pretrained('gpt2-small-res-jb', 'x', revison='main')": "did you mean 'revision'",
+    "SAE.load_from_disk('x', dtype='x')": "unknown dtype",
+    "write_cache(TensorSource(rows(), epochs=1), 'c', dtype='int8')": 'unknown dtype',
+    "ShardSource('x', device='gpu')": "device='gpu': unknown device",
+    'SAETrainer(loop(), sae(), iter([]))': 'must be of type TrainingSAE',
+    'train_together([t := trainer(), t])': 'two trainers have the same SAE',
+    'train_together([SAETrainer(loop(), learner(), s := iter([rows(4)])), SAETrainer(loop(), learner(), s)])': 'two trainers have the same source of data',
+    'SyntheticSource(d_in=0)': 'd_in=0: must be at least 1',
+    'SyntheticSource(batch_size=0)': 'batch_size=0: must be at least 1',
+    'trees(5, p_root=-1)': 'p_root=-1: must be at least 0',
+    'random_dictionary(LISTS, 4, 2)': 'write torch.tensor(…)',
+    'RowLatents(sae(), rows()*1j)': 'must be real numbers',
+    **{f'sae().{f}({x})': says for f in ('encode', 'decode', 'forward') for x, says in {
+        'None': '=None: must be a tensor', "'x'": "='x': must be a tensor", 'LISTS': 'must be a tensor; write torch.tensor(…)',
+        'torch.ones(2, 4, dtype=torch.long)': 'must be floating-point numbers', 'torch.ones(2, 4, dtype=torch.bool)': 'must be floating-point numbers',
+        'torch.ones(2, 4)*1j': 'must be real numbers', 'torch.ones(2, 5)': 'got (2, 5)', "torch.ones(2, 4, device='meta')": 'is on meta'}.items()}}
+
+
+@pytest.mark.parametrize('call', NAMED)
+def test_named(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SAEWorkbenchError) as e:
+        entered(eval(call))
+    assert NAMED[call] in str(e.value)
+
+
+def test_what_is_cut_off_is_never_made():
+    parents, shares = trees(5, branching=10, depth=30)
+    assert parents.tolist() == [-1, 0, 0, 0, 0] and len(shares) == 5
+
+
+def test_numpy_is_taken():
+    x = rows().numpy()
+    assert torch.equal(sae().eval().encode(x).isfinite(), torch.ones(len(x), D_SAE, dtype=torch.bool))
+    assert recovered(x, x) == 1
+    assert nearest_latents(sae(), torch.tensor([1, 2]), n=2)[0].shape == (2, 2)
+
+
+@pytest.mark.parametrize('command', [c for c in COMMANDS if c not in ('demo', 'recipes')])
+@pytest.mark.parametrize('words', [['--no-such-option', '1'], ['x'], ['x', 'y', 'z', '--limit', 'x'], ['']])
+def test_commands(command, words, tmp_path, monkeypatch, capsys):
+    "A mistake on the command line ends the program with a sentence"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e:
+        main([command, *words])
+    said = capsys.readouterr()
+    assert e.value.code not in (0, None) and 'Traceback' not in said.err + said.out and said.err + said.out
