@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from ..core.arguments import checked, shown
+from ..core.aside import put_aside
 from ..core.errors import ConfigError, DataError, LoadError, unknown
 from ..core.files import read_json, write_json
 from .checkpoint import ATrainer, Checkpointing
@@ -99,7 +100,7 @@ class _OnDisk(_Record):
     def _read(self, trainer)->list[dict]:
         path = self._file(trainer)
         if path is None or not path.is_file(): return []
-        if self.fresh: return path.unlink() or []
+        if self.fresh: return put_aside(path, "the changes of another run") and []
         try: return read_json(path)['changes']
         except (LoadError, KeyError) as e: warnings.warn(f"{e}; changes after the checkpoint are not made again")
         return []

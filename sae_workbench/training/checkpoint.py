@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'FIXED', 'KEEPS_DATA', 'RUN_NOTE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint',
-           'latest', 'Checkpoints', 'cannot_go_back', 'Checkpointing', 'find_run']
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'RUN_NOTE', 'position_of', 'save_checkpoint', 'is_longer', 'other_run',
+           'load_checkpoint', 'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing',
+           'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
-import re, warnings
+import itertools, math, os, re, warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 import torch
 from ..core.arguments import checked, having
+from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
@@ -22,7 +24,7 @@ from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_on
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
-from .optim import optimizer_state
+from .optim import optimizer_state, schedule_change
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
 TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors'
@@ -53,7 +55,8 @@ def save_checkpoint(
     run_config:dict|None=None, # The run's config as plain data; the trainer's if None
 )->Path: # The folder
     "Write a checkpoint"
-    with whole_folder(path, format=FORMAT, version=VERSION, position=position_of(trainer)) as tmp:
+    with whole_folder(path, format=FORMAT, version=VERSION, run=trainer.run_id,
+                      position=position_of(trainer)) as tmp:
         trainer.sae.save_model(tmp)
         for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the optimiser, in tensor {i},')
         write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
@@ -74,8 +77,18 @@ def _follows(k:str, saved:dict, now:dict)->bool:
     "Whether an option differs only because another one does, which is shown"
     return k=='lr_end' and all(c.get('lr') and c['lr_end']==c['lr']/10 for c in (saved, now))
 
+LENGTH = ('training_tokens', 'total_training_samples')   # may grow
+
+def is_longer(
+    saved:dict, # A config in a checkpoint
+    now:dict, # The config of the run that would go on from it
+)->bool:
+    "Whether a run would go on for longer than was planned"
+    return any(k in saved and k in now and now[k] > saved[k] for k in LENGTH)
+
 def _differing(saved:dict, now:dict)->list[tuple[str, Any, Any]]: # Option, its value there and here
-    both = [k for k in sorted((set(saved) & set(now)) - MAY_DIFFER) if not _follows(k, saved, now)]
+    both = [k for k in sorted((set(saved) & set(now)) - MAY_DIFFER) if not _follows(k, saved, now)
+            and not (k in LENGTH and now[k] > saved[k])]
     return differences({k: saved[k] for k in both}, {k: now[k] for k in both})
 
 def other_run(
@@ -100,9 +113,9 @@ def _check_overrides(overrides:Sequence[str], known:set[str]):
                                             "with an SAE's weights set from_pretrained_path")
         if name not in known: raise ConfigError(f"resume_overrides: {unknown('option', name, known)}")
 
-def _compare(path:Path, trainer, run_config:dict, overrides:Sequence[str])->tuple[bool, list[str]]:
+def _compare(path:Path, trainer, saved:dict, now:dict, overrides:Sequence[str])->tuple[bool, list[str]]:
     "Whether the SAE's options are overridden, and which overridden ones decide the data; other changes are errors"
-    pairs = [(read_json(path/CFG_FILE), trainer.sae.cfg.to_dict()), (read_json(path/RUN_FILE), run_config)]
+    pairs = [(read_json(path/CFG_FILE), trainer.sae.cfg.to_dict()), (saved, now)]
     _check_overrides(overrides, {k for _, now in pairs for k in now})
     if read_manifest(path)['position'][2]: pairs[0][0]['normalize_activations'] = pairs[0][1]['normalize_activations']
     bad = [b for saved, now in pairs for b in other_run(saved, now, overrides)]
@@ -115,6 +128,17 @@ def _compare(path:Path, trainer, run_config:dict, overrides:Sequence[str])->tupl
     return bool(changed[0]), new_data
 
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
+def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
+    k = next(k for k in LENGTH if k in now)
+    warnings.warn(f"{path} is of a run with {k}={saved[k]:_}, which now goes on to {now[k]:_}. " +
+                  schedule_change(saved, now, trainer.n_training_steps), stacklevel=4)
+    if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
+    trainer.folded = False   # the run had ended, and with it the scaling of its activations
+    if normalize != 'expected_average_only_in': return
+    scale = math.sqrt(trainer.sae.cfg.d_in)/trainer.norm.mean()
+    trainer.sae.fold_activation_norm_scaling_factor(1/scale)
+    trainer.sae.cfg.normalize_activations, trainer.activation_scaler.scaling_factor = normalize, scale
+
 @checked
 def load_checkpoint(
     path:str|Path, # A folder of `save_checkpoint`
@@ -127,33 +151,44 @@ def load_checkpoint(
     path, overrides = Path(path), [n.removeprefix('sae.') for n in overrides]
     if not path.is_dir(): raise LoadError(f"{path}: no such checkpoint")
     check_folder(path)
-    new_loss, new_data = _compare(path, trainer, trainer.cfg.to_dict() if run_config is None else run_config, overrides)
+    saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
+    new_loss, new_data = _compare(path, trainer, saved, now, overrides)
+    normalize = trainer.sae.cfg.normalize_activations
     state, final = read_state(path/TRAINER_FILE, device=trainer.cfg.device), {}
     if new_data: state['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
     trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device)} | state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
+    if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, normalize)
     if store is None: return
     if new_data: return warnings.warn(f"the data begin again, because {', '.join(new_data)} changed", stacklevel=2)
     store.load_state_dict(read_state(path/STORE_FILE))
 
 # %% ../../nbs/training/checkpoint.ipynb #70b050ef
-_NAME = re.compile(r'(norm_|final_)?(\d+)')
+_NAME = re.compile(r'(norm_|final_)?(\d+)(-\d+)?')
 
 def _saved_position(path:Path)->list[int]:
     "How far the run was, by the manifest, or by the name where the manifest is damaged"
     try: return read_manifest(path)['position']
     except (LoadError, KeyError):
-        kind, n = _NAME.fullmatch(path.name).groups()
+        kind, n, _ = _NAME.fullmatch(path.name).groups()
         return [0, int(n), 0] if kind=='norm_' else [int(n), 0, int(kind=='final_')]
 
-_FILES = {MANIFEST, CFG_FILE, WEIGHTS_FILE, TRAINER_FILE, STORE_FILE, RUN_FILE, SPARSITY_FILE}
-
 def _is_checkpoint(path:Path)->bool:
-    "Whether it is one, perhaps damaged, rather than a folder of somebody else's that is called 2024"
+    "Whether it is one, perhaps damaged, rather than an SAE in a folder that is called 12"
     if not (_NAME.fullmatch(path.name) and path.is_dir()): return False
-    names = {p.name for p in path.iterdir()}
-    return not names or bool(names & _FILES)
+    if (path/TRAINER_FILE).is_file(): return True
+    try: return read_manifest(path).get('format')==FORMAT
+    except LoadError: return False
+
+def is_of_run(
+    path:Path, # A folder
+    run:str, # A run's id
+)->bool: # False for what is damaged, too
+    "Whether a folder says, in a manifest that is whole, that it is a checkpoint which this run wrote"
+    try: manifest = read_manifest(path)
+    except (LoadError, OSError): return False
+    return (manifest.get('format'), manifest.get('run'))==(FORMAT, run)
 
 class _Folder:
     "Finds the checkpoints in a folder"
@@ -168,7 +203,7 @@ class _Folder:
     def all(self)->list[Path]: # The latest first
         "The checkpoints that are there, whether good or not"
         here = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(filter(_is_checkpoint, here), key=_saved_position, reverse=True)
+        return sorted(filter(_is_checkpoint, here), key=lambda p: (_saved_position(p), p.name), reverse=True)
 
     def latest(self)->Path|None: # None where there is none
         "The latest checkpoint that is whole; a warning for each that is passed over"
@@ -194,12 +229,21 @@ class Checkpoints(_Folder):
         must:bool=False, # An error if it cannot be written, rather than a warning
     )->Path|None: # The folder; None if it could not be written
         "Write a checkpoint, and delete those that `keep_last` leaves out"
-        path, data = self.folder/_name(trainer), trainer.data_provider
+        path, data = self._place(trainer), trainer.data_provider
         if path.exists() and self._is_good(path): return path   # the same moment of the same run
-        if _is_checkpoint(path): remove(path)
         try: save_checkpoint(path, trainer, data if hasattr(data, 'state_dict') else None, run_config)
         except OSError as e: return self._not_written(path, e, must)
-        self._forget(path)
+        self._forget(path, trainer.run_id)
+        return path
+
+    def _place(self, trainer)->Path:
+        "Where the checkpoint of this moment is, or goes"
+        name = _name(trainer)
+        names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
+        path = next(p for n in names if is_of_run(p := self.folder/n, trainer.run_id) or not os.path.lexists(p))
+        if path.exists() and not self._is_good(path): remove(path)   # damaged since this run wrote it
+        if path.name != name and not path.exists():
+            warnings.warn(f"{self.folder/name} is not a checkpoint of this run, so it stays; this run's is {path.name}")
         return path
 
     def _is_good(self, path:Path)->bool:
@@ -216,11 +260,11 @@ class Checkpoints(_Folder):
             raise error from e
         warnings.warn(f"{says}. The run goes on", stacklevel=4)
 
-    def _forget(self, new:Path):
-        "Delete old ones; each under another name, so that one that is half deleted does not look like a checkpoint"
+    def _forget(self, new:Path, run:str):
+        "Delete old ones of the run; renamed first, so that one that is half deleted does not look like a checkpoint"
         if self.keep_last is None: return
         check_folder(new)
-        for old in [p for p in self.all() if p != new][self.keep_last - 1:]:
+        for old in [p for p in self.all() if p != new and is_of_run(p, run)][self.keep_last - 1:]:
             remove(old.rename(old.with_name(f'.{old.name}.old.tmp')))
 
     @checked
@@ -233,6 +277,7 @@ class Checkpoints(_Folder):
         if (path := self.latest()) is None: return
         data = trainer.data_provider
         load_checkpoint(path, trainer, data if (path/STORE_FILE).is_file() else None, run_config, overrides)
+        trainer.run_id = read_manifest(path).get('run', trainer.run_id)
         return path
 
 def _name(trainer)->str:
@@ -255,6 +300,14 @@ def cannot_go_back(
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
 
+def noted(
+    folder:str|Path, # Of a run's checkpoints, or of its output
+)->dict|None: # Its id, its config and whether it has ended; None without a note that can be read
+    "What a run has noted about itself in a folder"
+    try: said = read_json(Path(folder)/RUN_NOTE)
+    except (LoadError, OSError): return None
+    return said if isinstance(said.get('config'), dict) and 'finished' in said else None
+
 class _Wanted:
     "What checkpoints a run is to write"
     def __init__(self,
@@ -276,7 +329,9 @@ class _Wanted:
 
     def note(self, trainer, **state):
         config = trainer.cfg.to_dict() if self.run_config is None else self.run_config
-        try: write_json(self.checkpoints.folder/RUN_NOTE, dict(config=config) | state)
+        path = self.checkpoints.folder/RUN_NOTE
+        if path.exists() and noted(path.parent) is None: put_aside(path, "not what a run has noted")
+        try: write_json(path, dict(run=trainer.run_id, config=config) | state)
         except OSError as e: warnings.warn(f"{self.checkpoints.folder/RUN_NOTE} could not be written ({e})")
 
 # %% ../../nbs/training/checkpoint.ipynb #3a7e6b6e
@@ -289,11 +344,19 @@ class _Held(_Wanted):
         self.held.enter_context(only_one(self.checkpoints.folder))
         remove_temporaries(self.checkpoints.folder)
         now = position_of(trainer)
-        later = [p for p in self.checkpoints.all() if _saved_position(p) > now and self.checkpoints._is_good(p)]
+        if any(now): self.same_run(trainer)
+        def is_later(p):
+            n = 2 if is_of_run(p, trainer.run_id) else 3   # its own end is no later moment, if it goes on from there
+            return _saved_position(p)[:n] > now[:n]
+        later = [p for p in self.checkpoints.all() if is_later(p) and self.checkpoints._is_good(p)]
         if later: raise ConfigError(
             f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
             "(resume='auto', or Checkpoints(…).load), or choose another folder")
         self.note(trainer, finished=False)
+
+    def same_run(self, trainer):
+        "Take the id of the run that this one goes on with"
+        trainer.run_id = (noted(self.checkpoints.folder) or {}).get('run', trainer.run_id)
 
     def release(self, trainer):
         "Let others have it"
@@ -324,6 +387,8 @@ class Checkpointing(_Saving):
     first_only = True   # of several processes one writes
     def on_begin(self, trainer):
         if self.checkpoints.folder.is_dir(): self.hold(trainer)
+
+    def on_restart(self, trainer): self.same_run(trainer)
 
     def on_start(self, trainer):
         total, n = trainer.cfg.total_training_samples, self.n
@@ -380,14 +445,16 @@ def find_run(
     overrides:Sequence[str]=(), # Options that may differ from the saved ones
 )->Path|None: # The folder of that run; None if it has to begin
     "The run that a config describes, the one that got furthest if there are several"
-    mine, unfinished, overrides = [], [], [n.removeprefix('sae.') for n in overrides]
+    mine, shorter, unfinished, overrides = [], [], [], [n.removeprefix('sae.') for n in overrides]
     _check_overrides(overrides, run_config.keys() | run_config.get('sae', {}).keys())
     for path in sorted(p for p in Path(folder).glob('*') if p.is_dir()):
         if (said := _said(path)) is None: continue
         bad, finished = _other(said[0], run_config, overrides), said[1]
-        if not bad: mine.append(path)
+        if not bad and is_longer(said[0], run_config):
+            if Checkpoints(path).all() and not is_held(path): shorter.append(path)
+        elif not bad: mine.append(path)
         elif not finished and not is_held(path): unfinished.append((path, bad))
-    if mine: return max(mine, key=lambda f: [_saved_position(p) for p in Checkpoints(f).all()[:1]])
+    if (found := mine or shorter): return max(found, key=lambda f: [_saved_position(p) for p in Checkpoints(f).all()[:1]])
     for path, bad in unfinished:
         raise ConfigError(f"{path} is an unfinished run with other options:\n" + '\n'.join(f'- {b}' for b in bad) +
                           "\nresume_overrides=[…] names what may differ; a new run needs another checkpoint_path")
