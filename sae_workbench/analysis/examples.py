@@ -33,7 +33,8 @@ def strongest_rows(
     n:int, # How many of each column, at most m
 )->Tensor: # (n, columns) row numbers, the strongest first, and of equally strong ones the first
     "Where each column is strongest"
-    size = values.abs().masked_fill(values.isinf(), 0).float().T.contiguous().view(torch.int32)   # ordered as the floats
+    size = values.abs().masked_fill(values.isinf(), 0).float()
+    size = size.T.contiguous().view(torch.int32)   # whole numbers in the order of the floats
     return ((size.long() << 32) - torch.arange(len(values))).topk(n, dim=1).indices.T
 
 # %% ../../nbs/analysis/examples.ipynb #6bd60429
@@ -95,14 +96,16 @@ class _TopContexts:
         which, column, n = column.unique_consecutive(return_inverse=True, return_counts=True)
         slot = torch.arange(len(row)) - (n.cumsum(0) - n)[column]   # a place for each of a column's candidates
         def table(kept, entries):
-            added = torch.full((int(n.max()), len(which)), -torch.inf if kept.is_floating_point() else 0, dtype=kept.dtype)
+            nothing = -torch.inf if kept.is_floating_point() else 0
+            added = torch.full((int(n.max()), len(which)), nothing, dtype=kept.dtype)
             added[slot, column] = entries
             return torch.cat([kept[:, columns[which]], added])
         at = row, which[column]
         tables = [table(kept, new) for kept, new in ((self.value, value[at]), (self.position, position[at]),
                                                      (self.context, self.n_contexts + row))]
         keep = strongest_rows(tables[0], len(self.value))
-        for kept, t in zip((self.value, self.position, self.context), tables): kept[:, columns[which]] = t.gather(0, keep)
+        for kept, t in zip((self.value, self.position, self.context), tables):
+            kept[:, columns[which]] = t.gather(0, keep)
 
     @property
     def density(self)->Tensor:
