@@ -41,7 +41,7 @@ def _check_columns(inputs:Mapping)->int: # Their length
 # %% ../../nbs/activations/modules.ipynb #93719bdb
 @contextmanager
 def _drawing(*names:str|int)->Iterator[None]:
-    "Inside the block torch's global CPU generator is one of its own; afterwards it is where it was"
+    "Inside the block torch's global CPU generator is one of its own, for all threads; then it is where it was"
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(derive(*names))
@@ -341,7 +341,7 @@ class ModuleActivations(_ModuleRun):
 
     def _doubt(self, name:str, x:Tensor):
         "Warn, once, where nothing says which dimension holds the vectors: behind a one-dimensional convolution"
-        if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].parameters()): return
+        if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].module.parameters()): return
         self.sure = True
         warnings.warn(f"activations at {name!r} of shape {tuple(x.shape)} are read as (inputs, positions, channels); "
                       "behind a Conv1d they may be (inputs, channels, positions): then give channel_dim=1, else -1")
@@ -353,7 +353,7 @@ class ModuleActivations(_ModuleRun):
         "Run the model on a batch and take its rows"
         acts, call = self.run(batch, what)
         for n, x in acts.items(): self._doubt(n, x)
-        return {n: self._rows(n, self.choice(x, self.hooks[n], call, batch), what) for n, x in acts.items()}
+        return {n: self._rows(n, self.choice(x, self.hooks[n].module, call, batch), what) for n, x in acts.items()}
 
     def _rows(self, name:str, x:Tensor, what:str)->Tensor:
         if not x.is_floating_point(): raise HookError(f"{name!r} puts out {x.dtype}: that is no activation")

@@ -6,25 +6,21 @@
 __all__ = ['SAEMethods']
 
 # %% ../../nbs/analysis/bridge.ipynb #368330c3
-import warnings
+import threading, warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, check_sae, place_of
-from ..core.capture import replacing, resolve
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean
-from ..core.hooks import is_hooked
+from ..core.hooks import hanging, hooks_here, is_hooked
+from ..core.points import resolve
 from ..saes.base import SAE
 
 # %% ../../nbs/analysis/bridge.ipynb #13b4b846
-def _pass_on(point:nn.Module, own:nn.Module, inputs:tuple, out:Tensor)->Tensor:
-    "A hook: send what passes an SAE's own point through another one"
-    return point(out)
-
 class _Placed(Attachment):
     "An SAE at a hook point of a TransformerLens model, with points of its own there"
     def __init__(self,
@@ -48,11 +44,9 @@ class _Placed(Attachment):
 
     @contextmanager
     def _applied(self, y:Tensor)->Iterator[None]:
-        with super()._applied(y), ExitStack() as stack:
-            for n, point in self.points.items():
-                if not is_hooked(point): continue
-                stack.callback(self.sae.hook_dict[n].register_forward_hook(partial(_pass_on, point)).remove)
-            yield
+        own = self.sae.hook_dict
+        through = {own[n]: point for n, point in self.points.items() if is_hooked(point)}
+        with super()._applied(y), hooks_here(after=through): yield
 
 # %% ../../nbs/analysis/bridge.ipynb #baff832e
 def _nothing(x, hook): pass
@@ -68,7 +62,7 @@ class _Table:
         if not (sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name):
             raise ConfigError("the SAE does not say where it belongs: set sae.cfg.metadata.hook_name")
         place = place_of(self, sae)
-        at = tuple(resolve(self, n) for n in place)
+        at = tuple(resolve(self, n).module for n in place)
         for name, point in zip(place, at):
             if not hasattr(point, 'fwd_hooks'):
                 raise HookError(f"{name!r} is a {type(point).__name__}, not a hook point of the model: name one in "
@@ -98,11 +92,8 @@ class _Places(_Table):
         before = [p for p in self._in_place if p.meets(placed)]
         for p in before: self._take_down(p)
         with ExitStack() as stack:
-            stack.callback(placed._note, None)
-            for name, fn in placed.fns.items():
-                stack.enter_context(replacing(self, {name: fn}, first=name==placed.write))
-            if placed.keep is not None:
-                stack.callback(self.embed.register_forward_pre_hook(placed.keep.note).remove)
+            stack.enter_context(placed.in_place(self, first=True))
+            if placed.keep is not None: stack.enter_context(hanging(self.embed, placed.keep.note, 'forward_pre'))
             stack.enter_context(self._listed(placed))
             self._in_place[placed] = stack.pop_all()
         return before
@@ -117,16 +108,20 @@ class _Places(_Table):
         return super().__getstate__()
 
 # %% ../../nbs/analysis/bridge.ipynb #0789ab05
+class _Tokens(threading.local):
+    "The tokens of the running call, in one thread"
+    tokens = None
+
 class _Spared:
     "A `keep` for `Attachment`: all positions but those of some tokens"
     def __init__(self,
         ids:Tensor, # Token ids
-    ): self.ids, self.tokens = ids, None
+    ): self.ids, self.last = ids, _Tokens()
 
-    def note(self, embedding:nn.Module, inputs:tuple): self.tokens = inputs[0] if inputs else None
+    def note(self, embedding:nn.Module, inputs:tuple): self.last.tokens = inputs[0] if inputs else None
 
     def __call__(self, y:Tensor)->Tensor:
-        tokens, self.tokens = self.tokens, None
+        tokens, self.last.tokens = self.last.tokens, None
         if tokens is None: raise DataError("exclude_special_tokens: the model was not given token ids")
         return kept_positions(tokens, self.ids)
 
@@ -143,7 +138,7 @@ class _Added(_Places):
         internal:str='hook_sae_acts_post', # One of its points
     )->str: # As the cache has it
         "The full name of an SAE's point in the model"
-        return f"{resolve(self, place_of(self, sae)[1]).name}.{internal}"
+        return f"{resolve(self, place_of(self, sae)[1]).module.name}.{internal}"
 
     def add_sae(self,
         sae:SAE, # An SAE or transcoder whose metadata says where it belongs
@@ -154,7 +149,7 @@ class _Added(_Places):
         self._put_up(self._placed(sae, use_error_term, exclude_special_tokens))
 
     def _at(self, name:str)->list[_Placed]:
-        point = resolve(self, name)
+        point = resolve(self, name).module
         found = [p for p in self._in_place if p.at[0] is point] or [p for p in self._in_place if p.at[1] is point]
         if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
         return found

@@ -17,6 +17,7 @@ from ..core.errors import ConfigError, DataError
 from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
 from ..activations.sources import HookedActivations, check_rows
 from ..training.evaluate import positions_that_count
+from .attach import place_of
 
 # %% ../../nbs/analysis/examples.ipynb #e58b9ff1
 def strongest(
@@ -274,9 +275,13 @@ def token_texts(
     return [f' {t}' if str(p).startswith('▁') and not t.startswith(' ') else t for p, t in zip(pieces, texts)]
 
 # %% ../../nbs/analysis/examples.ipynb #77e2a32e
-def _check(sae, model, contexts:Tensor, hook_name:str|None):
-    if hook_name is None:
-        raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
+def _where(sae, model, hook_name:str|None)->str:
+    "Where an SAE reads"
+    if hook_name is not None: return hook_name
+    if sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name: return place_of(model, sae)[0]
+    raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
+
+def _check(sae, model, contexts:Tensor, hook_name:str):
     if contexts.dim() != 2 or not contexts.numel():
         raise DataError(f"contexts must be (n, context) token ids, got {tuple(contexts.shape)}")
     if int(contexts.max()) >= (n := vocab_size(model) or 2**62):
@@ -353,7 +358,8 @@ class TextLatents(_Contexts):
         ignore_tokens:Sequence[int]|None=None, # Token ids that do not count; the tokenizer's special tokens if None
     ):
         super().__init__(contexts, tokenizer or tokenizer_of(model), window)
-        self.sae, self.model, self.hook_name = sae, model, hook_name or sae.cfg.metadata.hook_name
+        self.sae, self.model, self.place = sae, model, hook_name   # place: as given, for `attach`
+        self.hook_name = _where(sae, model, hook_name)
         _check(sae, model, contexts, self.hook_name)
         if ignore_tokens is None: ignore_tokens = getattr(self.tokenizer, 'all_special_ids', None) or []
         self.counts = positions_that_count(sae, model, contexts, list(ignore_tokens))

@@ -104,6 +104,11 @@ def _config(a:Namespace)->EvalConfig:
     chosen = {f: getattr(a, f) for f in COMPUTE}
     return replace(cfg, **chosen) if any(chosen.values()) else cfg
 
+def _place(a:Namespace)->dict[str, Any]:
+    "Where the SAE sits, as far as the options say so"
+    given = {n: getattr(a, n) for n in ('hook_name', 'hook_name_out', 'hook_head_index')}
+    return {k: v for k, v in given.items() if v is not None}
+
 def evaluations(
     a:Namespace, # The options
 )->Iterator[tuple[dict, Any]]: # A record, and the metrics
@@ -118,8 +123,8 @@ def evaluations(
             for dataset in a.datasets:
                 bos = sae.cfg.metadata.prepend_bos is not False
                 contexts = TokenContexts(shuffled(_text(dataset), 42), tokenizer_of(model), size, prepend_bos=bos)
-                metrics, features = run_evals(sae, contexts, model, None, cfg, verbose=a.verbose)
-                where = dict(context_size=size, dataset=dataset, model=wanted[1])
+                metrics, features = run_evals(sae, contexts, model, None, cfg, verbose=a.verbose, **_place(a))
+                where = dict(context_size=size, dataset=dataset, model=wanted[1], **_place(a))
                 yield _record(release, sae_id, sae, where, cfg, metrics, features), metrics
 
 # %% ../../nbs/faces/evals_command.ipynb #80d46a02
@@ -134,6 +139,9 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or paths in the folder; '.*' is all")
     _option(p, 'model', "name or folder of the model; the SAE's own by default; smollm2 needs no hub")
     _option(p, 'model_class', 'TransformerBridge, HookedTransformer or AutoModelForCausalLM')
+    _option(p, 'hook_name', "where the SAE reads, as a hook or a submodule of the model; from its metadata by default")
+    _option(p, 'hook_name_out', 'where a transcoder writes')
+    _option(p, 'hook_head_index', 'only this attention head', type=int)
     _option(p, 'datasets', 'names, folders or files; offline: Python documentation', nargs='+', default=['offline'])
     _option(p, 'ctx_lens', 'tokens in a context', nargs='+', type=int, default=[128])
     _option(p, 'batch_size_prompts', 'contexts in a batch', type=int, default=16)

@@ -161,7 +161,7 @@ def steer_text(
     if not isinstance(prompt, str) or not prompt.strip(): raise DataError('there is no text to begin with')
     if n < 1: raise ConfigError(f'n={n}: at least one token must be written')
     plain = write_on(source, prompt, n)
-    with (attach(source.model, source.sae, source.hook_name, use_error_term=True),
+    with (attach(source.model, source.sae, source.place, use_error_term=True),
           intervene(source.sae, latent, mode, value)): steered = write_on(source, prompt, n)
     return Steered(prompt, plain, steered, latent, mode, value)
 
