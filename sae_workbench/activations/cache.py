@@ -19,7 +19,7 @@ from .sources import TensorSource, check_rows
 from .tokens import kept_positions
 from ..core.config import as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import file_hash, read_json, read_state, read_tensors
+from ..core.files import LARGEST_MANIFEST, file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import HOLDER, LOCK, only_one
 from ..core.output import Bar
@@ -47,7 +47,7 @@ def read_manifest(
     if not folder.is_dir(): raise LoadError(f"{folder}: no such folder with cached activations")
     if (folder/PROGRESS).exists() and not (folder/MANIFEST).exists():
         raise LoadError(f"{folder}: the cache is unfinished; run what wrote it again and it goes on where it stopped")
-    manifest = read_json(folder/MANIFEST)
+    manifest = read_json(folder/MANIFEST, LARGEST_MANIFEST)
     if manifest.get('format') != FORMAT: raise LoadError(f"{folder/MANIFEST}: not the manifest of cached activations")
     if manifest['version'] > VERSION:
         raise LoadError(f"{folder/MANIFEST}: version {manifest['version']} was written by sae_workbench "

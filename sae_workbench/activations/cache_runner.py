@@ -25,6 +25,7 @@ from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Posi
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
 from ..core.output import say
+from ..core.private import without_secrets
 
 # %% ../../nbs/activations/cache_runner.ipynb #a8003d58
 @dataclass
@@ -113,7 +114,7 @@ def about_hook(
     tokenizer, # The model's, or None
 )->dict: # Plain data
     "What the manifest says of the activations at a hook"
-    said = {k: plain(getattr(cfg, k)) for k in (*ORIGIN, *CACHED) if k != 'd_in'}
+    said = without_secrets({k: plain(getattr(cfg, k)) for k in (*ORIGIN, *CACHED) if k != 'd_in'})
     return said | dict(
         hook_name=hook_name, context_size=context_size,
         exclude_special_tokens=None if excluded is None else excluded.tolist(),

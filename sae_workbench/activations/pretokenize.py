@@ -22,6 +22,7 @@ from ..core.errors import DataError
 from ..core.files import read_json, write_json
 from ..core.output import say
 from ..core.plain import differences
+from ..core.private import shareable
 
 # %% ../../nbs/activations/pretokenize.ipynb #e7694d24
 @dataclass
@@ -145,8 +146,8 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
     dataset.push_to_hub(cfg.hf_repo_id, num_shards=cfg.hf_num_shards, private=cfg.hf_is_private_repo,
                         revision=cfg.hf_revision)
     HfApi().upload_file(
-        path_or_fileobj=json.dumps(metadata, indent=2).encode(), path_in_repo=METADATA_FILE, repo_id=cfg.hf_repo_id,
-        repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
+        path_or_fileobj=json.dumps(shareable(metadata), indent=2).encode(), path_in_repo=METADATA_FILE,
+        repo_id=cfg.hf_repo_id, repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
 
 def data_mark(
     dataset, # Texts

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 import torch
 from ..core.errors import HookError
+from ..core.private import shareable
 from ..activations.models import tokenizer_of
 from .examples import (
     Example, LatentExamples, check_latents, html_example, number, read_examples, terminal_text, token_texts, visible)
@@ -174,8 +175,9 @@ LatentPage.__repr__ = page_text
 
 # %% ../../nbs/analysis/page.ipynb #750f8d4a
 def _place(sae)->str:
-    m = sae.cfg.metadata
-    parts = [m.hook_name, m.model_name and f'of {m.model_name}']
+    said = shareable(sae.cfg.metadata.to_dict())
+    model, hook = said.get('model_name'), said.get('hook_name')
+    parts = [hook, model and f'of {model}']
     return f"{' '.join(filter(None, parts)) or 'an SAE'} · {sae.cfg.architecture()}, {sae.cfg.d_sae:,} latents"
 
 def _neighbour(stats:LatentStats, latent:int, cosine:float)->tuple[int, float, str]:

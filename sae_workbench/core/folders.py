@@ -9,10 +9,10 @@ __all__ = ['MANIFEST', 'LOCK', 'HOLDER', 'whole_folder', 'remove', 'remove_tempo
 # %% ../../nbs/core/folders.ipynb #89a7b68e
 import hashlib, json, os, re, shutil, socket, sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from .errors import ConfigError, LoadError
-from .files import file_hash, read_json, sync, write_json
+from .files import LARGEST_MANIFEST, file_hash, read_json, sync, write_json
 
 # %% ../../nbs/core/folders.ipynb #4f7d4402
 MANIFEST = 'manifest.json'
@@ -94,7 +94,7 @@ def read_manifest(
     "The manifest of a folder; `LoadError` where there is none, or another one than was written"
     file = Path(path)/MANIFEST
     if not file.is_file(): raise LoadError(f"{file}: expected the manifest of a whole folder, found none")
-    manifest = read_json(file)
+    manifest = read_json(file, LARGEST_MANIFEST)
     expected, found = manifest.get('sha256'), _own_hash(manifest)
     if expected != found:
         raise LoadError(f"{file}: expected the SHA-256 {str(expected)[:12]}…, found {found[:12]}…; it has changed")
@@ -122,11 +122,13 @@ def only_one(
         raise ConfigError(f"{folder} is in use by {_holder(folder)}; two runs cannot write to one folder: "
                           "wait for it, stop it, or choose another folder") from None
     try:
-        me = dict(pid=os.getpid(), host=socket.gethostname(), command=' '.join(sys.argv)[:200])
+        me = dict(pid=os.getpid(), host=socket.gethostname(), command=Path(sys.argv[0]).name)
         try: write_json(folder/HOLDER, me)
         except OSError: pass   # a full disk: the lock holds without the note
         yield
-    finally: lock.release()
+    finally:
+        with suppress(OSError): (folder/HOLDER).unlink(missing_ok=True)   # it names this machine
+        lock.release()
 
 def check_place(
     folder:str|Path, # Need not exist yet

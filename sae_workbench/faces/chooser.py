@@ -18,7 +18,9 @@ import torch
 from ..activations.models import LOADERS
 from ..core.config import DTYPES, config_error, is_chosen
 from ..core.errors import ConfigError, unknown
+from ..core.files import read_text
 from ..core.plain import plain, read_yaml_text, yaml_text
+from ..core.private import without_secrets
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from ..saes.base import SAEMetadata
@@ -250,8 +252,8 @@ def values_of(
     return found
 
 def _written(value)->str:
-    if isinstance(value, SAEMetadata): return f'SAEMetadata(**{value.to_dict()!r})'
-    return repr(tuple(map(plain, value)) if isinstance(value, tuple) else plain(value))
+    if isinstance(value, SAEMetadata): return f'SAEMetadata(**{without_secrets(value.to_dict())!r})'
+    return repr(tuple(map(plain, value)) if isinstance(value, tuple) else without_secrets(plain(value)))
 
 def _imports(classes:list[type])->str:
     ours = [c.__name__ for c in classes if getattr(sys.modules['sae_workbench'], c.__name__, None) is c]
@@ -328,7 +330,7 @@ def _from_text(text:str):
     if re.match(r'\s*(sae-workbench\s|python\s+-m\s|--)', text): return _from_command(text)
     if re.fullmatch(r'\s*\S+\.(py|json|ya?ml)\s*', text):
         if not (path := Path(text.strip()).expanduser()).is_file(): raise ConfigError(f"{path}: no such file")
-        if path.suffix in ('.yaml', '.yml'): text = path.read_text(encoding='utf-8')
+        if path.suffix in ('.yaml', '.yml'): text = read_text(path)
     try: data = read_yaml_text(text)
     except ConfigError: return None
     return data if isinstance(data, Mapping) else None
@@ -340,7 +342,7 @@ def read_config(
     "Any config as one of today"
     if isinstance(old, LanguageModelSAERunnerConfig): return old, None
     if isinstance(old, TrainingSAEConfig): return _run_of(old), None
-    if isinstance(old, Path) and old.suffix in ('.yaml', '.yml'): old = old.read_text(encoding='utf-8')
+    if isinstance(old, Path) and old.suffix in ('.yaml', '.yml'): old = read_text(old)
     found = _from_text(old) if isinstance(old, str) else old
     if isinstance(found, LanguageModelSAERunnerConfig): return found, None
     if _is_new(found):

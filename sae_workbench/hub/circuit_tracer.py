@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from ..core.errors import ConfigError, LoadError
 from ..core.files import atomic, check_finite, write_tensors
+from ..core.private import shareable
 from .formats import Format, Raw, register_format
 from .weights import Facts
 from ..saes.base import SAE
@@ -112,7 +113,7 @@ def save_transcoder_set(
     for i, t in tensors.items(): check_finite(t, f'the transcoder of layer {i}')
     for i, t in tensors.items(): write_tensors(Path(path)/f'layer_{i}.safetensors', t)
     facts = {k: v for k, v in every[0].items() if k not in ('d_in', 'd_sae', 'skip')}
-    config = dict(model_kind='transcoder_set', scan=scan) | facts
+    config = shareable(dict(model_kind='transcoder_set', scan=scan) | facts)
     with atomic(Path(path)/'config.yaml') as f: f.write_text(yaml.safe_dump(config, sort_keys=False))
     return Path(path)
 

@@ -28,6 +28,7 @@ class Source:
     path:str # The SAE's path there
     local:bool = False # Whether it is a folder
     entry:Entry|None = None # What the registry knows
+    within:Path|None = None # A folder that was named, which links in it must not leave
 
 def locate(
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
@@ -42,7 +43,8 @@ def locate(
         return Source(entry.repo_id, entry.path, entry=entry)
     if (there := Path(release).expanduser()).exists():
         at = there.resolve()
-        return Source(str(there), path, True) if path else Source(str(at.parent), at.name, True)
+        if path: return Source(str(there), path, True)
+        return Source(str(at.parent), at.name, True, within=at if at.is_dir() else None)
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name): return Source(name, path, entry=find_entry(name, path))
     raise ConfigError(unknown('release', name, known) + "; nor is it a folder, nor a repository (owner/name)")
 
@@ -128,7 +130,7 @@ def load_pretrained(
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
         hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)
-        place = Folder(source.repo) if source.local else Hub(*hub)
+        place = Folder(source.repo, source.within) if source.local else Hub(*hub)
         read = _by_reader(converter, place, source, device, allow_pickle)
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model

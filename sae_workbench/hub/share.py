@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from torch import Tensor
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
-from ..core.files import atomic, read_json, write_tensors
+from ..core.files import atomic, read_json, read_text, write_tensors
 from ..core.output import Bar
 from .places import Hub, safe_name
 from ..saes.base import CFG_FILE, SAE
@@ -149,7 +149,7 @@ def _read_cfg(file:Path)->dict|None:
 
 def _card(place:Hub, names:list[str], cfgs:dict[str, dict])->bytes|None:
     "The README for the repository; None if it has one of its own"
-    if 'README.md' in names and MARK not in place.get('README.md').read_text(): return None
+    if 'README.md' in names and MARK not in read_text(place.get('README.md')): return None
     every = cfgs | _there(place, names, cfgs)
     return model_card(dict(sorted(every.items())), place.repo, more=MARK).encode()
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from ..core.errors import LoadError, did_you_mean
-from ..core.files import read_tensors, write_tensors
+from ..core.files import once, read_tensors, read_text, write_tensors
 
 # %% ../../nbs/hub/weights.ipynb #da6d15d6
 _KINDS = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false',
@@ -74,7 +74,8 @@ def read_config(
     path, kind = Path(path), 'YAML' if Path(path).suffix in ('.yaml', '.yml') else 'JSON'
     size, most = path.stat().st_size, LARGEST_CONFIG
     if size > most: raise LoadError(f"{path}: expected a config of at most {most} bytes, found {size}")
-    try: data = (json.loads if kind=='JSON' else _yaml)(path.read_text(encoding='utf-8'))
+    text = read_text(path, most)
+    try: data = json.loads(text, object_pairs_hook=once) if kind=='JSON' else _yaml(text)
     except Exception as e: raise LoadError(f"{path}: not {kind} ({type(e).__name__}: {str(e)[:200]})") from None
     if not isinstance(data, dict): raise LoadError(f"{path}: expected an object, found a {type(data).__name__}")
     return Facts(data, path)

@@ -20,8 +20,10 @@ from ..core.config import Config, Count, Device, Dtype
 from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
+from ..core.files import check_inside
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
+from ..core.private import shareable
 from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from ..core.registry import get_sae_class, get_sae_training_class
 
@@ -403,7 +405,7 @@ class _Saved(_Folding):
         path, tensors = Path(path), {k: v.detach().clone() for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving(tensors)
         check_finite(tensors, f'the {self.cfg.architecture()} SAE')
-        return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, self.cfg.to_dict())
+        return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, shareable(self.cfg.to_dict()))
 
 # %% ../../nbs/saes/base.ipynb #b156f8f1
 class _Files(_Saved):
@@ -456,6 +458,7 @@ def read_sae_folder(
 )->tuple[dict, dict[str, Tensor]]: # The config's dict and the tensors
     "Read the two files of SAELens v6's layout"
     cfg, file = read_json(Path(path)/CFG_FILE), Path(path)/CFG_FILE
+    for name in (CFG_FILE, WEIGHTS_FILE): check_inside(Path(path)/name, path)
     old = is_old_layout(cfg, file)
     if not old and 'architecture' not in cfg: raise LoadError(f"{file}: the key 'architecture' is missing")
     tensors = read_tensors(Path(path)/WEIGHTS_FILE, device)
@@ -590,5 +593,5 @@ class SAE(_Shared, Generic[T]):
 
     def get_name(self)->str:
         "A name made of model, hook and width"
-        m = self.cfg.metadata
+        m = SAEMetadata(**shareable(self.cfg.metadata.to_dict()))
         return f"sae_{m.model_name}_{m.hook_name}_{self.cfg.d_sae}"

@@ -21,6 +21,7 @@ from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_one, read_manifest, remove
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
+from ..core.private import without_secrets
 from ..saes.base import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 
@@ -81,6 +82,7 @@ def is_longer(
     return any(k in saved and k in now and now[k] > saved[k] for k in LENGTH)
 
 def _differing(saved:dict, now:dict)->list[tuple[str, Any, Any]]: # Option, its value there and here
+    saved, now = without_secrets(saved), without_secrets(now)   # a token decides no weights, and none is in the file
     both = [k for k in sorted((set(saved) & set(now)) - MAY_DIFFER) if not _follows(k, saved, now)
             and not (k in LENGTH and now[k] > saved[k])]
     return differences({k: saved[k] for k in both}, {k: now[k] for k in both})

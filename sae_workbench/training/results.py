@@ -15,6 +15,7 @@ from ..core.files import read_json, write_json, write_tensors, write_text
 from ..core.errors import LoadError, SaveError
 from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
 from ..saes.card import model_card
+from ..core.private import shareable
 from .checkpoint import RUN_FILE, SPARSITY_FILE
 
 # %% ../../nbs/training/results.ipynb #245773a7
@@ -36,7 +37,7 @@ def write_sae(
         write_json(folder/ID_FILE, dict(run=run))
         sae.save_model(folder)
         write_tensors(folder/SPARSITY_FILE, {'sparsity': log_sparsity})
-        write_json(folder/RUN_FILE, run_config)
+        write_json(folder/RUN_FILE, shareable(run_config))
     except SaveError: raise
     except OSError as e: raise SaveError(f"{folder}: the trained SAE could not be written ({e})") from e
     return folder
@@ -49,7 +50,7 @@ def write_metrics(
 ):
     "Add what an evaluation has found: to the config, as a file of its own, and in a card"
     folder = Path(folder)
-    write_json(folder/CFG_FILE, sae.cfg.to_dict())
+    write_json(folder/CFG_FILE, shareable(sae.cfg.to_dict()))
     write_json(folder/METRICS_FILE, metrics)
     write_text(folder/CARD_FILE, model_card({'': sae.cfg}, folder=shown or folder, more=ABOUT))
 

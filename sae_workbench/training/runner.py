@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
+from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
@@ -102,7 +103,8 @@ class _Describing(_Making):
         for n in names:
             here = getattr(self.cfg, n)
             from_cache = n in origin and n in about and (self.model is None or not here)
-            self.sae.cfg.metadata[n] = about[n] if from_cache else here
+            said = about[n] if from_cache else here
+            self.sae.cfg.metadata[n] = without_secrets(said) if isinstance(said, dict) else said
 
     def eval_tokens(self)->Tensor:
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
