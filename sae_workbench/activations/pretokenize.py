@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .tokens import (
-    ContextIterator, ContextMaker, SpecialToken, column_kind, first_row, open_dataset, open_rows, special_token)
+from sae_workbench.activations.tokens import (
+    ContextIterator, ContextMaker, SpecialToken, column_kind, columns_to_read, first_row, open_dataset, open_rows,
+    special_token, value_of)
 from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
@@ -71,13 +72,14 @@ def contexts_of(
     sample, column = first_row(dataset), cfg.column_name
     if column not in sample:
         raise DataError(f"no column {column!r}: this dataset has {', '.join(map(repr, sample))}; set column_name")
-    kind = column_kind(sample[column], column, cfg.use_chat_formatting)
+    columns = columns_to_read(sample, column) if cfg.use_chat_formatting else column
+    kind = column_kind(value_of(sample, columns), column, cfg.use_chat_formatting)
     if kind == 'tokens': raise DataError(f"column {column!r} holds tokens already")
     tokens = cfg.begin_batch_token, cfg.sequence_separator_token, cfg.begin_sequence_token
     begin, separator, begin_sequence = (special_token(t, tokenizer) for t in tokens)
     maker = ContextMaker(kind, cfg.context_size, tokenizer, begin, separator, cfg.disable_concat_sequences,
                          begin_sequence)
-    contexts = ContextIterator(open_rows(dataset, column), maker)
+    contexts = ContextIterator(open_rows(dataset, columns), maker)
     contexts.epochs, contexts.chunk = 1, cfg.pretokenize_batch_size or 1000
     contexts.require(1)
     return contexts

@@ -25,13 +25,13 @@ from ..saes.base import SAE
 
 # %% ../../nbs/analysis/dashboard.ipynb #5d6160e8
 COLUMNS = (('latent', 'its number'), ('peak', 'where it is strongest'), ('density', 'the share on which it fires'),
-           ('max', 'its highest value'), ('cos', 'cosine with the nearest other latent'))
+           ('max', 'its strongest value; sorted by magnitude'), ('cos', 'cosine with the nearest other latent'))
 
 def _row(p:LatentPage)->str:
     peak = html.escape(visible(p.examples[0].token).strip()) if p.examples else ''
     cos = p.nearest[0][1] if p.nearest else 0
-    numbers = f'<td data-v="{p.density!r}">{p.density:.2%}</td><td data-v="{p.max_act!r}">{number(p.max_act)}</td>' \
-              f'<td data-v="{cos!r}">{cos:.2f}</td>'
+    numbers = (f'<td data-v="{p.density!r}">{p.density:.2%}</td>'
+               f'<td data-v="{abs(p.max_act)!r}">{number(p.max_act)}</td><td data-v="{cos!r}">{cos:.2f}</td>')
     return (f'<tr id="row-{p.latent}"><td data-v="{p.latent}"><a href="#latent-{p.latent}">{p.latent}</a></td>'
             f'<td><code dir="auto">{peak}</code></td>{numbers}</tr>')
 

@@ -21,7 +21,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.output import Bar
 from ..activations.sources import check_rows
 from .examples import (
-    MOST_NUMBERS, Example, Latents, TextLatents, TopContexts, check_latents, interesting_latents)
+    MOST_NUMBERS, Example, Latents, TextLatents, TopContexts, check_latents, firing, interesting_latents)
 from ..saes.base import SAE
 
 # %% ../../nbs/analysis/latents.ipynb #85fe66d0
@@ -48,13 +48,18 @@ class Histograms:
         f:Tensor, # (…, n_latents) latents
     ):
         "Count some values"
+        for columns, part in firing(f.reshape(-1, 1, f.shape[-1])): self.add(columns, part)
+
+    def add(self, columns:Tensor, f:Tensor):
+        "Count values of some latents, each of which has values that are not zero"
         f = f.flatten(0, -2)
-        needed = torch.maximum(self.exponent, torch.frexp(f.abs().amax(0).double().cpu()).exponent)
-        wider = ((needed > self.exponent) & (f != 0).any(0).cpu()).nonzero().flatten()
-        self.counts[wider] = _joined(self.counts[wider], (needed - self.exponent)[wider])
-        self.exponent[wider] = needed[wider]
-        column = f.nonzero()[:, 1].cpu()
-        values = f[f != 0].double().cpu()
+        needed = torch.frexp(f.abs().amax(0).double().cpu()).exponent.long()
+        wider = needed > self.exponent[columns]
+        some = columns[wider]
+        self.counts[some] = _joined(self.counts[some], needed[wider] - self.exponent[some])
+        self.exponent[some] = needed[wider]
+        at = (f != 0).nonzero(as_tuple=True)
+        column, values = columns[at[1].cpu()], f[at].double().cpu()
         bins = torch.ldexp(values, math.frexp(BINS)[1] - 1 - self.exponent[column]).floor().long()
         self.counts.view(-1).index_add_(0, column*2*BINS + bins + BINS, torch.ones(len(bins), dtype=torch.int32))
 
@@ -157,10 +162,12 @@ class _Pass:
 
     def update(self, f:Tensor, counts:Tensor):
         "Add a batch: (contexts, positions, n) latents, and which tokens count"
-        f = f.masked_fill(~counts[..., None], 0)
-        draw = torch.from_numpy(1 - self.rng.random(counts.shape)).float().to(f.device)
-        self.top.update(f, counts); self.histograms.update(f)
-        self.sample.update(torch.where(f > 0, draw[..., None], 0), counts)
+        draw = torch.from_numpy(1 - self.rng.random(counts.shape)).float().to(f.device)[..., None]
+        if not counts.all(): f = f.masked_fill(~counts[..., None], 0)
+        for columns, part in firing(f):
+            self.top.add(columns, part); self.histograms.add(columns, part)
+            self.sample.add(columns, torch.where(part != 0, draw, 0))
+        self.top.end(counts); self.sample.end(counts)
 
 # %% ../../nbs/analysis/latents.ipynb #0a2f03ac
 class LatentStats(_Pass):
@@ -227,7 +234,7 @@ def latent_table(
     texts = iter(stats.source.texts([p[0] for p in first if p]))
     table = DataFrame(dict(
         latent=stats.latents, density=stats.top.density.numpy(), fired=stats.top.fired.numpy(),
-        max_act=stats.top.value[0].clamp(min=0).numpy(), peak=[next(texts) if p else '' for p in first]))
+        max_act=stats.top.peak.numpy(), peak=[next(texts) if p else '' for p in first]))
     if nearest and stats.sae.cfg.d_sae > 1:
         number, cosine = nearest_latents(stats.sae, stats.latents, n=1)
         table = table.assign(nearest=number[:, 0].numpy(), cosine=cosine[:, 0].numpy())
@@ -242,7 +249,7 @@ def pick(
     "Latents that are worth a first look"
     top = stats.top
     first = interesting_latents(top, n, max_density, stats.source.label)
-    steady = top.value.masked_fill(~top.value.isfinite(), 0).sum(0)   # strong in all of its examples
+    steady = top.value.masked_fill(~top.value.isfinite(), 0).abs().sum(0)   # strong in all of its examples
     steady = steady.where(top.density <= max_density, -1/(1 + steady)).masked_fill(~top.value[0].isfinite(), -torch.inf)
     rest = steady.argsort(descending=True, stable=True)[:int(steady.isfinite().sum())].tolist()
     return [stats.latents[j] for j in list(dict.fromkeys(first + rest))[:n]]

@@ -30,7 +30,7 @@ class LatentPage:
     unit:str # What was counted: token or row
     n:int # How many of them
     fired:int # On how many of them it fires
-    max_act:float # Its highest value
+    max_act:float # Its strongest value, with its sign
     edges:list[float] # Edges of the histogram of its values where it fires
     counts:list[int] # How many values are in each bin
     examples:list[Example] # Where it is strongest
@@ -67,7 +67,8 @@ def _bars(edges:Sequence[float], counts:Sequence[int], label:str)->str:
     for k, c in enumerate(counts):
         if not c: continue
         h = max(2, H*torch.tensor([c + 1.]).log2().item()/top)
-        bars.append(f'<rect x="{k*w:.1f}" y="{H - h:.1f}" width="{max(w - 1, .5):.1f}" height="{h:.1f}">'
+        side = ' class="below"' if edges[k+1] <= 0 else ''
+        bars.append(f'<rect{side} x="{k*w:.1f}" y="{H - h:.1f}" width="{max(w - 1, .5):.1f}" height="{h:.1f}">'
                     f'<title>{edges[k]:.3g} to {edges[k+1]:.3g}: {c:,} {label}</title></rect>')
     return ''.join(bars)
 
@@ -96,6 +97,7 @@ STYLE = """
 .sae-page .parts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14em),1fr));gap:0 2em}
 .sae-page svg{width:100%;max-width:420px;height:auto;display:block}
 .sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
+.sae-page svg .below{fill:#2563c9}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
 .sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
@@ -218,10 +220,10 @@ def latent_pages(
     others, cosine = nearest_latents(stats.sae, latents, n_nearest)
     site = meta.neuronpedia_id and f'https://www.neuronpedia.org/{quote(meta.neuronpedia_id)}'
     near = [[_neighbour(stats, i, c) for i, c in zip(*both)] for both in zip(others.tolist(), cosine.tolist())]
-    sample = [sorted(examples, key=lambda e: -e.value) for examples in found[len(latents):]]
+    sample = [sorted(examples, key=lambda e: -abs(e.value)) for examples in found[len(latents):]]
     words = _next_tokens(stats, latents, n_logits)
     return [LatentPage(i, _place(stats.sae), source.unit, stats.n, int(stats.top.fired[j]),
-                       max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k], sample[k], near[k],
+                       stats.top.peak[j].item(), *stats.histograms.of(j), found[k], sample[k], near[k],
                        url=site and f'{site}/{i}', **words[k]) for k, (i, j) in enumerate(zip(latents, columns))]
 
 @checked
