@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.files import write_json, write_tensors, write_text
-from ..core.folders import check_place, only_one, remove_temporaries
+from ..core.folders import check_place, only_one, remove_temporaries, together
 from ..core.output import say
 from ..core.processes import processes
 from ..core.seeds import seeded
@@ -296,11 +296,12 @@ class LanguageModelSAETrainingRunner(_Stopped):
         if not self.team.is_first: return Path(path)
         sae = self.sae.to_inference()
         sae.cfg.metadata.update(training_tokens=tokens, metrics=metrics)
-        sae.save_model(folder)
-        write_tensors(folder/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
-        write_json(folder/RUN_FILE, self.cfg.to_dict())
-        write_json(folder/'metrics.json', metrics)
-        write_text(folder/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
+        with together(folder) as new:
+            sae.save_model(new)
+            write_tensors(new/SPARSITY_FILE, {'sparsity': self.trainer.log_feature_sparsity})
+            write_json(new/RUN_FILE, self.cfg.to_dict())
+            write_json(new/'metrics.json', metrics)
+            write_text(new/'README.md', model_card({'': sae.cfg}, folder=path, more=ABOUT))
         if self.verbose: self._say(metrics, tokens, path)
         return Path(path)
 
