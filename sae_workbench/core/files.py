@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'WRITER', 'naming', 'sync', 'file_hash', 'put', 'atomic', 'write_text', 'write_json', 'tensor_hash',
-           'tensor_hashes', 'signed', 'own_memory', 'write_tensors', 'not_finite', 'check_finite', 'overflowing',
-           'read_json', 'check_header', 'check_tensors', 'read_tensors', 'not_plain', 'write_state', 'read_state']
+           'tensor_hashes', 'signed_header', 'own_memory', 'write_tensors', 'not_finite', 'check_finite', 'overflowing',
+           'read_json', 'header_texts', 'check_tensors', 'read_tensors', 'not_plain', 'write_state', 'read_state']
 
 # %% ../../nbs/core/files.ipynb #ef845d06
 import errno, hashlib, json, os, secrets
@@ -96,7 +96,7 @@ def write_json(
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + '\n')
 
 # %% ../../nbs/core/files.ipynb #251645d2
-WRITER = 'sae_workbench'   # in the header of each file with hashes
+WRITER = 'sae_workbench'   # the one key of a header; with several, safetensors writes them in any order
 
 def tensor_hash(
     t:Tensor, # Any
@@ -114,20 +114,20 @@ def tensor_hashes(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(tensor_hash, tensors.values())))
 
-def _header_hash(header:dict[str, str])->str:
-    "The hash of a header without its hash"
-    rest = {k: v for k, v in header.items() if k != 'sha256'}
+def _text_hash(text:dict)->str:
+    "The hash of what a header says beside that hash"
+    rest = {k: v for k, v in text.items() if k != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-def signed(
+def signed_header(
     tensors:dict[str, Tensor], # By name
     metadata:dict[str, str]|None=None, # Texts for the file's header
     unhashed:tuple[str, ...]=(), # Tensors that are checked in another way
-)->dict[str, str]: # The header's texts, with the hashes
+)->dict[str, str]: # The header
     "A header by which a reader notices that a file has changed"
     hashes = tensor_hashes({k: t for k, t in tensors.items() if k not in unhashed})
-    header = (metadata or {}) | dict(writer=WRITER, hashes=json.dumps(hashes))
-    return header | dict(sha256=_header_hash(header))
+    text = (metadata or {}) | dict(hashes=hashes)
+    return {WRITER: json.dumps(text | dict(sha256=_text_hash(text)))}
 
 # %% ../../nbs/core/files.ipynb #56e0c876
 def own_memory(
@@ -150,7 +150,7 @@ def write_tensors(
     "Write a safetensors file, atomically, with hashes in its header"
     own = own_memory(tensors)
     with atomic(path) as f:
-        try: save_file(own, f, signed(own, metadata, unhashed))
+        try: save_file(own, f, signed_header(own, metadata, unhashed))
         except SafetensorError as e: raise SaveError(f"{path}: could not be written ({e})") from None
     return Path(path)
 
@@ -197,29 +197,34 @@ def read_json(
     return data
 
 # %% ../../nbs/core/files.ipynb #6236b117
-def check_header(
+def _as_dict(text:str)->dict:
+    "What a text of a header says, if it is an object"
+    try: found = json.loads(text)
+    except (ValueError, RecursionError): return {}
+    return found if isinstance(found, dict) else {}
+
+def header_texts(
     path:str|Path, # The file, for messages
-    header:dict[str, str], # The texts of its header
-    names:set[str], # The tensors in it
-)->dict[str, str]: # The hash of each tensor that has one; none in a file by others
+    header:dict[str, str]|None, # Its header, as safetensors gives it
+)->dict: # The texts that were written into it, and the tensors' hashes where it is this library's
     "Raise `LoadError` unless a header is as it was written"
-    marks = header.get('writer')==WRITER, 'sha256' in header, 'hashes' in header
-    if sum(marks) < 2: return {}   # one bit changes one of them at most
-    damaged = LoadError(f"{path}: the header is not what was written: the file was damaged; copy or download it again")
-    if not all(marks) or header['sha256'] != _header_hash(header): raise damaged
-    hashes = json.loads(header['hashes'])
-    if not hashes.keys() <= names: raise damaged
-    return hashes
+    header = header or {}
+    ours = [k for k, v in header.items() if {'sha256', 'hashes'} <= _as_dict(v).keys()]
+    if WRITER not in header and not ours: return header   # somebody else's
+    text = _as_dict(header.get(WRITER, ''))
+    if text.pop('sha256', None) == _text_hash(text) and isinstance(text.get('hashes'), dict): return text
+    raise LoadError(f"{path}: the header is not what was written: the file was damaged; copy or download it again")
 
 def check_tensors(
     path:str|Path, # The file, for messages
-    header:dict[str, str], # The texts of its header
+    header:dict[str, str]|None, # Its header, as safetensors gives it
     tensors:dict[str, Tensor], # What was read
 ):
     "Raise `LoadError` naming the tensors that are not what was written"
-    expected = check_header(path, header, set(tensors))
-    found = tensor_hashes({k: tensors[k] for k in expected})
-    if bad := [k for k in expected if found[k] != expected[k]]:
+    texts = header_texts(path, header)
+    expected = texts['hashes'] if isinstance(texts.get('hashes'), dict) else {}
+    found = tensor_hashes({k: tensors[k] for k in expected if k in tensors})
+    if bad := [k for k in expected if found.get(k) != expected[k]]:
         raise LoadError(f"{path}: {', '.join(bad)}: not what was written (the SHA-256 differs): the file was damaged; "
                         "copy or download it again. If the tensors were changed on purpose, write them without the "
                         "old header")
@@ -233,7 +238,7 @@ def read_tensors(
     path = _existing(path)
     try:
         with safe_open(path, framework='pt') as f:
-            header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}   # mapped, not yet read
+            header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}   # mapped, not yet read
         if check: check_tensors(path, header, tensors)
         if str(device)=='cpu': return tensors
         with safe_open(path, framework='pt', device=str(device)) as f: return {k: f.get_tensor(k) for k in f.keys()}
@@ -276,7 +281,7 @@ def read_state(
 )->dict: # The nest
     "Read a nest of tensors and plain data"
     tensors = read_tensors(path, device)
-    with safe_open(path, framework='pt') as f: header = f.metadata() or {}   # the hash covers it
+    with safe_open(path, framework='pt') as f: header = header_texts(path, f.metadata())
     if 'state' not in header: raise LoadError(f"{path}: holds tensors, but not the state of a run")
     def fill(node):
         if not isinstance(node, dict): return node
