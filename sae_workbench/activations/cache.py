@@ -48,11 +48,11 @@ def read_manifest(
     if (folder/PROGRESS).exists() and not (folder/MANIFEST).exists():
         raise LoadError(f"{folder}: the cache is unfinished; run what wrote it again and it goes on where it stopped")
     manifest = read_json(folder/MANIFEST)
+    if 'sha256' in manifest or manifest.get('signed'): check_signature(manifest, folder/MANIFEST)   # older ones have none
     if manifest.get('format') != FORMAT: raise LoadError(f"{folder/MANIFEST}: not the manifest of cached activations")
     if manifest['version'] > VERSION:
         raise LoadError(f"{folder/MANIFEST}: version {manifest['version']} was written by sae_workbench "
                         f"{manifest['library']}; this one reads up to version {VERSION}")
-    if 'sha256' in manifest or manifest.get('signed'): check_signature(manifest, folder/MANIFEST)   # older ones have none
     return manifest
 
 # %% ../../nbs/activations/cache.ipynb #baaee9a9
