@@ -5,6 +5,8 @@ import fcntl
 import io
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from sae_workbench import TensorSource, TopKSAE, TopKSAEConfig, TopKTrainingSAE,
 from sae_workbench.core import files
 from sae_workbench.core.errors import LoadError, SAEWorkbenchError
 from sae_workbench.core.files import read_json, write_json, write_text
-from sae_workbench.core.folders import only_one, settle
+from sae_workbench.core.folders import settle
 from sae_workbench.core.plain import read_plain, write_plain
 from sae_workbench.faces.evals_command import write_results
 from sae_workbench.training.callbacks import JSONLLogger, read_log
@@ -156,12 +158,24 @@ WRITERS = dict(
 
 @pytest.mark.parametrize('name', WRITERS)
 def test_old_or_new_whatever_fails(name, tmp_path):
+    "Each call fails once, with one error after the other"
+    fail_everywhere(name, tmp_path, lambda at: [ERRORS[at % len(ERRORS)]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', WRITERS)
+def test_old_or_new_whatever_fails_and_how(name, tmp_path):
+    "Each call fails with each of the errors"
+    fail_everywhere(name, tmp_path, lambda at: ERRORS)
+
+
+def fail_everywhere(name: str, tmp_path: Path, numbers: Callable[[int], list[int]]):
     write, which = WRITERS[name]
     write(tmp_path/'start', False)
     assert which(tmp_path/'start') == 'old'
     ended, calls = set(), 0
     for at in range(1, 400):
-        for number in ERRORS if at < 60 else ERRORS[:1]:
+        for number in numbers(at):
             folder = tmp_path/'try'
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(tmp_path/'start', folder)
@@ -181,4 +195,60 @@ def test_old_or_new_whatever_fails(name, tmp_path):
         if not f.failed: break
         calls = at
     assert ended == {'old', 'new'} and calls >= 3, (ended, calls)
-    print(name, calls, 'calls')
+
+
+def test_a_log_keeps_its_lines_whatever_fails(tmp_path):
+    "A line that cannot be written waits; there is no half line"
+    class Trainer:
+        n_training_steps = 0
+    for at in range(1, 20):
+        log = JSONLLogger(tmp_path/f'{at}.jsonl')
+        log.on_log(Trainer, dict(a=1.))
+        with failing(at, errno.ENOSPC) as f, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            log.on_log(Trainer, dict(a=2.))
+        log.on_log(Trainer, dict(a=3.))
+        assert [line['a'] for line in read_log(log.path)] == [1., 2., 3.]
+        if not f.failed: break
+    assert at >= 3
+
+
+LEAK = """
+import os, resource, sys, warnings
+import torch
+from sae_workbench import SAETrainer, SAETrainerConfig, SyntheticSource, TopKTrainingSAE, TopKTrainingSAEConfig
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+warnings.showwarning = lambda m, *a, **k: print('warned:', m)
+sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=64, k=4))
+t = SAETrainer(SAETrainerConfig(32*40, 32, n_checkpoints=3, checkpoint_path=sys.argv[1]), sae, SyntheticSource(20, 16, batch_size=32))
+held = []
+class Leak:
+    def after_step(self, trainer):
+        if trainer.n_training_steps == 15:
+            try:
+                while True: held.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError: pass
+            if sys.argv[2] == 'error': raise RuntimeError('the error of the run')
+        if trainer.n_training_steps == 25:
+            while held: os.close(held.pop())
+t.callbacks.insert(0, Leak())
+try: t.fit()
+except RuntimeError as e:
+    while held: os.close(held.pop())
+    print(e, e.__notes__)
+print(t.n_training_steps, sorted(p for p in os.listdir(sys.argv[1]) if p[0] != '.'))
+"""
+
+
+@pytest.mark.parametrize('how', ['error', 'leak'])
+def test_file_descriptors_that_are_used_up(how, tmp_path):
+    "A run that fails so still writes its last checkpoint; one that does not fail passes over the checkpoint and goes on"
+    done = subprocess.run([sys.executable, '-c', LEAK, str(tmp_path/'ck'), how], capture_output=True, encoding='utf-8',
+                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
+    assert done.returncode == 0, done.stderr
+    *said, last = done.stdout.splitlines()
+    if how == 'error':
+        assert said == [f"the error of the run ['The last good checkpoint is {tmp_path/'ck'/'480'}']"] and last == "15 ['320', '480', 'run.json']"
+    else:
+        assert len(said) == 1 and 'could not be written' in said[0] and 'The run goes on' in said[0]
+        assert last == "40 ['320', '960', 'run.json']"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'MAY_DIFFER', 'FIXED', 'KEEPS_DATA',
-           'RUN_NOTE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint', 'latest', 'Checkpoints',
-           'cannot_go_back', 'Checkpointing', 'find_run']
+           'RUN_NOTE', 'SPARE', 'position_of', 'save_checkpoint', 'other_run', 'load_checkpoint', 'latest',
+           'Checkpoints', 'cannot_go_back', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
-import re, warnings
+import os, re, warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -199,7 +199,8 @@ class Checkpoints(_Folder):
         return True
 
     def _not_written(self, path:Path, e:OSError, must:bool):
-        there = next(filter(self._is_good, self.all()), None)
+        try: there = next(filter(self._is_good, self.all()), None)
+        except OSError as unseen: there = f'not known ({unseen})'   # no file can be opened, say
         says = f"the checkpoint {path} could not be written ({e}); the last good one is {there}"
         if must:
             error = SaveError(says)
@@ -244,6 +245,7 @@ def cannot_go_back(
 
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
+SPARE = 8   # file descriptors, more than writing a checkpoint takes at a time
 
 class _Wanted:
     "What checkpoints a run is to write"
@@ -258,6 +260,7 @@ class _Wanted:
         self.checkpoints, self.n, self.final = Checkpoints(folder, keep_last), n_checkpoints, final
         self.run_config, self.held, self.marks = run_config, None, []
         self.last = None   # the checkpoint that was written last
+        self.spare = []   # file descriptors for a run whose own are used up
 
     def look_at(self, data):
         "A warning if there is no way back to a position in the data"
@@ -277,6 +280,8 @@ class _Held(_Wanted):
         if self.held is not None: return
         self.held = ExitStack()
         self.held.enter_context(only_one(self.checkpoints.folder))
+        self.held.callback(self.use_spare)
+        self.spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(SPARE)]
         remove_temporaries(self.checkpoints.folder)
         now = position_of(trainer)
         later = [p for p in self.checkpoints.all() if _saved_position(p) > now and self.checkpoints._is_good(p)]
@@ -284,6 +289,10 @@ class _Held(_Wanted):
             f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
             "(resume='auto', or Checkpoints(…).load), or choose another folder")
         self.note(trainer, finished=False)
+
+    def use_spare(self):
+        "Make room for the files of a last checkpoint, should something have opened all that a process may open"
+        while self.spare: os.close(self.spare.pop())
 
     def release(self, trainer):
         "Let others have it"
@@ -331,6 +340,7 @@ class Checkpointing(_Saving):
     def on_nonfinite(self, trainer, error):
         "Keep the good weights, and say in the error where they are"
         self.last = None
+        self.use_spare()
         try: self.save(trainer)
         except NonFiniteError: pass   # the weights themselves; what there was before is left alone
         error.checkpoint = self.last or self.checkpoints.latest()
