@@ -69,6 +69,32 @@ TOO_WIDE = """() => {
     });
     return bad;
 }"""
+FAINT = r"""() => {
+    const parse = c => { const n = c.match(/[\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
+    const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3])).concat(1);
+    const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b; };
+    const paper = e => {
+        const layers = [];
+        for (; e; e = e.parentElement) {
+            const c = parse(getComputedStyle(e).backgroundColor);
+            if (c[3]) layers.push(c);
+            if (c[3] === 1) break;
+        }
+        return layers.reverse().reduce((below, c) => over(c, below), [255, 255, 255, 1]);
+    };
+    const bad = {}, walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const e = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || e.closest('svg, script, style, [disabled], .katex-mathml') || !e.getClientRects().length) continue;
+        const style = getComputedStyle(e), below = paper(e);
+        if (style.visibility === 'hidden' || +style.opacity === 0) continue;
+        const ink = over(parse(style.color), below), [a, b] = [light(ink), light(below)].sort((x, y) => y - x);
+        const px = parseFloat(style.fontSize), large = px >= 24 || (px >= 18.66 && +style.fontWeight >= 700);
+        const ratio = (a + .05)/(b + .05);
+        if (ratio < (large ? 3 : 4.5)) bad[`${style.color} on ${below.slice(0, 3).map(Math.round)}`] = ratio.toFixed(2) + ' ' + walker.currentNode.data.trim().slice(0, 40);
+    }
+    return bad;
+}"""   # texts below the contrast that WCAG 2 asks for at level AA: 4.5, or 3 for large letters
 FIGURES = """() => [...document.querySelectorAll('.plotly-graph-div')].map(e => {
     const style = s => [...e.querySelectorAll(s)].map(e => getComputedStyle(e));
     return { paper: style('.main-svg')[0].backgroundColor, plot: style('.bglayer .bg').some(s => +s.fillOpacity), texts: style('text').map(s => s.fill) };
@@ -163,11 +189,15 @@ def test_llms_txt_names_every_page(site):
 
 @pytest.mark.parametrize('name', PAGES)
 def test_page(name, page, address):
-    "No error, nothing from elsewhere, images and figures drawn, and nothing wider than the window of a phone"
+    "No error, nothing from elsewhere, images and figures drawn, legible light and dark, nothing wider than the window of a phone"
     page.goto(address + name)
     if page.locator('.plotly-graph-div').count():
         page.wait_for_function("() => [...document.querySelectorAll('.plotly-graph-div')].every(e => !e.getClientRects().length || e.querySelector('.main-svg'))", timeout=20_000)
     assert not page.evaluate(UNDRAWN)
+    assert not page.evaluate(FAINT)
+    page.locator('.quarto-color-scheme-toggle:visible').first.click()
+    page.wait_for_timeout(500)   # colours change over a moment
+    assert not page.evaluate(FAINT), 'in the dark'
     page.set_viewport_size(PHONE)
     for _ in range(20):   # figures follow the window, in their own time
         page.wait_for_timeout(200)
@@ -185,6 +215,17 @@ def test_search_lands_on_the_answer(text, page, address):
     page.locator('.navbar .search-result').first.click()
     page.wait_for_function("names => names.some(n => location.href.endsWith(n))", arg=FOUND[text])
     page.wait_for_function('document.getElementById(decodeURIComponent(location.hash.slice(1)))', timeout=10_000)   # while the page loads
+
+
+@pytest.mark.parametrize('dark', [False, True])
+def test_search_results_are_legible(dark, page, address):
+    page.goto(address + 'nbs/index.html')
+    if dark:
+        page.locator('.quarto-color-scheme-toggle:visible').first.click()
+        page.wait_for_timeout(500)
+    first_hit(page, 'dead latents')
+    assert page.locator('.navbar .search-result-text mark').count()
+    assert not page.evaluate(FAINT)
 
 
 def test_search_finds_every_option_that_is_gone(page, address):

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'SUMS', 'cache_bytes', 'read_manifest', 'check_same',
-           'check_fits', 'check_file', 'row_checksums', 'check_row_checksums', 'OpenShard', 'CacheFolder',
-           'GrowingCache', 'CacheWriter', 'check_space', 'SteppedWriter', 'fill', 'make_plan', 'finished',
-           'write_cache', 'write_caches', 'CachedRows', 'MappedRows', 'KeptRows', 'ReadAgain', 'ShardSource']
+           'check_fits', 'check_file', 'row_checksums', 'check_row_checksums', 'OpenShard', 'left_over', 'look',
+           'only_writer', 'CacheFolder', 'GrowingCache', 'CacheWriter', 'check_space', 'SteppedWriter', 'fill',
+           'make_plan', 'finished', 'write_cache', 'write_caches', 'CachedRows', 'MappedRows', 'KeptRows', 'ReadAgain',
+           'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
-import hashlib, math, shutil, sys, warnings
-from collections.abc import Callable, Mapping
+import hashlib, math, re, shutil, sys, warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from ..core.config import as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
 from ..core.files import file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
-from ..core.folders import check_signature, signed_manifest
+from ..core.folders import HOLDER, LOCK, check_signature, only_one, signed_manifest
 from ..core.output import Bar
 from ..core.plain import differences, plain
 
@@ -151,6 +153,40 @@ class OpenShard:
         return dict(file=path.name, rows=rows, bytes=path.stat().st_size, sha256=file_hash(path))
 
 # %% ../../nbs/activations/cache.ipynb #f4b4b435
+_LEFT_OVER = re.compile(r'\.(shard_\d{5,}\.safetensors|manifest\.json|\.progress\.safetensors)\..+\.tmp')
+
+def left_over(
+    path:Path, # In the folder of a cache
+)->bool: # By its name
+    "Whether it is a half-written file of a cache's"
+    return bool(_LEFT_OVER.fullmatch(path.name)) and path.is_file()
+
+def look(
+    folder:Path, # Where a cache is to be written
+    plan:dict, # What decides its files
+)->dict: # The note of one that was left unfinished; empty for an empty folder
+    "What there is of a cache; an error in a folder with anything else. Changes nothing"
+    if (folder/PROGRESS).exists():
+        note = read_state(folder/PROGRESS)
+        check_same(folder, plan, note['plan'])
+        for s in note['shards']: check_file(folder, s)
+        return note
+    here = sorted(folder.iterdir()) if folder.is_dir() else []
+    there = [p.name for p in here if p.name not in (LOCK, HOLDER) and not left_over(p)]
+    if there: raise DataError(f"{folder} is not empty: {', '.join(there[:5])}; choose another folder")
+    return {}
+
+@contextmanager
+def only_writer(
+    folders:Iterable[Path], # Of caches
+)->Iterator[None]:
+    "Inside the block no other process writes there; a `ConfigError` if one does already. Nothing of it stays"
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(only_one(folder))
+            for name in (LOCK, HOLDER): held.callback((folder/name).unlink, missing_ok=True)
+        yield
+
 class CacheFolder:
     "A folder that is being filled with shards"
     def __init__(self,
@@ -163,16 +199,12 @@ class CacheFolder:
 
     def begin(self)->dict: # The note, empty in a new folder
         "Begin in an empty folder, or go on in one that was left unfinished"
+        note = look(self.folder, self.plan)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self.folder.glob('.*.tmp'): left_over.unlink()   # of a write that was killed
-        if (self.folder/PROGRESS).exists():
-            note = read_state(self.folder/PROGRESS)
-            check_same(self.folder, self.plan, note['plan'])
-            self.shards = note['shards']
-            for s in self.shards: check_file(self.folder, s)
-            return note
-        if not (there := sorted(p.name for p in self.folder.iterdir())): return {}
-        raise DataError(f"{self.folder} is not empty: {', '.join(there[:5])}; choose another folder")
+        for p in [*self.folder.iterdir()]:
+            if left_over(p): p.unlink()   # of a write that was killed
+        self.shards = note.get('shards', [])
+        return note
 
     def note(self, **position):
         "Keep on disk how to go on"
@@ -320,7 +352,8 @@ def write_cache(
     "Write activations to disk"
     folder, plan = Path(folder), make_plan(max_rows, rows_per_shard, dtype, shuffle, seed, about)
     if (manifest := finished(folder, plan)): return manifest
-    return fill([SteppedWriter(source, GrowingCache(folder, plan))])[0]
+    look(folder, plan)
+    with only_writer([folder]): return fill([SteppedWriter(source, GrowingCache(folder, plan))])[0]
 
 @torch.no_grad()
 def write_caches(
@@ -332,9 +365,11 @@ def write_caches(
     plans = {k: make_plan(**options[k]) for k in folders}
     done = {k: m for k in folders if (m := finished(Path(folders[k]), plans[k]))}
     left = [k for k in folders if k not in done]
-    sources = make_sources(left) if left else {}
-    writers = [SteppedWriter(sources[k], GrowingCache(folders[k], plans[k])) for k in left]
-    return done | dict(zip(left, fill(writers)))
+    for k in left: look(Path(folders[k]), plans[k])
+    with only_writer([Path(folders[k]) for k in left]):
+        sources = make_sources(left) if left else {}
+        writers = [SteppedWriter(sources[k], GrowingCache(folders[k], plans[k])) for k in left]
+        return done | dict(zip(left, fill(writers)))
 
 # %% ../../nbs/activations/cache.ipynb #3049c5ec
 class CachedRows:

@@ -15,6 +15,7 @@ from torch import nn
 from ..core.capture import capture, resolve
 from ..core.config import as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
+from ..core.hooks import only_own_hooks
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
@@ -144,6 +145,7 @@ def weights_mark(
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()
+@only_own_hooks()
 def model_d_in(
     model:nn.Module, # Any language model
     hook_name:str, # A hook or submodule name

@@ -41,7 +41,7 @@ def _check_columns(inputs:Mapping)->int: # Their length
 # %% ../../nbs/activations/modules.ipynb #93719bdb
 @contextmanager
 def _drawing(*names:str|int)->Iterator[None]:
-    "Inside the block torch's global CPU generator is one of its own; afterwards it is where it was"
+    "Inside the block torch's global CPU generator is one of its own, for all threads; then it is where it was"
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(derive(*names))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts_of', 'pretokenize_dataset', 'vocabulary_hash',
-           'metadata_from_config', 'check_pretokenized', 'PretokenizeRunner']
+           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
 import hashlib, json, os, tempfile, warnings
@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 from .tokens import (
     ContextIterator, ContextMaker, SpecialToken, column_kind, first_row, open_dataset, open_rows, special_token)
+from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
 from ..core.errors import DataError
 from ..core.files import read_json, write_json
+from ..core.output import say
+from ..core.plain import differences
 
 # %% ../../nbs/activations/pretokenize.ipynb #e7694d24
 @dataclass
@@ -143,6 +146,14 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
         path_or_fileobj=json.dumps(metadata, indent=2).encode(), path_in_repo=METADATA_FILE, repo_id=cfg.hf_repo_id,
         repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
 
+def data_mark(
+    dataset, # Texts
+)->str: # 16 hex digits
+    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
+    known = getattr(dataset, '_fingerprint', None)
+    if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
 class _Texts:
     "A dataset and a tokenizer"
     def __init__(self,
@@ -169,19 +180,33 @@ class PretokenizeRunner(_Texts):
         "Tokenise, pack, shuffle, save, upload"
         if self.cfg.save_path is None: return self._make(None)
         path = Path(self.cfg.save_path)
-        if path.exists() and (path.is_file() or any(path.iterdir())):
-            raise DataError(f"save_path={str(path)!r} exists already; choose another, or delete it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.pretokenize-') as tmp: self._make(tmp)
-        return open_dataset(str(path))
+        if not self._is_done(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with workplace(path) as folder:
+                if not self._is_done(path): self._make(folder)   # another process may have been faster
+        packed = open_dataset(str(path))
+        if self.cfg.hf_repo_id: _upload(packed, self.cfg, self._metadata())
+        return packed
 
-    def _make(self, folder:str|None):
+    def _metadata(self)->dict: return metadata_from_config(self.cfg, self.tokenizer) | dict(data=data_mark(self.dataset))
+
+    def _is_done(self, path:Path)->bool: # An error if something else is there
+        if not path.exists() or path.is_dir() and not any(path.iterdir()): return False
+        instead = f"save_path={str(path)!r} exists already; choose another, or delete it"
+        if not (path/METADATA_FILE).is_file(): raise DataError(instead)
+        self.open()
+        if (bad := differences(self._metadata(), read_json(path/METADATA_FILE))):
+            raise DataError(f"{instead}. It was made otherwise: " + '; '.join(
+                f"{k}: {a!r} here, {b!r} there" for k, a, b in bad))
+        say(f"{path} is there already, from the same texts and options")
+        return True
+
+    def _make(self, folder:Path|None):
         self.open()
         packed = pretokenize_dataset(self.dataset, self.tokenizer, self.cfg, folder)
-        metadata = metadata_from_config(self.cfg, self.tokenizer)
         if folder:
-            packed.save_to_disk(Path(folder)/'whole')
-            write_json(Path(folder)/'whole'/METADATA_FILE, metadata)
-            os.replace(Path(folder)/'whole', self.cfg.save_path)   # under its name only when it is complete
-        if self.cfg.hf_repo_id: _upload(packed, self.cfg, metadata)
+            packed.save_to_disk(folder/'whole')
+            write_json(folder/'whole'/METADATA_FILE, self._metadata())
+            os.replace(folder/'whole', self.cfg.save_path)   # under its name only when it is complete
+        elif self.cfg.hf_repo_id: _upload(packed, self.cfg, self._metadata())
         return packed

@@ -8,11 +8,12 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import hashlib, math
+import hashlib, math, threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from .models import check_d_in, check_length, input_device, tokenizer_of
@@ -20,6 +21,7 @@ from .models import vocab_size, weights_mark
 from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.capture import capture, resolve
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
+from ..core.hooks import only_own_hooks
 from ..core.plain import differences
 from ..core.seeds import stream
 
@@ -92,17 +94,23 @@ class TensorSource:
         self.epoch, self.row, self.seed, self.order = state['epoch'], state['row'], state['seed'], None
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f1
+_evaluated = WeakKeyDictionary()   # modules that were in training, with the number of blocks that want them otherwise
+_counting = threading.Lock()
+
 @contextmanager
 def evaluating(
     model:nn.Module, # Any model
 )->Iterator[None]:
-    "Inside the block the model is in evaluation mode; afterwards each of its modules is as it was"
-    training = [m for m in model.modules() if m.training]
-    try:
-        for m in training: m.training = False
-        yield
+    "Inside the block the model is in evaluation mode, for all threads; after the last block each module is as it was"
+    with _counting:
+        held = [m for m in model.modules() if m.training or m in _evaluated]
+        for m in held: m.training, _evaluated[m] = False, _evaluated.get(m, 0) + 1
+    try: yield
     finally:
-        for m in training: m.training = True
+        with _counting:
+            for m in held:
+                _evaluated[m] -= 1
+                if not _evaluated[m]: m.training = _evaluated.pop(m)==0
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f3
 class HookedModel:
@@ -137,8 +145,9 @@ class HookedModel:
 
     @torch.no_grad()
     def acts(self, *args, **kwargs)->dict[str, Tensor]: # Hook name to output
-        "Run the model in evaluation mode and return what is at the hooks"
-        with evaluating(self.model), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        "Run the model in evaluation mode and return what is at the hooks; what other threads attach to it is not seen"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        with evaluating(self.model), only_own_hooks(), autocast:
             return capture(self.model, self.hooks, *args, **kwargs)
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f6

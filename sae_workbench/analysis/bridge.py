@@ -6,25 +6,21 @@
 __all__ = ['SAEMethods']
 
 # %% ../../nbs/analysis/bridge.ipynb #368330c3
-import warnings
+import threading, warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, check_sae, place_of
-from ..core.capture import replacing, resolve
+from ..core.capture import resolve
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean
-from ..core.hooks import is_hooked
+from ..core.hooks import hanging, hooks_here, is_hooked
 from ..saes.base import SAE
 
 # %% ../../nbs/analysis/bridge.ipynb #13b4b846
-def _pass_on(point:nn.Module, own:nn.Module, inputs:tuple, out:Tensor)->Tensor:
-    "A hook: send what passes an SAE's own point through another one"
-    return point(out)
-
 class _Placed(Attachment):
     "An SAE at a hook point of a TransformerLens model, with points of its own there"
     def __init__(self,
@@ -48,11 +44,9 @@ class _Placed(Attachment):
 
     @contextmanager
     def _applied(self, y:Tensor)->Iterator[None]:
-        with super()._applied(y), ExitStack() as stack:
-            for n, point in self.points.items():
-                if not is_hooked(point): continue
-                stack.callback(self.sae.hook_dict[n].register_forward_hook(partial(_pass_on, point)).remove)
-            yield
+        own = self.sae.hook_dict
+        through = {own[n]: point for n, point in self.points.items() if is_hooked(point)}
+        with super()._applied(y), hooks_here(after=through): yield
 
 # %% ../../nbs/analysis/bridge.ipynb #baff832e
 def _nothing(x, hook): pass
@@ -98,11 +92,8 @@ class _Places(_Table):
         before = [p for p in self._in_place if p.meets(placed)]
         for p in before: self._take_down(p)
         with ExitStack() as stack:
-            stack.callback(placed._note, None)
-            for name, fn in placed.fns.items():
-                stack.enter_context(replacing(self, {name: fn}, first=name==placed.write))
-            if placed.keep is not None:
-                stack.callback(self.embed.register_forward_pre_hook(placed.keep.note).remove)
+            stack.enter_context(placed.in_place(self, first=True))
+            if placed.keep is not None: stack.enter_context(hanging(self.embed, placed.keep.note, 'forward_pre'))
             stack.enter_context(self._listed(placed))
             self._in_place[placed] = stack.pop_all()
         return before
@@ -117,16 +108,20 @@ class _Places(_Table):
         return super().__getstate__()
 
 # %% ../../nbs/analysis/bridge.ipynb #0789ab05
+class _Tokens(threading.local):
+    "The tokens of the running call, in one thread"
+    tokens = None
+
 class _Spared:
     "A `keep` for `Attachment`: all positions but those of some tokens"
     def __init__(self,
         ids:Tensor, # Token ids
-    ): self.ids, self.tokens = ids, None
+    ): self.ids, self.last = ids, _Tokens()
 
-    def note(self, embedding:nn.Module, inputs:tuple): self.tokens = inputs[0] if inputs else None
+    def note(self, embedding:nn.Module, inputs:tuple): self.last.tokens = inputs[0] if inputs else None
 
     def __call__(self, y:Tensor)->Tensor:
-        tokens, self.tokens = self.tokens, None
+        tokens, self.last.tokens = self.last.tokens, None
         if tokens is None: raise DataError("exclude_special_tokens: the model was not given token ids")
         return kept_positions(tokens, self.ids)
 

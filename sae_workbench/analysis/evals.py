@@ -27,6 +27,7 @@ from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, NonFiniteError
+from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.output import Bar
 from ..saes.base import SAE
@@ -393,6 +394,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
 
 # %% ../../nbs/analysis/evals.ipynb #2f698f1f
 @torch.no_grad()
+@only_own_hooks()
 def run_evals(
     sae:SAE, # In training or for inference
     activation_store, # ActivationsStore, token ids (n, context), rows (n, d_in), a cache's folder, or another source

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 from ..core.errors import HookError
+from ..core.hooks import hanging, only_own_hooks
 from ..activations.models import input_device
 
 # %% ../../nbs/analysis/logits.ipynb #a31221e8
@@ -29,8 +30,9 @@ def _end_of(model:nn.Module)->tuple[nn.Module, nn.Module|None, int]: # And the w
     with ExitStack() as stack:
         for m in model.modules():
             if 'norm' not in type(m).__name__.lower(): continue
-            stack.callback(m.register_forward_hook(lambda m, inputs, out: seen.append((m, out))).remove)
-        stack.callback(unembed.register_forward_pre_hook(lambda m, inputs: given.append(inputs[0])).remove)
+            stack.enter_context(hanging(m, lambda m, inputs, out: seen.append((m, out)), private=True))
+        note = lambda m, inputs: given.append(inputs[0])
+        stack.enter_context(hanging(unembed, note, 'forward_pre', private=True))
         model(torch.zeros(1, 2, dtype=torch.long, device=input_device(model)))
     if not given: raise HookError(f"{type(model).__name__} did not use its unembedding on two tokens")
     norm = next((m for m, out in reversed(seen) if out is given[-1] or
@@ -50,6 +52,7 @@ def _weight_of(norm:nn.Module, width:int, like:Tensor)->tuple[Tensor, bool]:
 
 # %% ../../nbs/analysis/logits.ipynb #d5f0201f
 @torch.no_grad()
+@only_own_hooks()
 def logit_effects(
     model:nn.Module, # A language model
     directions:Tensor, # (n, d_model) such as rows of a decoder

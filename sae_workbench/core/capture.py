@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from torch import Tensor, nn
 from .errors import HookError, unknown
+from .hooks import hanging
 
 # %% ../../nbs/core/capture.ipynb #0db5b3fb
 def resolve(
@@ -56,16 +57,26 @@ def _write(module:nn.Module, out, x:Tensor):
     return x if shape is None else shape.revert(x)
 
 # %% ../../nbs/core/capture.ipynb #fd82648a
+def _recorders_last(
+    module:nn.Module, # Any module
+):
+    "Let the hooks of transformers that collect hidden states and attentions come after all others"
+    for number, fn in list(module._forward_hooks.items()):
+        if getattr(fn, '__module__', None) == 'transformers.utils.output_capturing':
+            module._forward_hooks.move_to_end(number)
+
 @contextmanager
 def _hooked(
     modules:Mapping[str, nn.Module], # Name to module
     hook:Callable, # Called as hook(name, module, inputs, output)
     first:bool=False, # Before the hooks that hang there already
+    **options, # Of `hanging`
 )->Iterator[None]:
     "Forward hooks on several modules for the time of the block"
     with ExitStack() as stack:
         for name, m in modules.items():
-            stack.callback(m.register_forward_hook(partial(hook, name), prepend=first).remove)
+            stack.enter_context(hanging(m, partial(hook, name), first=first, **options))
+            _recorders_last(m)
         yield
 
 # %% ../../nbs/core/capture.ipynb #205d3dcf
@@ -92,7 +103,7 @@ def capture(
         seen[name] = x = _read(module, name, out)
         if last: raise halt
         seen[name] = x.clone()
-    with _hooked(modules, keep):
+    with _hooked(modules, keep, private=True):
         try: model(*args, **kwargs)
         except _Stop as e:
             if e is not halt: raise
@@ -107,9 +118,10 @@ def replacing(
     model:nn.Module, # Any model
     fns:Mapping[str, Callable[[Tensor], Tensor|None]], # Name to a function of the output; None leaves it as it is
     first:bool=False, # Before the hooks that hang there already, which then see the new values
+    private:bool=False, # In the passes of this thread only
 )->Iterator[nn.Module]: # The model
     "Run a model with other values at some points inside it"
     def swap(name, module, inputs, out):
         x = fns[name](_read(module, name, out))
         return None if x is None else _write(module, out, x)
-    with _hooked(_names(model, fns.keys()), swap, first): yield model
+    with _hooked(_names(model, fns.keys()), swap, first, private=private, changes=model): yield model

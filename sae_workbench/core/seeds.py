@@ -36,7 +36,7 @@ def seeded(
     seed:int|None, # The seed inside the block; None leaves everything as it is
     *names:str|int, # Who draws
 )->Iterator[None]:
-    "Draw from a seeded global generator inside the block, and give the caller's state back"
+    "Draw from a seeded global generator inside the block, and give the state back; other threads share it meanwhile"
     if seed is None: yield; return
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *names))

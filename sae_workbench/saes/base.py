@@ -9,7 +9,8 @@ __all__ = ['FORMAT_VERSION', 'FACTS', 'READ_ELSEWHERE', 'T', 'CFG_FILE', 'WEIGHT
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import re, threading, warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -133,8 +134,8 @@ def normalize_rows(
 
 # %% ../../nbs/saes/base.ipynb #7842f44d
 class _Measures:
-    "What `encode` measured and `decode` needs: scale and shift of the rows, and the head size"
-    scale = shift = d_head = None
+    "What `encode` measured and `decode` needs: scale and shift of the rows, the head size; and what a call asks for"
+    scale = shift = d_head = error_term = None
 
 class _Remembered(_Measures, threading.local):
     "The same, in each thread its own"
@@ -188,14 +189,32 @@ class _Weights(_Tensors):
     ):
         super().__init__()
         _check_pair(type(self), cfg)
-        self.cfg, self.use_error_term = cfg, use_error_term
+        self.cfg, self._last, self.use_error_term = cfg, _Remembered(), use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
-        self._last = _Remembered()
         self.activation_fn = self.get_activation_fn()
         self.initialize_weights()
         for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
             setattr(self, f'hook_sae_{point}', HookPoint())
         self.setup()
+
+    @property
+    def use_error_term(self)->bool:
+        "Whether `forward` adds what the SAE misses"
+        asked = self._last.error_term
+        return self.__dict__['use_error_term'] if asked is None else asked
+
+    @use_error_term.setter
+    def use_error_term(self, on:bool): self.__dict__['use_error_term'] = on
+
+    @contextmanager
+    def with_error_term(self,
+        on:bool|None, # Whether to add what the SAE misses; its own setting if None
+    )->Iterator[None]:
+        "Another `use_error_term` inside the block, for the calls of this thread"
+        last, before = self._last, self._last.error_term
+        if on is not None: last.error_term = on
+        try: yield
+        finally: last.error_term = before
 
     def _apply(self, fn, recurse=True):
         "What `.to(...)`, `.half()`, `.cuda()` go through: the config follows the weights"

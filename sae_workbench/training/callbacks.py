@@ -6,11 +6,12 @@
 __all__ = ['density_counts', 'JSONLLogger', 'read_log', 'ProgressBar', 'WandBLogger']
 
 # %% ../../nbs/training/callbacks.ipynb #a7dcc7ea
-import hashlib, itertools, json, math, re, time, warnings
+import hashlib, json, math, re, time, warnings
 from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError
 from ..core.files import sync
 from ..core.output import Bar
@@ -56,10 +57,7 @@ class _LogFile:
     def put_aside(self, why:str):
         "Keep a file of others under another name"
         if not self.path.exists() or not self.path.stat().st_size: return
-        names = (self.path.with_suffix(f'.{n}{self.path.suffix}') for n in itertools.count(1))
-        aside = next(p for p in names if not p.exists())
-        self.path.rename(aside)
-        warnings.warn(f"{self.path}: {why}; it is kept as {aside.name}", stacklevel=6)
+        put_aside(self.path, why, stacklevel=7)
 
 # %% ../../nbs/training/callbacks.ipynb #45c461d2
 def density_counts(

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.files import read_json, write_json
 from .checkpoint import Checkpointing
@@ -96,7 +97,7 @@ class _OnDisk(_Record):
     def _read(self, trainer)->list[dict]:
         path = self._file(trainer)
         if path is None or not path.is_file(): return []
-        if self.fresh: return path.unlink() or []
+        if self.fresh: return put_aside(path, "the changes of another run") and []
         try: return read_json(path)['changes']
         except (LoadError, KeyError) as e: warnings.warn(f"{e}; changes after the checkpoint are not made again")
         return []

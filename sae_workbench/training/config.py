@@ -172,7 +172,7 @@ class _ModelOptions(Config):
     context_size:Count = 128 # Tokens per context
     use_cached_activations:bool = False # Read activations from cached_activations_path instead of running the model
     cached_activations_path:str|None = None # A folder that CacheActivationsRunner or write_cache filled
-    from_pretrained_path:Folder|None = None # Start from a training SAE in this folder
+    from_pretrained_path:Folder|None = None # Start with the weights in this folder; every option of sae counts
 
 # %% ../../nbs/training/config.ipynb #f5ca66eb
 @dataclass

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.capture import replacing
 from ..core.errors import ConfigError, DataError
+from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics, ce_loss_score
 from ..activations.models import input_device, tokenizer_of
 from ..activations.scale import ActivationScaler
@@ -107,6 +108,7 @@ class _LossSums:
 class LossMetrics(_LossSums):
     "What a model loses with one or several SAEs in it"
     @torch.no_grad()
+    @only_own_hooks()
     def update(self,
         model:nn.Module, # The language model
         hook:str, # Where the SAEs sit
@@ -120,7 +122,7 @@ class LossMetrics(_LossSums):
         seen = []
         def look(a): seen.append(a.clone())
         def logits(fn):
-            with replacing(model, {hook: fn}): return logits_of(model(tokens, **model_kwargs or {}))
+            with replacing(model, {hook: fn}, private=True): return logits_of(model(tokens, **model_kwargs or {}))
         clean = logits(look)
         self._add('ce_clean', token_losses(clean, tokens), keep)
         fns = {n: partial(_only_kept, t, keep) for n, t in throughs.items()}
@@ -149,6 +151,7 @@ def positions_that_count(
 
 # %% ../../nbs/training/evaluate.ipynb #c5427f23
 @torch.no_grad()
+@only_own_hooks()
 def evaluate_sae(
     sae:SAE, # In training or for inference
     model:nn.Module, # The language model

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
+from uuid import uuid4
 import torch
 from torch import Tensor
 from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
+from ..core.hooks import only_own_hooks
 from ..core.metrics import log_sparsity
 from ..core.output import Bar
 from ..core.processes import Alone, processes
@@ -94,6 +96,7 @@ class _Running:
     "What changes during a run: the weights, the optimiser, the schedules and the counts"
     def __init__(self, cfg:SAETrainerConfig, sae:TrainingSAE):
         self.cfg, self.sae, self.activation_scaler = cfg, sae.to(cfg.device), ActivationScaler()
+        self.run_id = uuid4().hex   # what this run writes is known by it; that of a run which goes on is kept
         self.n_training_steps = self.n_training_samples = 0
         self.data_provider = self.pending = None   # pending: the batch of a step that is not complete
         self.norm, self.stop, self.skips = NormEstimate(), Stop(), Skips()
@@ -165,10 +168,11 @@ class _TrainStep(_Checks):
         if not self.cfg.autocast: return contextlib.nullcontext()
         return torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16)
 
+    @only_own_hooks()
     def step(self,
         batch:Tensor, # (rows, d_in) activations, not scaled yet
     )->TrainStepOutput: # Losses and reconstructions, without their autograd graph
-        "One step of training; does not advance `n_training_steps`"
+        "One step of training; does not advance `n_training_steps`, and no intervention of another thread reaches it"
         self._check_batch(batch)
         self.sae.train()
         x = self.activation_scaler(self.team.part(batch).to(self.sae.device))
@@ -217,6 +221,15 @@ class _Given(_TrainStep):
     def tell(self, event:str, *args):
         "Call a method of all callbacks"
         for cb in self.callbacks: getattr(cb, event, lambda *a: None)(self, *args)
+
+    def tell_all(self, event:str):
+        "Call a method of all callbacks, whatever one of them raises; the first error follows, and names the others"
+        errors = []
+        for cb in self.callbacks:
+            try: getattr(cb, event, lambda trainer: None)(self)
+            except (Exception, SystemExit) as e: errors.append(e)
+        for e in errors[1:]: errors[0].add_note(f"And {type(e).__name__}: {e}")
+        if errors: raise errors[0]
 
     def _close(self):
         "Tell all callbacks that training ended, whatever one of them raises"
@@ -398,7 +411,7 @@ class _Loop(_Turns):
                 yield
                 agree_to_stop(self.stop, self.team)
             self._fold()
-            self.tell('on_end')
+            self.tell_all('on_end')   # a full disk for checkpoints costs no SAE
             self.team.wait()
             self.ended = True
         except NonFiniteError as e:

@@ -1,0 +1,74 @@
+"""Hidden states that transformers collects, beside an SAE in the model: they show what the model went on with"""
+import pytest, torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from sae_workbench.analysis.attach import attach
+from sae_workbench.core.capture import capture, replacing
+from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig
+
+D, SIZES = 16, dict(vocab_size=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+IDS = torch.arange(3, 15).view(2, 6)
+
+def llama():
+    torch.manual_seed(0)
+    cfg = LlamaConfig(hidden_size=D, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, **SIZES)
+    cfg._attn_implementation = 'eager'   # which gives attentions
+    return LlamaForCausalLM(cfg).eval()
+
+def gpt2():
+    torch.manual_seed(0)
+    cfg = GPT2Config(n_embd=D, n_layer=3, n_head=2, n_positions=64, **SIZES)
+    cfg._attn_implementation = 'eager'
+    return GPT2LMHeadModel(cfg).eval()
+
+def make_sae(seed):
+    torch.manual_seed(seed)
+    return TopKSAE(TopKSAEConfig(d_in=D, d_sae=32, k=4))
+
+def states(model): return model(IDS, output_hidden_states=True, output_attentions=True)
+
+@pytest.fixture(params=[(llama, 'model.layers'), (gpt2, 'transformer.h')], ids=['llama', 'gpt2'])
+def place(request): return request.param
+
+@pytest.mark.parametrize('asked', ['never', 'before', 'between'])
+@torch.no_grad()
+def test_blocks_inside_each_other(place, asked):
+    make, layers = place
+    model, one, two = make(), make_sae(1), make_sae(2)
+    clean = capture(model, f'{layers}.0', IDS)[f'{layers}.0']
+    if asked == 'before': states(model)
+    for _ in range(2):   # the second time the recorders hang there in any case
+        with attach(model, one, f'{layers}.0'):
+            if asked == 'between': torch.testing.assert_close(states(model).hidden_states[1], one(clean))
+            with attach(model, two, f'{layers}.0'):
+                out = states(model)
+                torch.testing.assert_close(out.hidden_states[1], two(one(clean)))
+                torch.testing.assert_close(out.logits, model(IDS).logits)
+            torch.testing.assert_close(states(model).hidden_states[1], one(clean))
+        torch.testing.assert_close(states(model).hidden_states[1], clean)
+
+@torch.no_grad()
+def test_attentions_and_later_layers_follow(place):
+    make, layers = place
+    fresh, asked, sae = make(), make(), make_sae(1)
+    before = states(asked)
+    found = []
+    for model in (fresh, asked):
+        with attach(model, sae, f'{layers}.0'), replacing(model, {f'{layers}.1': lambda h: 2*h}):
+            found.append(states(model))
+    for key in ('hidden_states', 'attentions'):
+        for a, b in zip(found[0][key], found[1][key], strict=True): torch.testing.assert_close(a, b)
+    assert not torch.equal(found[1].attentions[1], before.attentions[1])
+    torch.testing.assert_close(found[1].attentions[0], before.attentions[0])
+
+@torch.no_grad()
+def test_hooks_of_others_keep_their_order(place):
+    make, layers = place
+    model, sae, seen, layer = make(), make_sae(1), [], f'{layers}.0'
+    states(model)
+    handle = model.get_submodule(layer).register_forward_hook(
+        lambda m, i, out: seen.append(out[0] if isinstance(out, tuple) else out) and None)
+    clean = capture(model, layer, IDS)[layer]
+    seen.clear()
+    with attach(model, sae, layer): states(model)
+    handle.remove()
+    torch.testing.assert_close(seen[0], clean)   # it hung there before the SAE
