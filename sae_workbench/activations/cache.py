@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from .sources import TensorSource, check_rows
 from .tokens import kept_positions
-from ..core.config import as_dtype, dtype_name
+from ..core.arguments import Ids, TorchDtype, checked, shown
+from ..core.config import Device, Dtype, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import file_hash, read_json, read_state, read_tensors
+from ..core.files import LARGEST_MANIFEST, file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import HOLDER, LOCK, check_signature, only_one, signed_manifest
 from ..core.output import Bar
@@ -49,7 +50,7 @@ def read_manifest(
     if not folder.is_dir(): raise LoadError(f"{folder}: no such folder with cached activations")
     if (folder/PROGRESS).exists() and not (folder/MANIFEST).exists():
         raise LoadError(f"{folder}: the cache is unfinished; run what wrote it again and it goes on where it stopped")
-    manifest = read_json(folder/MANIFEST)
+    manifest = read_json(folder/MANIFEST, LARGEST_MANIFEST)
     if 'sha256' in manifest or manifest.get('signed'): check_signature(manifest, folder/MANIFEST)   # older ones have none
     if manifest.get('format') != FORMAT: raise LoadError(f"{folder/MANIFEST}: not the manifest of cached activations")
     if manifest['version'] > VERSION:
@@ -283,7 +284,7 @@ class SteppedWriter(CacheWriter):
         if not self.left: return 0
         before, x = self.position(), next(self.source, None)
         if x is None: return 0
-        if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
+        if not isinstance(x, Tensor) or x.ndim != 2: raise DataError(f"activations {shown(x)}; needed is (rows, d_in)")
         if self.limit and not self.shard.tensors:
             row = cache_bytes(1, x.shape[1], self.shard.dtype or x.dtype)
             check_space(self.cache.folder, n_caches*self.left*row)
@@ -338,13 +339,14 @@ def finished(
     return manifest
 
 # %% ../../nbs/activations/cache.ipynb #bb1a7060
+@checked
 @torch.no_grad()
 def write_cache(
-    source, # Any source: an iterator of (rows, d_in)
+    source:Iterable[Tensor], # Any source: an iterator of (rows, d_in)
     folder:str|Path, # Where; the same call goes on in a folder that was left unfinished
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
-    dtype:str|torch.dtype|None=None, # Of the files; that of the rows if None
+    dtype:Dtype|None=None, # Of the files; that of the rows if None
     shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
@@ -355,6 +357,7 @@ def write_cache(
     look(folder, plan)
     with only_writer([folder]): return fill([SteppedWriter(source, GrowingCache(folder, plan))])[0]
 
+@checked
 @torch.no_grad()
 def write_caches(
     make_sources:Callable[[list], Mapping], # A source for each of some keys: those that are not finished
@@ -362,7 +365,7 @@ def write_caches(
     options:Mapping[str, dict], # For each key the further arguments of write_cache
 )->dict[str, dict]: # The manifests
     "Write several caches side by side, from sources that share the passes of a model"
-    plans = {k: make_plan(**options[k]) for k in folders}
+    plans = {k: make_plan(**options.get(k, {})) for k in folders}
     done = {k: m for k in folders if (m := finished(Path(folders[k]), plans[k]))}
     left = [k for k in folders if k not in done]
     for k in left: look(Path(folders[k]), plans[k])
@@ -468,15 +471,16 @@ class ReadAgain(TensorSource):
 # %% ../../nbs/activations/cache.ipynb #c0d95d9d
 class ShardSource(ReadAgain):
     "Activations from a cache on disk"
+    @checked
     def __init__(self,
         folder:str|Path, # A folder that `write_cache` filled
         rows:int=4096, # Rows at a time
         shuffle:bool|None=None, # A new order of all rows in every epoch; what the manifest says if None
         seed:int|None=None, # Decides the orders; the manifest's if None
         epochs:int|None=None, # Times to go through the rows; None for ever
-        excluded:Tensor|None=None, # Token ids whose rows are left out
-        device:str|torch.device|None=None, # Where the rows go
-        dtype:torch.dtype|None=None, # In which type; as they are if None
+        excluded:Ids|None=None, # Token ids whose rows are left out
+        device:Device|None=None, # Where the rows go
+        dtype:TorchDtype|None=None, # In which type; as they are if None
         verify:bool=False, # Read all shards first and compare their hashes
     ):
         if rows < 1: raise ConfigError(f"rows={rows} must be at least 1")

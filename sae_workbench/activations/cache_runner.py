@@ -21,10 +21,12 @@ from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
+from ..core.arguments import checked
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
 from ..core.output import say
+from ..core.private import without_secrets
 
 # %% ../../nbs/activations/cache_runner.ipynb #a8003d58
 @dataclass
@@ -113,7 +115,7 @@ def about_hook(
     tokenizer, # The model's, or None
 )->dict: # Plain data
     "What the manifest says of the activations at a hook"
-    said = {k: plain(getattr(cfg, k)) for k in (*ORIGIN, *CACHED) if k != 'd_in'}
+    said = without_secrets({k: plain(getattr(cfg, k)) for k in (*ORIGIN, *CACHED) if k != 'd_in'})
     return said | dict(
         hook_name=hook_name, context_size=context_size,
         exclude_special_tokens=None if excluded is None else excluded.tolist(),
@@ -172,6 +174,7 @@ def context_size_of(
 
 class _CacheParts(_CacheModel):
     "Model and data of a cache"
+    @checked
     def __init__(self,
         cfg:CacheActivationsRunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from .sources import HookedModel, SavedModelSource, check_about, check_rows
-from ..core.config import as_dtype
+from ..core.arguments import TorchDtype, checked
+from ..core.config import Device, as_dtype
 from ..core.errors import ConfigError, DataError, HookError, unknown
 from ..core.seeds import derive, stream
 
@@ -341,7 +342,7 @@ class ModuleActivations(_ModuleRun):
 
     def _doubt(self, name:str, x:Tensor):
         "Warn, once, where nothing says which dimension holds the vectors: behind a one-dimensional convolution"
-        if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].parameters()): return
+        if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].module.parameters()): return
         self.sure = True
         warnings.warn(f"activations at {name!r} of shape {tuple(x.shape)} are read as (inputs, positions, channels); "
                       "behind a Conv1d they may be (inputs, channels, positions): then give channel_dim=1, else -1")
@@ -353,7 +354,7 @@ class ModuleActivations(_ModuleRun):
         "Run the model on a batch and take its rows"
         acts, call = self.run(batch, what)
         for n, x in acts.items(): self._doubt(n, x)
-        return {n: self._rows(n, self.choice(x, self.hooks[n], call, batch), what) for n, x in acts.items()}
+        return {n: self._rows(n, self.choice(x, self.hooks[n].module, call, batch), what) for n, x in acts.items()}
 
     def _rows(self, name:str, x:Tensor, what:str)->Tensor:
         if not x.is_floating_point(): raise HookError(f"{name!r} puts out {x.dtype}: that is no activation")
@@ -383,6 +384,7 @@ class _Measured(SavedModelSource):
 # %% ../../nbs/activations/modules.ipynb #b7000011
 class ModuleSource(_Measured):
     "Activations of any model at a submodule, on any inputs that can be gone through again"
+    @checked
     def __init__(self,
         model:nn.Module, # Any model
         name:str|list[str], # A submodule's name; several for `LayerSources`
@@ -397,8 +399,8 @@ class ModuleSource(_Measured):
         channel_dim:int|None=None, # Dimension of the vectors; 1 for maps and the last otherwise
         d_in:int|None=None, # Width that the activations must have
         autocast:bool=False, # Run the model in bfloat16
-        device:str|torch.device|None=None, # Where the activations go; by default they stay with the model
-        dtype:str|torch.dtype|None=None, # In which type; by default the model's
+        device:Device|None=None, # Where the activations go; by default they stay with the model
+        dtype:TorchDtype|None=None, # In which type; by default the model's
     ):
         options = dict(autocast=autocast, device=device, dtype=None if dtype is None else as_dtype(dtype))
         acts = ModuleActivations(model, name, TokenChoice(tokens, mask, channel_dim), prepare, **options)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, check_sae, place_of
-from ..core.capture import resolve
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean
 from ..core.hooks import hanging, hooks_here, is_hooked
+from ..core.points import resolve
 from ..saes.base import SAE
 
 # %% ../../nbs/analysis/bridge.ipynb #13b4b846
@@ -62,7 +62,7 @@ class _Table:
         if not (sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name):
             raise ConfigError("the SAE does not say where it belongs: set sae.cfg.metadata.hook_name")
         place = place_of(self, sae)
-        at = tuple(resolve(self, n) for n in place)
+        at = tuple(resolve(self, n).module for n in place)
         for name, point in zip(place, at):
             if not hasattr(point, 'fwd_hooks'):
                 raise HookError(f"{name!r} is a {type(point).__name__}, not a hook point of the model: name one in "
@@ -138,7 +138,7 @@ class _Added(_Places):
         internal:str='hook_sae_acts_post', # One of its points
     )->str: # As the cache has it
         "The full name of an SAE's point in the model"
-        return f"{resolve(self, place_of(self, sae)[1]).name}.{internal}"
+        return f"{resolve(self, place_of(self, sae)[1]).module.name}.{internal}"
 
     def add_sae(self,
         sae:SAE, # An SAE or transcoder whose metadata says where it belongs
@@ -149,7 +149,7 @@ class _Added(_Places):
         self._put_up(self._placed(sae, use_error_term, exclude_special_tokens))
 
     def _at(self, name:str)->list[_Placed]:
-        point = resolve(self, name)
+        point = resolve(self, name).module
         found = [p for p in self._in_place if p.at[0] is point] or [p for p in self._in_place if p.at[1] is point]
         if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
         return found

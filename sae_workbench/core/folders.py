@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from .errors import ConfigError, LoadError
-from .files import UNSUPPORTED, file_hash, naming, put, read_json, sync, write_json
+from .files import LARGEST_MANIFEST, UNSUPPORTED, file_hash, naming, put, read_json, sync, write_json
 
 # %% ../../nbs/core/folders.ipynb #4f7d4402
 MANIFEST = 'manifest.json'
@@ -189,7 +189,7 @@ def read_manifest(
     "The manifest of a folder; `LoadError` where there is none, or another one than was written"
     file = Path(path)/MANIFEST
     if not file.is_file(): raise LoadError(f"{file}: expected the manifest of a whole folder, found none")
-    check_signature(manifest := read_json(file), file)
+    check_signature(manifest := read_json(file, LARGEST_MANIFEST), file)
     return manifest
 
 # %% ../../nbs/core/folders.ipynb #cff9c07e
@@ -241,11 +241,13 @@ def only_one(
         raise ConfigError(f"{folder} is in use by {_holder(folder)}; two runs cannot write to one folder: "
                           f"wait for it, stop it, or choose another folder{delete or ''}") from None
     try:
-        me = dict(pid=os.getpid(), host=socket.gethostname(), command=' '.join(sys.argv)[:200])
+        me = dict(pid=os.getpid(), host=socket.gethostname(), command=Path(sys.argv[0]).name)
         try: write_json(folder/HOLDER, me)
         except OSError: pass   # a full disk: the lock holds without the note
         yield
-    finally: lock.release()
+    finally:
+        with suppress(OSError): (folder/HOLDER).unlink(missing_ok=True)   # it names this machine
+        lock.release()
 
 def check_place(
     folder:str|Path, # Need not exist yet

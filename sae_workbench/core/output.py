@@ -9,14 +9,15 @@ __all__ = ['say', 'end_quietly', 'Bar']
 import os, sys
 from typing import TextIO
 from tqdm.auto import tqdm
+from .errors import shown
 
 # %% ../../nbs/core/output.ipynb #46e582b1
 def say(
     text:str, # What is to be read
     file:TextIO|None=None, # Where; stdout if None
 ):
-    "Print, if anybody reads it"
-    try: print(text, file=file, flush=True)
+    "Print, if anybody reads it; what a terminal would take for orders is shown as it is"
+    try: print(shown(text), file=file, flush=True)
     except OSError: pass
 
 # %% ../../nbs/core/output.ipynb #683883e1

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from ..activations.models import LOADERS
-from ..core.config import DTYPES, config_error, is_chosen
+from ..core.arguments import checked
+from ..core.config import DTYPES, Positive, config_error, is_chosen
 from ..core.errors import ConfigError, unknown
+from ..core.files import read_text
 from ..core.plain import plain, read_yaml_text, yaml_text
+from ..core.private import without_secrets
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from ..saes.base import SAEMetadata
@@ -250,8 +253,8 @@ def values_of(
     return found
 
 def _written(value)->str:
-    if isinstance(value, SAEMetadata): return f'SAEMetadata(**{value.to_dict()!r})'
-    return repr(tuple(map(plain, value)) if isinstance(value, tuple) else plain(value))
+    if isinstance(value, SAEMetadata): return f'SAEMetadata(**{without_secrets(value.to_dict())!r})'
+    return repr(tuple(map(plain, value)) if isinstance(value, tuple) else without_secrets(plain(value)))
 
 def _imports(classes:list[type])->str:
     ours = [c.__name__ for c in classes if getattr(sys.modules['sae_workbench'], c.__name__, None) is c]
@@ -328,7 +331,7 @@ def _from_text(text:str):
     if re.match(r'\s*(sae-workbench\s|python\s+-m\s|--)', text): return _from_command(text)
     if re.fullmatch(r'\s*\S+\.(py|json|ya?ml)\s*', text):
         if not (path := Path(text.strip()).expanduser()).is_file(): raise ConfigError(f"{path}: no such file")
-        if path.suffix in ('.yaml', '.yml'): text = path.read_text(encoding='utf-8')
+        if path.suffix in ('.yaml', '.yml'): text = read_text(path)
     try: data = read_yaml_text(text)
     except ConfigError: return None
     return data if isinstance(data, Mapping) else None
@@ -340,7 +343,7 @@ def read_config(
     "Any config as one of today"
     if isinstance(old, LanguageModelSAERunnerConfig): return old, None
     if isinstance(old, TrainingSAEConfig): return _run_of(old), None
-    if isinstance(old, Path) and old.suffix in ('.yaml', '.yml'): old = old.read_text(encoding='utf-8')
+    if isinstance(old, Path) and old.suffix in ('.yaml', '.yml'): old = read_text(old)
     found = _from_text(old) if isinstance(old, str) else old
     if isinstance(found, LanguageModelSAERunnerConfig): return found, None
     if _is_new(found):
@@ -359,10 +362,11 @@ START = {'sae.d_in': 512, 'sae.d_sae': 4096}
 
 class _Choice(Face):
     "The architecture and the options that were chosen"
+    @checked
     def __init__(self,
         config=None, # Where to begin: a config, or anything that `read_config` reads
         architecture:str|None=None, # Where to begin without a config; topk if None
-        model_parameters:float|None=None, # Of the language model, up to the hook: its forward passes take time too
+        model_parameters:Positive|None=None, # Of the language model, up to the hook: its forward passes take time too
     ):
         self.model_parameters, self.report, self._step, self._watchers = model_parameters, None, (None, None), []
         self.architecture, self.values = 'topk', dict(START)
@@ -370,6 +374,7 @@ class _Choice(Face):
         if config is not None: self.load(config)
         if architecture is not None: self.choose(architecture)
 
+    @checked
     def choose(self, architecture:str):
         "Take another architecture; options that both have stay as they are"
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
@@ -378,6 +383,7 @@ class _Choice(Face):
             self.architecture = architecture
             self._tell()
 
+    @checked
     def load(self, old):
         "Take a config over, also one of an older version; `report` says what became of its options"
         cfg, report = read_config(old)
@@ -731,10 +737,11 @@ class ArchitectureChooser(_Shown):
         box.add_class('sae-chooser')
         return box
 
+@checked
 def choose_architecture(
     config=None, # Where to begin: a config of today or of SAELens v1 to v6, as an object, dict, text or path
     architecture:str|None=None, # Where to begin without a config; topk if None
-    model_parameters:float|None=None, # Of the language model, up to the hook: its forward passes take time too
+    model_parameters:Positive|None=None, # Of the language model, up to the hook: its forward passes take time too
 )->ArchitectureChooser: # Show it; its `config` is what was chosen
     "Choose an architecture with its options, see what a run takes, and take the config along"
     return ArchitectureChooser(config, architecture, model_parameters)

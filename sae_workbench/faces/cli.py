@@ -8,16 +8,18 @@ __all__ = ['ABOUT', 'COMMANDS', 'run_class', 'v6_options', 'parse_config', 'comm
 
 # %% ../../nbs/faces/cli.ipynb #0abdec09
 import json, sys, warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from ..core.config import ConfigMeta, is_chosen, option_advice
-from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, unknown
+from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, shown, unknown
 from ..core.output import end_quietly, say
 from ..core.plain import plain, read_plain
+from ..core.private import without_secrets
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
@@ -185,7 +187,7 @@ def parse_config(
 def _written(full:str, tp, value)->list[str]:
     "One option with its value"
     if tp is bool: return [f'--{full}' if value else f'--{_switched_off(full)}']
-    if isinstance(value, dict): return [f'--{full}={json.dumps(plain(value))}']
+    if isinstance(value, dict): return [f'--{full}={json.dumps(without_secrets(plain(value)))}']
     if isinstance(value, (list, tuple)): return [f'--{full}', *map(str, value)]
     return [f'--{full}={value}']
 
@@ -200,8 +202,8 @@ def command_line(
         value, usual = getattr(place, name), _default(type(place).__dataclass_fields__[name])
         same = value==usual and type(value) is type(usual)   # 0 is not False
         if not is_chosen(value) and not same: args += _written(full, tp, value)
-    if (back := _read_back(args)) != cfg:
-        lost = [n for n, v in cfg.to_dict().items() if back is None or back.to_dict()[n] != v]
+    if (back := _read_back(args)) == cfg: return args
+    if (lost := [n for n, v in without_secrets(cfg.to_dict()).items() if back is None or back.to_dict()[n] != v]):
         raise ConfigError(f"{', '.join(lost)}: a value that a command line cannot hold; use --config with a file")
     return args
 
@@ -280,9 +282,9 @@ def search(args:Sequence[str]):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         found = find(' '.join(a.words), a.limit)
-    for w in said: print(w.message, file=sys.stderr)
+    for w in said: say(str(w.message), sys.stderr)
     if not len(found): raise LoadError(f"no published SAE fits {' '.join(a.words)!r}")
-    print(found.to_string(index=False))
+    say(found.to_string(index=False))
 
 def recipes(args:Sequence[str]):
     "Runs with known results; ends the program with exit code 1 if a result differs"
@@ -301,12 +303,21 @@ COMMANDS = {
     'recipes': (recipes, 'configs with recorded results: train them again, and compare')}
 
 # %% ../../nbs/faces/cli.ipynb #927d5a8c
+@contextmanager
+def _plain_warnings()->Iterator[None]:
+    "Warnings quote others too, and reach the terminal as text"
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **kwargs: shown(usual(*args, **kwargs))
+    try: yield
+    finally: warnings.formatwarning = usual
+
 def run_command(
     fn, # What to run
     *args, # Its arguments
 )->int: # 0, 2 after a mistake of the user's, 128 + the signal's number after a signal, 141 if nobody reads on
     "Run a command; errors of this library are printed without a traceback"
-    try: fn(*args)
+    try:
+        with _plain_warnings(): fn(*args)
     except (SAEWorkbenchError, Interrupted, BrokenPipeError) as e:
         say(f'{type(e).__name__}: {e}', sys.stderr)
         return 141 if isinstance(e, BrokenPipeError) else e.exit_code if isinstance(e, Interrupted) else 2

@@ -13,15 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from torch import nn
-from ..activations.models import load_model, tokenizer_of
+from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
 from ..activations.offline import MODEL, load_smollm2, offline_text
 from ..activations.store import shuffled
 from ..activations.tokens import TokenContexts, open_dataset
 from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
 from ..core.errors import ConfigError, LoadError, unknown
-from ..core.files import write_text
+from ..core.files import write_json, write_text
 from ..core.folders import together
+from ..core.output import say
 from ..core.plain import plain
+from ..core.private import shareable
 from ..hub.formats import find_saes
 from ..hub.places import Folder
 from ..hub.registry import get_pretrained_saes_directory
@@ -56,13 +58,12 @@ def which_saes(
     return chosen
 
 # %% ../../nbs/faces/evals_command.ipynb #65c3f05f
-def _model(sae:SAE, a:Namespace)->tuple[str, str]: # Class and name
-    m = sae.cfg.metadata
-    name = a.model or m.model_name
-    if not name: raise ConfigError("--model: the SAE's metadata does not say which model it belongs to")
-    return a.model_class or m.model_class_name or 'TransformerBridge', name
+def _model(sae:SAE, a:Namespace)->tuple[str, str, dict]: # Class, name and options
+    found = model_of_file(sae.cfg.metadata, a.model, a.model_class, read_options(a.model_kwargs))
+    if found is None: raise ConfigError("--model: the SAE's metadata does not say which model it belongs to")
+    return found
 
-def _load_model(kind:str, name:str, a:Namespace, kwargs:dict)->nn.Module:
+def _load_model(kind:str, name:str, kwargs:dict, a:Namespace)->nn.Module:
     if name in ('smollm2', MODEL): return load_smollm2(a.device)
     return load_model(kind, name, a.device, kwargs)
 
@@ -72,9 +73,9 @@ def _text(name:str):
 
 # %% ../../nbs/faces/evals_command.ipynb #962a1a5f
 def _record(release:str, sae_id:str, sae:SAE, where:dict, cfg:EvalConfig, metrics, features)->dict[str, Any]:
-    return dict(
+    return shareable(plain(dict(
         unique_id=f'{release}-{sae_id}'.rstrip('-'), sae_set=release, sae_id=sae_id, eval_cfg=where | cfg.to_dict(),
-        metrics=dict(metrics), baselines=metrics.baselines, feature_metrics=features, sae_cfg=sae.cfg.to_dict())
+        metrics=dict(metrics), baselines=metrics.baselines, feature_metrics=features, sae_cfg=sae.cfg.to_dict())))
 
 def _without_nan(x):
     "The same with None for numbers that do not exist"
@@ -94,7 +95,7 @@ def write_results(
     texts = {name(r): r for r in records} | {'all_eval_results.json': records}
     flat = [{k: v for k, v in r.items() if k != 'feature_metrics'} for r in records]
     with together(folder) as new:
-        for file, data in texts.items(): write_text(new/file, json.dumps(_without_nan(plain(data)), indent=2))
+        for file, data in texts.items(): write_json(new/file, _without_nan(data))
         write_text(new/'all_eval_results.csv', json_normalize(flat).to_csv(index=False))
     return [folder/f for f in (*texts, 'all_eval_results.csv')]
 
@@ -106,6 +107,11 @@ def _config(a:Namespace)->EvalConfig:
     chosen = {f: getattr(a, f) for f in COMPUTE}
     return replace(cfg, **chosen) if any(chosen.values()) else cfg
 
+def _place(a:Namespace)->dict[str, Any]:
+    "Where the SAE sits, as far as the options say so"
+    given = {n: getattr(a, n) for n in ('hook_name', 'hook_name_out', 'hook_head_index')}
+    return {k: v for k, v in given.items() if v is not None}
+
 def evaluations(
     a:Namespace, # The options
 )->Iterator[tuple[dict, Any]]: # A record, and the metrics
@@ -115,13 +121,13 @@ def evaluations(
         sae = SAE.from_pretrained(release, sae_id, device=a.device)
         if (wanted := _model(sae, a)) != loaded:
             model = None   # the old one goes before the new one comes
-            model, loaded = _load_model(*wanted, a, sae.cfg.metadata.model_from_pretrained_kwargs or {}), wanted
+            model, loaded = _load_model(*wanted, a), wanted
         for size in a.ctx_lens:
             for dataset in a.datasets:
                 bos = sae.cfg.metadata.prepend_bos is not False
                 contexts = TokenContexts(shuffled(_text(dataset), 42), tokenizer_of(model), size, prepend_bos=bos)
-                metrics, features = run_evals(sae, contexts, model, None, cfg, verbose=a.verbose)
-                where = dict(context_size=size, dataset=dataset, model=wanted[1])
+                metrics, features = run_evals(sae, contexts, model, None, cfg, verbose=a.verbose, **_place(a))
+                where = dict(context_size=size, dataset=dataset, model=wanted[1], **_place(a))
                 yield _record(release, sae_id, sae, where, cfg, metrics, features), metrics
 
 # %% ../../nbs/faces/evals_command.ipynb #80d46a02
@@ -136,6 +142,10 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or paths in the folder; '.*' is all")
     _option(p, 'model', "name or folder of the model; the SAE's own by default; smollm2 needs no hub")
     _option(p, 'model_class', 'TransformerBridge, HookedTransformer or AutoModelForCausalLM')
+    _option(p, 'model_kwargs', "options of the model's loader as JSON; what the SAE's file may not decide is said here")
+    _option(p, 'hook_name', "where the SAE reads, as a hook or a submodule of the model; from its metadata by default")
+    _option(p, 'hook_name_out', 'where a transcoder writes')
+    _option(p, 'hook_head_index', 'only this attention head', type=int)
     _option(p, 'datasets', 'names, folders or files; offline: Python documentation', nargs='+', default=['offline'])
     _option(p, 'ctx_lens', 'tokens in a context', nargs='+', type=int, default=[128])
     _option(p, 'batch_size_prompts', 'contexts in a batch', type=int, default=16)
@@ -161,8 +171,8 @@ def main(
         records.append(record)
         if a.json: continue
         w = record['eval_cfg']
-        print(f"\n{record['unique_id']} on {w['dataset']}, contexts of {w['context_size']} tokens\n")
-        print(metrics.table().to_string(float_format=lambda v: f'{v:.4g}', na_rep=''), flush=True)
+        say(f"\n{record['unique_id']} on {w['dataset']}, contexts of {w['context_size']} tokens\n")
+        say(metrics.table().to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
     files = write_results(records, Path(a.output_dir)) if a.output_dir else ()
-    if files and not a.json: print(*files, sep='\n')
-    if a.json: print(json.dumps(_without_nan(plain(records)), indent=2))
+    if files and not a.json: say('\n'.join(map(str, files)))
+    if a.json: print(json.dumps(_without_nan(records), indent=2))

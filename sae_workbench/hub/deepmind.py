@@ -92,7 +92,7 @@ class Gemma2Transcoder(Format):
 # %% ../../nbs/hub/deepmind.ipynb #160f4fa9
 _HOOKS_3 = {'resid_post': ('hook_resid_post', None), 'attn_out': ('attn.hook_z', None),
             'mlp_out': ('hook_mlp_out', None),   # in TransformerLens: read, written
-            'transcoder': ('hook_mlp_in', 'hook_mlp_out')}
+            'transcoder': ('mlp.hook_in', 'hook_mlp_out')}   # hook_mlp_in would be the stream before the norm
 _HF_3 = {'resid_post': ('output', None), 'attn_out': ('self_attn.o_proj.input', None),
          'mlp_out': ('post_feedforward_layernorm.output', None),
          'transcoder': ('pre_feedforward_layernorm.output', 'post_feedforward_layernorm.output')}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from torch import Tensor
 from ..core.errors import LoadError, unknown
-from .formats import Format, Raw, register_format
+from .formats import Format, Raw, output_hook, register_format
 from .weights import Named
 
 # %% ../../nbs/hub/dictionary_learning.ipynb #00e704f4
@@ -59,14 +59,15 @@ def _class(raw:Raw)->_Class:
     raise LoadError(f"{raw.files['config'].file}: trainer.dict_class: " + unknown('class', name, CLASSES))
 
 # %% ../../nbs/hub/dictionary_learning.ipynb #433204dc
-_HOOKS = {'resid_post': 'hook_resid_post', 'resid_pre': 'hook_resid_pre', 'resid_mid': 'hook_resid_mid',
-          'mlp_out': 'hook_mlp_out', 'mlp': 'hook_mlp_out', 'attention_out': 'hook_attn_out',
-          'attn_out': 'hook_attn_out', 'attn': 'hook_attn_out'}
+_STREAM = ('resid_post', 'resid_pre', 'resid_mid')
+_MODULES = {'mlp_out': 'mlp', 'mlp': 'mlp', 'attention_out': 'attn', 'attn_out': 'attn', 'attn': 'attn'}
 
 def _hook(raw:Raw)->str:
     module, layer = raw.need('trainer.submodule_name', str, None), raw.need('trainer.layer', int)
     found = re.findall(r'([a-z]+(?:_[a-z]+)*)_layer_?\d+', module or raw.where)
-    if found and found[-1] in _HOOKS: return f'blocks.{layer}.{_HOOKS[found[-1]]}'
+    if found and found[-1] in _STREAM: return f'blocks.{layer}.hook_{found[-1]}'
+    if found and found[-1] in _MODULES:
+        return f"blocks.{layer}.{output_hook(_MODULES[found[-1]], raw.need('trainer.lm_name', str, raw.model))}"
     return module or f'blocks.{layer}.hook_resid_post'
 
 # %% ../../nbs/hub/dictionary_learning.ipynb #10541b05

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from ..core.errors import LoadError
+from ..core.files import check_inside
 from ..core.folders import COMMIT, settle
 
 # %% ../../nbs/hub/places.ipynb #e0c782ab
@@ -62,13 +63,16 @@ class Folder(Place):
     "A folder of this machine"
     def __init__(self,
         root:str|Path, # The folder
-    ): self.root, self.repo = Path(root), str(root)
+        within:str|Path|None=None, # A folder in it that links must not leave; the folder itself if None
+    ): self.root, self.repo, self.within = Path(root), str(root), Path(within or root)
 
     def get(self, name:str)->Path:
         "The file"
         path = self.root/name
         settle(path.parent)
-        if path.is_file(): return path
+        if path.is_file():
+            check_inside(path, self.within)
+            return path
         there = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
         raise MissingFile(f"{path}: no such file; the folder holds {', '.join(there) or 'nothing'}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.config import DTYPES, check_device, device_name, dtype_name
 from ..core.errors import ConfigError, unknown
 from ..core.registry import get_sae_class
@@ -28,6 +29,7 @@ class Source:
     path:str # The SAE's path there
     local:bool = False # Whether it is a folder
     entry:Entry|None = None # What the registry knows
+    within:Path|None = None # A folder that was named, which links in it must not leave
 
 def locate(
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
@@ -42,7 +44,8 @@ def locate(
         return Source(entry.repo_id, entry.path, entry=entry)
     if (there := Path(release).expanduser()).exists():
         at = there.resolve()
-        return Source(str(there), path, True) if path else Source(str(at.parent), at.name, True)
+        if path: return Source(str(there), path, True)
+        return Source(str(at.parent), at.name, True, within=at if at.is_dir() else None)
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name): return Source(name, path, entry=find_entry(name, path))
     raise ConfigError(unknown('release', name, known) + "; nor is it a folder, nor a repository (owner/name)")
 
@@ -104,6 +107,7 @@ def _asked(dtype, device)->tuple[str|None, str]:
     return asked
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
+@checked
 def load_pretrained(
     cls:type[SAE], # `SAE`, or a narrower class that the SAE must be of
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
@@ -125,10 +129,11 @@ def load_pretrained(
     source = locate(release, sae_id)
     overrides = dict(device=device) | _overrides(source.entry)
     if converter is not None and not _is_format(converter):
+        if not callable(converter): raise ConfigError(f"converter={converter!r:.60}: must be a format's name or reader, or a function")
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
         hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)
-        place = Folder(source.repo) if source.local else Hub(*hub)
+        place = Folder(source.repo, source.within) if source.local else Hub(*hub)
         read = _by_reader(converter, place, source, device, allow_pickle)
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from pydantic import SkipValidation
+from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
-from ..core.files import read_json, write_tensors, write_text
+from ..core.files import read_json, read_text, write_tensors, write_text
 from ..core.folders import together
 from ..core.output import Bar
 from .places import Hub, safe_name
@@ -24,6 +26,7 @@ from ..saes.card import model_card
 # %% ../../nbs/hub/share.ipynb #be0279ce
 SPARSITY = 'sparsity.safetensors'
 
+@checked
 def save_pretrained(
     sae:SAE, # For inference or in training
     path:str|Path, # A folder, made if need be
@@ -149,7 +152,7 @@ def _read_cfg(file:Path)->dict|None:
 
 def _card(place:Hub, names:list[str], cfgs:dict[str, dict])->bytes|None:
     "The README for the repository; None if it has one of its own"
-    if 'README.md' in names and MARK not in place.get('README.md').read_text(encoding='utf-8'): return None
+    if 'README.md' in names and MARK not in read_text(place.get('README.md')): return None
     every = cfgs | _there(place, names, cfgs)
     return model_card(dict(sorted(every.items())), place.repo, more=MARK).encode()
 
@@ -184,8 +187,9 @@ def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return repo_id
 
+@checked
 def upload_saes_to_huggingface(
-    saes_dict:Mapping[str, SAE|Path|str], # SAEs, or folders that hold one, by their path in the repository
+    saes_dict:SkipValidation[Mapping[str, SAE|Path|str]], # SAEs, or folders that hold one, by their path in the repository
     hf_repo_id:str, # owner/name; made if need be
     hf_revision:str='main', # A branch; made if need be
     show_progress:bool=True, # Show how far it is
@@ -206,6 +210,7 @@ def upload_saes_to_huggingface(
             return patiently(lambda: _send(api, place, Path(d), cfgs, add_default_readme, message))
 
 # %% ../../nbs/hub/share.ipynb #0aa91db2
+@checked
 def push_to_hub(
     sae:SAE, # For inference or in training
     repo_id:str, # owner/name; made if need be

@@ -9,23 +9,27 @@ __all__ = ['Sparsify']
 import re
 from pathlib import PurePosixPath
 from ..core.errors import LoadError
-from .formats import Format, Raw, register_format
+from .formats import Format, Raw, output_hook, register_format
 from .weights import Facts, Shapes
 
 # %% ../../nbs/hub/sparsify.ipynb #bc526634
 _BLOCK = r'(?:.*\.)?(?:layers|h|blocks)\.(\d+)'
-_MODULES = {'': 'hook_resid_post', '.mlp': 'hook_mlp_out', '.attention': 'hook_attn_out', '.self_attn': 'hook_attn_out',
-            '.attn': 'hook_attn_out'}
+_MODULES = {'': '', '.mlp': 'mlp', '.attention': 'attn', '.self_attn': 'attn', '.attn': 'attn'}
 
-def _hooks(module:str, transcoder:bool)->dict[str, str]:
+def _hooks(
+    module:str, # The folder's name
+    transcoder:bool, # Reads the module's input
+    model:str|None=None, # The model's name
+)->dict[str, str]:
     "Names in TransformerLens where there are any, and the module's own"
     names = dict(hf_hook_name=module) | (dict(hf_hook_name_out=module) if transcoder else {})
     if re.fullmatch(r'(.*\.)?(embed_tokens|wte)', module): return names | dict(hook_name='hook_embed')
-    for end, hook in _MODULES.items():
-        found = re.fullmatch(_BLOCK + re.escape(end), module)
-        if found and not transcoder: return names | dict(hook_name=f'blocks.{found[1]}.{hook}')
-        if found and end=='.mlp': return names | dict(hook_name=f'blocks.{found[1]}.mlp.hook_in',
-                                                      hook_name_out=f'blocks.{found[1]}.hook_mlp_out')
+    for end, part in _MODULES.items():
+        if not (found := re.fullmatch(_BLOCK + re.escape(end), module)): continue
+        block, write = f'blocks.{found[1]}', output_hook(part, model) if part else 'hook_resid_post'
+        if not transcoder: return names | dict(hook_name=f'{block}.{write}')
+        read = f'{part}.hook_in' if part else 'hook_resid_pre'
+        return names | dict(hook_name=f'{block}.{read}', hook_name_out=f'{block}.{write}')
     return names | dict(hook_name=module)
 
 # %% ../../nbs/hub/sparsify.ipynb #23eea1df
@@ -53,8 +57,9 @@ class Sparsify(Format):
         d_sae = raw.need('num_latents', int, 0) or d_in*raw.need('expansion_factor', int)
         run = raw.files.get('run', Facts({}))
         module = PurePosixPath(raw.path or raw.repo).name
-        metadata = _hooks(module, _transcodes(raw)) | dict(
-            model_name=run.need('model', str, raw.model), dataset_path=run.need('dataset', str, None),
+        model = run.need('model', str, raw.model)
+        metadata = _hooks(module, _transcodes(raw), model) | dict(
+            model_name=model, dataset_path=run.need('dataset', str, None),
             context_size=run.need('ctx_len', int, None), prepend_bos=True)
         return _architecture(raw, shapes) | dict(d_in=d_in, d_sae=d_sae, k=raw.need('k', int),
                                               metadata={k: v for k, v in metadata.items() if v is not None})

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.errors import LoadError, did_you_mean
-from ..core.files import header_texts, read_tensors, write_tensors
+from ..core.files import header_texts, once, read_tensors, read_text, write_tensors
 
 # %% ../../nbs/hub/weights.ipynb #da6d15d6
 _KINDS = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false',
@@ -74,7 +75,8 @@ def read_config(
     path, kind = Path(path), 'YAML' if Path(path).suffix in ('.yaml', '.yml') else 'JSON'
     size, most = path.stat().st_size, LARGEST_CONFIG
     if size > most: raise LoadError(f"{path}: expected a config of at most {most} bytes, found {size}")
-    try: data = (json.loads if kind=='JSON' else _yaml)(path.read_text(encoding='utf-8'))
+    text = read_text(path, most)
+    try: data = json.loads(text, object_pairs_hook=once) if kind=='JSON' else _yaml(text)
     except Exception as e: raise LoadError(f"{path}: not {kind} ({type(e).__name__}: {str(e)[:200]})") from None
     if not isinstance(data, dict): raise LoadError(f"{path}: expected an object, found a {type(data).__name__}")
     return Facts(data, path)
@@ -233,12 +235,14 @@ def read_weights(
     return _zipped(_npz_tensors, path, device) if path.suffix=='.npz' else _pickle_contents(path, device)[0]
 
 # %% ../../nbs/hub/weights.ipynb #31436daa
+@checked
 def convert_to_safetensors(
     path:str|Path, # A pickle or an npz
     out:str|Path|None=None, # The new file; beside the old one if None
 )->Path: # The new file
     "Rewrite a weights file as safetensors; plain values of a pickle go into the header"
     path = Path(path)
+    if not path.is_file(): raise LoadError(f"{path}: no such file")
     out = path.with_suffix('.safetensors') if out is None else Path(out)
     _, rest = look(path, allow_pickle=True)
     try: values = {'values': json.dumps(rest)} if rest else None

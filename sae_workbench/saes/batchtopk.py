@@ -6,15 +6,15 @@
 __all__ = ['largest', 'BatchTopK', 'BatchTopKTrainingSAEConfig', 'BatchTopKTrainingSAE']
 
 # %% ../../nbs/saes/batchtopk.ipynb #b8b5941e
-import math, warnings
+import math
 from dataclasses import dataclass
 from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.config import Fraction, Positive
-from ..core.errors import DataError
-from ..core.ops import Pattern
+from ..core.errors import DataError, SAEWorkbenchError
+from ..core.ops import Pattern, is_transformed
 from ..core.processes import Alone, sharing
 from ..core.registry import register_sae_training_class
 from .base import SAEConfig
@@ -62,8 +62,15 @@ class BatchTopK(TopK):
         rows = torch.bincount(places // d_sae, minlength=len(x))
         return Pattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
 
+    def _plain(self, x:Tensor)->Tensor:
+        "The same without sizes that depend on the data, which `torch.vmap` and its relatives do not allow"
+        flat = x.relu().flatten()
+        top = flat.topk(int(self.k*x[..., 0].numel()), sorted=False).indices
+        return torch.zeros_like(flat).scatter(0, top, flat.gather(0, top)).reshape(x.shape)
+
     def forward(self, x:Tensor)->Tensor:
         "(…, d_sae) to (…, d_sae)"
+        if is_transformed(): return self._plain(x)
         pattern = self.pattern(x.detach().reshape(-1, x.shape[-1]))
         return pattern.to_dense(pattern.gather(x)).reshape(x.shape)
 
@@ -102,14 +109,23 @@ class _Threshold(TopKTrainingSAE):
         acts_topk:Tensor, # Latents of a step, any shape
     )->None:
         "Let the smallest positive latent take part in the average"
-        positive, lr = acts_topk[acts_topk > 0], self.cfg.topk_threshold_lr
-        if len(positive): self.topk_threshold.mul_(1 - lr).add_(positive.min().double(), alpha=lr)
+        positive = acts_topk[acts_topk > 0]
+        if len(positive): self.topk_threshold.copy_(self._averaged(positive))
+
+    def _averaged(self, latents:Tensor)->Tensor:
+        "The threshold once the smallest of these takes part in it"
+        lr = self.cfg.topk_threshold_lr
+        return torch.add(self.topk_threshold*(1 - lr), latents.min().double(), alpha=lr)
+
+    def _follow(self):
+        "Let the threshold follow the step whose smallest latent was noted"
+        if self._smallest is not None: self.update_topk_threshold(self._smallest)
+        self._smallest = None
 
     def after_optimizer_step(self)->None:
         "The threshold follows the step"
         super().after_optimizer_step()
-        if self._smallest is not None: self.update_topk_threshold(self._smallest)
-        self._smallest = None
+        self._follow()
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
@@ -129,20 +145,31 @@ class BatchTopKTrainingSAE(_Threshold):
             raise DataError(f"k={k} of {rows} rows is less than one latent: "
                             "take larger batches or a larger k")
         out = super().training_forward_pass(step_input)
-        acts = out.feature_acts if out.active is None else out.active[1]
-        positive = acts.detach()[acts > 0]
+        acts = (out.feature_acts if out.active is None else out.active[1]).detach()
+        positive = acts[acts > 0]
         least = team.lowest(positive.min().item() if len(positive) else math.inf)
         self._smallest = None if least==math.inf else acts.new_tensor([least])
-        out.metrics['topk_threshold'] = lambda: self.topk_threshold
+        if not step_input.caller_settles: self._follow_now()
+        out.metrics['topk_threshold'] = self._threshold_after()
         return out
+
+    def _follow_now(self):
+        if self.training: self._follow()
+        self._smallest = None
+
+    @torch.no_grad()
+    def _threshold_after(self)->Tensor:
+        "The threshold as it will be when this step is settled, a tensor of one number"
+        return self.topk_threshold.clone() if self._smallest is None else self._averaged(self._smallest)
 
     def process_state_dict_for_saving_inference(self, state_dict:dict[str, Any])->None:
         "The threshold, the same for every latent"
         super().process_state_dict_for_saving_inference(state_dict)
         threshold = state_dict.pop('topk_threshold').item()
         if threshold==0 and self._smallest is not None:
-            warnings.warn("the threshold of this BatchTopK SAE is zero: a training loop of your own has to call "
-                          "sae.after_optimizer_step() after every step of the optimiser", stacklevel=2)
+            raise SAEWorkbenchError("the threshold of this BatchTopK SAE is zero, because no step was settled: a loop "
+                                    "that makes steps with caller_settles=True has to call sae.after_optimizer_step() "
+                                    "after every step of the optimiser")
         state_dict['threshold'] = torch.full_like(state_dict['b_enc'], threshold)
 
 register_sae_training_class('batchtopk', BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig)

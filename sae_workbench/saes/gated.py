@@ -79,12 +79,13 @@ class GatedTrainingSAE(_GatedLosses):
         if not few_enough(open_ := pre.h > -self.b_gate): return self._dense_from(step_input, pre)
         pattern = Pattern.from_mask(open_)
         p, cols = pre.at(pattern)[0], pattern.cols
-        gate, mag = p + self.b_gate[cols], (p*self.r_mag.exp()[cols] + self.b_mag[cols]).relu()
+        r, b = self.r_mag.exp(), self.b_mag.clone()   # as they are now, for whoever reads hidden_pre after the step
+        gate, mag = p + self.b_gate[cols], (p*r[cols] + b[cols]).relu()
         out = self._finish(sparse_decode(mag, pattern, self.W_dec))
         via_gate, _, norm = sparse_decode_with(gate, pattern, self.W_dec, norms=True)
         losses = self._gate_losses(step_input, (gate * norm[cols]).sum() / pattern.n_rows, via_gate + self.b_dec)
         def acts(): return pattern.to_dense(mag)
-        def hidden(): return pre.h*self.r_mag.exp() + self.b_mag
+        def hidden(): return pre.dense()*r + b
         return self._output(step_input, out, acts, hidden, losses, (pattern, mag))
 
     def _dense_from(self, step_input:TrainStepInput, pre:Preacts)->TrainStepOutput:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from ..core.config import Natural, NonNegative, Positive, Rule
-from ..core.ops import JumpReLU, Pattern, Preacts, Step, sparse_decode_with
+from ..core.ops import Pattern, Preacts, jump_relu, sparse_decode_with, step_at
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .standard import few_enough
@@ -89,7 +89,7 @@ class _Threshold(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
     def _activate(self, pre:Tensor)->Tensor: return self._jump(pre, self._theta())
 
     def _jump(self, pre:Tensor, t:Tensor)->Tensor:
-        return JumpReLU.apply(pre, t, self.bandwidth, self.cfg.jumprelu_ste_to_input)
+        return jump_relu(pre, t, self.bandwidth, self.cfg.jumprelu_ste_to_input)
 
 # %% ../../nbs/saes/jumprelu.ipynb #3f9846d2
 class _KeptThreshold(_Threshold):
@@ -97,6 +97,7 @@ class _KeptThreshold(_Threshold):
     @torch.no_grad()
     def after_optimizer_step(self)->None:
         "Thresholds are not negative"
+        super().after_optimizer_step()
         self.threshold.clamp_(min=0)
 
     def process_state_dict_for_saving_inference(self, state_dict:dict[str, Any])->None:
@@ -118,7 +119,7 @@ class _JumpReLULosses(_KeptThreshold):
         "(batch,) the penalty of each row; `row_sum` adds up a value per latent"
         cfg = self.cfg
         if self._weighted: return row_sum(torch.tanh(cfg.jumprelu_tanh_scale * acts * norm))
-        l0 = row_sum(Step.apply(pre, t, self.bandwidth, cfg.jumprelu_ste_to_input))
+        l0 = row_sum(step_at(pre, t, self.bandwidth, cfg.jumprelu_ste_to_input))
         return l0 if cfg.jumprelu_sparsity_loss_mode=='step' else 2/cfg.target_l0 * (l0 - cfg.target_l0)**2
 
     @property
@@ -168,8 +169,7 @@ class JumpReLUTrainingSAE(_JumpReLULosses):
         penalty = self._row_penalty(p, acts, t[cols], None if norm is None else norm[cols], row_sum)
         losses = self._losses(step_input, penalty, dead_pre, dead)
         def latents(): return pattern.to_dense(acts)
-        def hidden(): return pre.h.clone()
-        return self._output(step_input, self._finish(recons), latents, hidden, losses, (pattern, acts))
+        return self._output(step_input, self._finish(recons), latents, pre.dense, losses, (pattern, acts))
 
 # %% ../../nbs/saes/jumprelu.ipynb #eeafcfb7
 register_sae_class('jumprelu', JumpReLUSAE, JumpReLUSAEConfig)

@@ -11,12 +11,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from ..core.config import Count, NonNegative, Positive, Rule
+from ..core.ops import is_transformed
 from ..core.processes import sharing
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #d40d4ae4
+def _next_latent(residual:Tensor, W_dec:Tensor)->tuple[Tensor, Tensor, Tensor]:
+    "Of each row the latent that fits best, its value, and what it leaves over"
+    with torch.no_grad(): best = (residual @ W_dec.T).argmax(-1)
+    d = W_dec[best]
+    v = (residual*d).sum(-1).relu()
+    return best, v, residual - v[:, None]*d
+
+def _pursuit_of_all(x, W_dec, is_done, steps):
+    "The pursuit with all rows to the end"
+    f, residual, going = x.new_zeros(len(x), len(W_dec)), x, x.new_ones(len(x), dtype=torch.bool)
+    for _ in range(steps):
+        best, v, left = _next_latent(residual, W_dec)
+        place = best[:, None]
+        done = is_done((v==0) | (f.gather(1, place)[:, 0]!=0), left)
+        f = f.scatter_add(1, place, torch.where(going, v, 0)[:, None])
+        residual, going = torch.where(going[:, None], left, residual), going & ~done
+    return f
+
 def matching_pursuit(
     x:Tensor, # (rows, d_in) activations, less b_dec
     W_dec:Tensor, # (d_sae, d_in) dictionary
@@ -25,19 +44,18 @@ def matching_pursuit(
     stop_on_duplicate_support:bool, # A row is finished when a step adds no new latent
 )->Tensor: # (rows, d_sae) latents
     "Choose latents one after the other, each for the residual of those before"
+    def is_done(old, residual):
+        done = old if stop_on_duplicate_support else torch.zeros_like(old)
+        return done | (residual.norm(dim=-1) < residual_threshold) if residual_threshold > 0 else done
+    steps = x.shape[1] if max_iterations is None else max_iterations
+    if is_transformed(): return _pursuit_of_all(x, W_dec, is_done, steps)
     f, residual, going = x.new_zeros(len(x), len(W_dec)), x, torch.arange(len(x), device=x.device)
-    for _ in range(x.shape[1] if max_iterations is None else max_iterations):
-        with torch.no_grad(): best = (residual @ W_dec.T).argmax(-1)
-        d = W_dec[best]
-        v = (residual*d).sum(-1).relu()
-        old = (v==0) | (f[going, best]!=0)
-        f.index_put_((going, best), v, accumulate=True)
-        residual = residual - v[:, None]*d
-        done = torch.zeros_like(old)
-        if stop_on_duplicate_support: done |= old
-        if residual_threshold > 0: done |= residual.norm(dim=-1) < residual_threshold
-        residual, going = residual[~done], going[~done]
+    for _ in range(steps):
         if not len(going): break
+        best, v, left = _next_latent(residual, W_dec)
+        done = is_done((v==0) | (f[going, best]!=0), left)
+        f.index_put_((going, best), v, accumulate=True)
+        residual, going = left[~done], going[~done]
     return f
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #4803d5d7
@@ -87,7 +105,7 @@ class MatchingPursuitSAE(_Tied):
         u, cfg = self.process_sae_in(x), self.cfg
         f = matching_pursuit(u.reshape(-1, cfg.d_in), self.W_dec, cfg.residual_threshold, cfg.max_iterations,
                              cfg.stop_on_duplicate_support)
-        f = self.hook_sae_acts_post(f.reshape(*u.shape[:-1], -1))
+        f = self.hook_sae_acts_post(f.reshape(*u.shape[:-1], cfg.d_sae))
         return f, torch.zeros_like(f)
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #dea5400e

@@ -74,8 +74,7 @@ class StandardTrainingSAE(TrainingSAE[StandardTrainingSAEConfig], StandardSAE):
         l1 = (vals * norm[pattern.cols]).sum() / pattern.n_rows
         losses = {'l1_loss': step_input.coefficients['l1']*l1}
         def acts(): return pattern.to_dense(vals)
-        def hidden(): return pre.h.clone()
-        return self._output(step_input, self._finish(recons), acts, hidden, losses, (pattern, vals))
+        return self._output(step_input, self._finish(recons), acts, pre.dense, losses, (pattern, vals))
 
 # %% ../../nbs/saes/standard.ipynb #43898a3a
 register_sae_class('standard', StandardSAE, StandardSAEConfig)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from ..core.config import Count, NonNegative, Rule
-from ..core.ops import Pattern, Preacts, can_be_sparse, decode_latents, sparse_decode, sparse_decode_with
+from ..core.ops import Pattern, Preacts, decode_latents, sparse_decode, sparse_decode_with, sparse_here
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE, SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
@@ -59,9 +59,10 @@ def expand_few(
     k:float, # Active latents per row, on average, up to which the sparse product is taken
 )->Tensor: # (…, d_out)
     "`f @ W_dec`, reading only the rows of `W_dec` that are needed when these are few"
+    if not sparse_here(W_dec, f): return f @ W_dec
     rows = f.reshape(-1, f.shape[-1])
-    if not can_be_sparse(W_dec) or rows.count_nonzero() > len(rows)*k: return f @ W_dec
-    return decode_latents(rows, W_dec).reshape(*f.shape[:-1], -1)
+    if rows.count_nonzero() > len(rows)*k: return f @ W_dec
+    return decode_latents(rows, W_dec).reshape(*f.shape[:-1], W_dec.shape[1])
 
 # %% ../../nbs/saes/topk.ipynb #d6880ede
 class _TopKFormulas(SAE[TopKSAEConfig]):
@@ -102,11 +103,12 @@ class TopKSAE(_TopKFormulas):
         return same and not self._is_watched and type(self.activation_fn) is self._selection
 
     def _reconstruct(self, x:Tensor)->Tensor:
-        if not self._own_formulas or not can_be_sparse(self.W_dec): return super()._reconstruct(x)
+        sparse = self._own_formulas and sparse_here(self.W_dec, self.W_enc, self.b_enc, self.b_dec, x)
+        if not sparse: return super()._reconstruct(x)
         x = self._input(x)
         pre, pattern = self._select(x.reshape(-1, self.cfg.d_in))
         vals = self._selection.clip(pre.at(pattern)[0])
-        return self._finish(sparse_decode(vals, pattern, self.W_dec).reshape(*x.shape[:-1], -1))
+        return self._finish(sparse_decode(vals, pattern, self.W_dec).reshape(x.shape))
 
     def fold_W_dec_norm(self):
         "Make decoder rows unit vectors, in place; exact only with `rescale_acts_by_decoder_norm`"
@@ -177,7 +179,7 @@ class _TopKStep(_DeadLatents, TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
         out = self._finish(recons)
         aux = out.new_zeros(()) if dead is None else self._dead_loss(aux, step_input.sae_in, out, len(dead))
         reported = vals if pre.scale is None else vals * pre.scale[pattern.cols]
-        return self._output(step_input, out, lambda: pattern.to_dense(reported), lambda: pre.h.clone(),
+        return self._output(step_input, out, lambda: pattern.to_dense(reported), pre.dense,
                             {'auxiliary_reconstruction_loss': aux} | more, (pattern, reported))
 
 # %% ../../nbs/saes/topk.ipynb #34335643

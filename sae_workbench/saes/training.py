@@ -7,15 +7,17 @@ __all__ = ['NO_FLOAT16', 'T', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'Tr
            'TrainingSAE', 'assert_same_step']
 
 # %% ../../nbs/saes/training.ipynb #a5091920
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.config import Positive, Rule, plain
 from ..core.errors import ConfigError
 from ..core.files import read_tensors
-from ..core.ops import Pattern, can_be_sparse
+from ..core.ops import Pattern, can_be_sparse, training_products
 from ..core.registry import get_sae_class, get_sae_training_class
 from .base import SAE, WEIGHTS_FILE, SAEConfig, _config_from_dict, _Measures
 
@@ -76,6 +78,7 @@ class TrainStepInput:
     dead_neuron_mask:Tensor|None # (d_sae,) true for latents that have not fired for long
     n_training_steps:int # Steps so far
     is_logging_step:bool = False # Whether metrics of this step will be logged
+    caller_settles:bool = False # Whether the caller calls after_optimizer_step, as the trainer does; see above
 
 # %% ../../nbs/saes/training.ipynb #dbc8b91b
 class _Lazy:
@@ -112,6 +115,9 @@ class TrainStepOutput:
         "Drop the autograd graph; called after the backward pass, so that kept outputs do not keep it alive"
         self.loss, self.losses = self.loss.detach(), {k: v.detach() for k, v in self.losses.items()}
         self.sae_out = self.sae_out.detach()
+        for name in ('_feature_acts', '_hidden_pre'):
+            value = vars(self)[name]   # not made yet, or a tensor
+            vars(self)[name] = value.detach() if isinstance(value, Tensor) else torch.no_grad()(value)
         if self.active is not None: self.active = (self.active[0], self.active[1].detach())
         return self
 
@@ -144,6 +150,7 @@ class _Trainable(SAE[T]):
 
     def state_dict(self, *args, **kwargs)->dict[str, Tensor]:
         "The tensors by name, all of them contiguous, as safetensors wants them"
+        self.settle()
         tensors = super().state_dict(*args, **kwargs)
         for name, t in tensors.items(): tensors[name] = t.contiguous()
         return tensors
@@ -161,8 +168,21 @@ class _Trainable(SAE[T]):
         "The terms of the loss beside the reconstruction error"
         return {}
 
+    unsettled = False   # whether a loop of one's own made a step after which nobody called after_optimizer_step
+
     def after_optimizer_step(self)->None:
-        "Bring parameters back into their range; the trainer calls it after every optimiser step"
+        "Bring parameters back into their range, after the optimiser's step; an override calls this one too"
+        self.unsettled = False
+
+    def settle(self)->None:
+        "Call `after_optimizer_step` if the loop has not done it"
+        if self.unsettled: self.after_optimizer_step()
+        self.unsettled = False
+
+    def train(self, mode:bool=True)->'TrainingSAE':
+        "Training mode, or with `mode=False` evaluation mode"
+        if not mode: self.settle()
+        return super().train(mode)
 
 # %% ../../nbs/saes/training.ipynb #ea8c3556
 class _Step(_Trainable[T]):
@@ -171,15 +191,19 @@ class _Step(_Trainable[T]):
         "The same as the dense pass by a cheaper way; None where there is none"
 
     def _dense_pass(self, step_input:TrainStepInput)->TrainStepOutput:
-        acts, pre = self.encode_with_hidden_pre(step_input.sae_in)
-        out = self.decode(acts)
-        aux = self.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
+        with nullcontext() if torch.compiler.is_compiling() else training_products():
+            acts, pre = self.encode_with_hidden_pre(step_input.sae_in)
+            out = self.decode(acts)
+            aux = self.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
         return self._output(step_input, out, acts, pre, aux)
 
     def training_forward_pass(self,
         step_input:TrainStepInput, # A batch, and the coefficients of this step
     )->TrainStepOutput: # The losses; call backward on its loss
-        "The losses of a batch; changes nothing"
+        "The losses of a batch"
+        if self.training and not step_input.caller_settles:
+            self.settle()
+            self.unsettled = True
         fast = self._fast_pass(step_input) if self._can_be_fast(step_input) else None
         return fast or self._dense_pass(step_input)
 
@@ -226,12 +250,14 @@ class TrainingSAE(_Choosing[T]):
         self.process_state_dict_for_saving_inference(tensors)
         return SAE._from_parts(cfg, tensors, Path('to_inference'))
 
+    @checked
     def save_inference_model(self,
         path:str|Path, # A folder, made if need be
     )->tuple[Path, Path]: # The weights file and the config file
         "Write the folder that `SAE.load_from_disk` reads"
         return self.to_inference().save_model(path)
 
+    @checked
     def load_weights_from_checkpoint(self, checkpoint_path:str|Path)->None:
         "Take the weights of a folder that `save_model` wrote"
         tensors = read_tensors(Path(checkpoint_path)/WEIGHTS_FILE)
@@ -253,15 +279,19 @@ def assert_same_step(
     rtol:float=1e-4, # Relative tolerance
     atol:float=1e-5, # Absolute tolerance
 )->dict[str, float]: # The losses by name
-    "Compare the fast pass with the dense one: outputs, every loss, latents and all gradients"
+    "Compare the fast pass with the dense one: outputs, losses, latents, all gradients, also of what is handed out"
     results = []
     for run in (sae._fast_pass, sae._dense_pass):
         sae.zero_grad()
         out = run(step_input)
-        out.loss.backward()
-        grads = {n: p.grad.clone() for n, p in sae.named_parameters()}
         shown = dict(sae_out=out.sae_out, latents=out.feature_acts, pre=out.hidden_pre, firing=out.firing_counts())
-        results.append(shown | out.losses | grads)
+        out.loss.backward(retain_graph=True)
+        grads = {n: p.grad.clone() for n, p in sae.named_parameters()}
+        weights = torch.linspace(-1, 1, sae.cfg.d_sae).to(out.loss)
+        added = ((out.hidden_pre.tanh() + out.feature_acts) * weights).mean() + out.sae_out.pow(2).mean()
+        more = torch.autograd.grad(out.loss + added, list(sae.parameters()))
+        added = {f'{n} with an added loss': g for (n, _), g in zip(sae.named_parameters(), more)}
+        results.append(shown | out.losses | grads | added)
     for k, fast in results[0].items():
         torch.testing.assert_close(fast, results[1][k], rtol=rtol, atol=atol, msg=lambda m, k=k: f"{k}: {m}")
     sae.zero_grad()

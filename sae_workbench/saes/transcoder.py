@@ -91,7 +91,7 @@ class Transcoder(_Folded):
             raise DataError("the error term of a transcoder is what it misses of the layer's output: call it as "
                             f"transcoder(x, y) with y of shape {(*x.shape[:-1], self.cfg.d_out)}, "
                             f"got {None if y is None else tuple(y.shape)}")
-        with hooks_off(self): return y - self._reconstruct(x)
+        with hooks_off(self): return (y - self._reconstruct(x)).detach()
 
 register_sae_class('transcoder', Transcoder, TranscoderConfig)
 

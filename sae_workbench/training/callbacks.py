@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError
 from ..core.files import sync
 from ..core.output import Bar
+from ..core.private import shareable
 from ..saes.base import WEIGHTS_FILE
 from .trainer import Callback
 
@@ -119,6 +121,7 @@ class JSONLLogger(_LogFile, Callback):
         self.saved, self.fresh = state, False
 
 # %% ../../nbs/training/callbacks.ipynb #f498f613
+@checked
 def read_log(
     path:str|Path, # A file of `JSONLLogger`, or the folder of a run with its log.jsonl
 )->list[dict[str, Any]]: # One dict a line
@@ -189,7 +192,7 @@ class WandBLogger(Callback):
             raise ConfigError("log_to_wandb=True needs the package wandb: pip install 'sae_workbench[wandb]'") from None
         cfg = self.cfg
         self.run = wandb.init(project=cfg.wandb_project, entity=cfg.wandb_entity, name=cfg.run_name, id=self.id,
-                              resume=self.resume, config=self.run_config)
+                              resume=self.resume, config=shareable(self.run_config))
         self.id, self.resume = self.run.id, 'must'   # if this very run goes on after an interruption
 
     def on_log(self, trainer, metrics:dict[str, Any]):
@@ -203,7 +206,7 @@ class WandBLogger(Callback):
         artifact = wandb.Artifact(re.sub(r'[^\w.-]', '_', trainer.sae.get_name()), type='model')
         for f in sorted(Path(self.folder).iterdir()):
             wanted = self.cfg.log_weights_to_wandb or f.name != WEIGHTS_FILE
-            if f.is_file() and wanted: artifact.add_file(str(f))
+            if f.is_file() and wanted and not f.name.startswith('.'): artifact.add_file(str(f))   # not the lock
         self.run.log_artifact(artifact, aliases=['final_model'])
 
     def on_close(self, trainer):

@@ -14,6 +14,7 @@ from ..core.aside import move_aside
 from ..core.files import read_json, write_json, write_tensors, write_text
 from ..core.errors import LoadError, SaveError
 from ..core.folders import together
+from ..core.private import shareable
 from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
 from ..saes.card import model_card
 from .checkpoint import RUN_FILE, SPARSITY_FILE
@@ -38,7 +39,7 @@ def write_sae(
             write_json(new/ID_FILE, dict(run=run))
             sae.save_model(new)
             write_tensors(new/SPARSITY_FILE, {'sparsity': log_sparsity})
-            write_json(new/RUN_FILE, run_config)
+            write_json(new/RUN_FILE, shareable(run_config))
     except SaveError: raise
     except OSError as e: raise SaveError(f"{folder}: the trained SAE could not be written ({e})") from e
     return folder
@@ -52,7 +53,7 @@ def write_metrics(
     "Add what an evaluation has found: to the config, as a file of its own, and in a card"
     folder = Path(folder)
     with together(folder) as new:
-        write_json(new/CFG_FILE, sae.cfg.to_dict())
+        write_json(new/CFG_FILE, shareable(sae.cfg.to_dict()))
         write_json(new/METRICS_FILE, metrics)
         write_text(new/CARD_FILE, model_card({'': sae.cfg}, folder=shown or folder, more=ABOUT))
 

@@ -14,9 +14,11 @@ from math import isfinite
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
+from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
@@ -102,7 +104,8 @@ class _Describing(_Making):
         for n in names:
             here = getattr(self.cfg, n)
             from_cache = n in origin and n in about and (self.model is None or not here)
-            self.sae.cfg.metadata[n] = about[n] if from_cache else here
+            said = about[n] if from_cache else here
+            self.sae.cfg.metadata[n] = without_secrets(said) if isinstance(said, dict) else said
 
     def eval_tokens(self)->Tensor:
         "(n, context) the contexts of every evaluation; drawn once, apart from the training data's position"
@@ -115,6 +118,7 @@ class _Describing(_Making):
 # %% ../../nbs/training/runner.ipynb #f01c000a
 class _Parts(_Describing):
     "Model, data, SAE and evaluator of a run"
+    @checked
     def __init__(self,
         cfg:LanguageModelSAERunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
@@ -290,6 +294,7 @@ class _Stopped(_Run):
         found.checkpoint = where
         return found
 
+    @checked
     def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
         if self.checkpointing is None or not self.team.is_first: return None
@@ -301,8 +306,10 @@ class _Stopped(_Run):
 # %% ../../nbs/training/runner.ipynb #56ffd989
 class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
+    @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
+        if self.trainer is None: raise ConfigError("there is nothing to save yet: call run() first")
         folder, tokens = self.place/path, self.trainer.n_training_samples
         written = self.team.first_does(lambda: self._write_first(folder))   # before an evaluation that may fail
         try: metrics = self._last_metrics()
