@@ -282,7 +282,7 @@ def test_what_fits_gets_as_far_as_the_missing_weights(tiny, name, hook, d_in):
 
 
 def test_a_model_that_nobody_knows_is_left_to_the_later_check(tmp_path):
-    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 16}')
+    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 16}', encoding='utf-8')
     for name in (str(tmp_path), 'no/such-model'):
         Run(model_name=name).check_model()
 

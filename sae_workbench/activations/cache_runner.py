@@ -21,6 +21,7 @@ from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
+from ..core.arguments import checked
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule, Whole
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
@@ -173,6 +174,7 @@ def context_size_of(
 
 class _CacheParts(_CacheModel):
     "Model and data of a cache"
+    @checked
     def __init__(self,
         cfg:CacheActivationsRunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path

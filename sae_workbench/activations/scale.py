@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from torch import Tensor
+from ..core.arguments import checked, floats
+from ..core.config import Count
 from ..core.errors import DataError, LoadError, NonFiniteError
 from ..core.files import read_json, write_json
 from ..core.output import Bar
@@ -51,28 +53,40 @@ def mean_norm(
     return so_far.mean()
 
 # %% ../../nbs/activations/scale.ipynb #98444f55
+@checked
 @dataclass
 class ActivationScaler:
     "Multiplies activations by one number; by nothing until it has been estimated"
     scaling_factor:float|None = None # What to multiply by; None leaves activations as they are
 
-    def scale(self, acts:Tensor)->Tensor: return acts if self.scaling_factor is None else acts * self.scaling_factor
-    def unscale(self, acts:Tensor)->Tensor: return acts if self.scaling_factor is None else acts / self.scaling_factor
+    def scale(self, acts:Tensor)->Tensor:
+        "Activations, multiplied"
+        acts = floats(acts, 'acts')
+        return acts if self.scaling_factor is None else acts * self.scaling_factor
+
+    def unscale(self, acts:Tensor)->Tensor:
+        "Activations as they were before"
+        acts = floats(acts, 'acts')
+        return acts if self.scaling_factor is None else acts / self.scaling_factor
+
     def __call__(self, acts:Tensor)->Tensor: return self.scale(acts)
 
+    @checked
     def estimate_scaling_factor(self,
-        d_in:int, # Width of the activations
+        d_in:Count, # Width of the activations
         data_provider:Iterator[Tensor], # Gives (rows, d_in); the batches looked at are used up
-        n_batches_for_norm_estimate:int=1000, # Batches to look at
+        n_batches_for_norm_estimate:Count=1000, # Batches to look at
     ): self.scaling_factor = math.sqrt(d_in) / mean_norm(data_provider, n_batches_for_norm_estimate)
 
     def state_dict(self)->dict: return dict(scaling_factor=self.scaling_factor)
     def load_state_dict(self, state:dict): self.scaling_factor = state['scaling_factor']
 
+    @checked
     def save(self, file_path:str|Path):
         "Write `activation_scaler.json`"
         write_json(file_path, self.state_dict() | dict(has_whitening=False))
 
+    @checked
     def load(self, file_path:str|Path):
         "Read `activation_scaler.json`"
         data = read_json(file_path)

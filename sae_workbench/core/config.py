@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype',
-           'Device', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'option_advice', 'examine',
-           'config_error', 'broken_rules', 'chosen', 'is_chosen', 'ConfigMeta', 'from_plain', 'Config']
+           'Device', 'whole', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'phrase',
+           'option_advice', 'examine', 'config_error', 'broken_rules', 'chosen', 'is_chosen', 'ConfigMeta',
+           'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
@@ -25,15 +26,17 @@ from .plain import json_text, plain, plain_dict, read_json_text, read_plain, rea
 from .plain import write_plain, yaml_text
 
 # %% ../../nbs/core/config.ipynb #eb7aa598
-def _whole(v):
+def whole(
+    v, # Anything
+):
     "A whole number of any kind, 4e3 included, as an `int`; anything else as it is, for the type's own complaint"
     if isinstance(v, float) and v.is_integer(): return int(v)
     try: return v if isinstance(v, bool) else index(v)
     except TypeError: return v
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]            # a size or a number of things
-Whole = Annotated[int, BeforeValidator(_whole)]                         # any whole number
-Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]          # a count that may be zero
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]            # a size or a number of things
+Whole = Annotated[int, BeforeValidator(whole)]                         # any whole number
+Natural = Annotated[int, BeforeValidator(whole), Field(ge=0)]          # a count that may be zero
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]           # a rate, a scale
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]        # a coefficient
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]     # a share of a whole
@@ -92,10 +95,13 @@ _WORDS = {
     'int_type': 'must be a whole number', 'float_type': 'must be a number', 'finite_number': 'must be finite',
     'bool_type': 'must be True or False', 'string_type': 'must be text', 'none_required': 'must be None',
     'string_too_short': 'must not be empty', 'dict_type': 'must be a dict', 'list_type': 'must be a list',
-    'tuple_type': 'must be a tuple', 'is_instance_of': 'must be of type {class}'}
+    'tuple_type': 'must be a tuple', 'is_instance_of': 'must be of type {class}', 'callable_type': 'must be a function',
+    'is_subclass_of': 'must be a subclass of {class}', 'mapping_type': 'must be a dict'}
 
-def _phrase(err:dict)->str:
-    "One of pydantic's errors in this library's words"
+def phrase(
+    err:dict, # One of the errors of a `ValidationError`
+)->str: # Its part of a sentence, such as "must be at least 1"
+    "What pydantic found, in this library's words"
     ctx, kind = err.get('ctx', {}), err['type']
     if kind in _WORDS: return _WORDS[kind].format(**ctx)
     if kind == 'literal_error':
@@ -134,7 +140,7 @@ def _check_field(cls, name:str, value)->tuple[Any, list[str]]:
     if check is None: return value, []
     try: return check(value), []
     except ValidationError as e:
-        phrases = dict.fromkeys(map(_phrase, e.errors()))   # a union type has one error for each of its types
+        phrases = dict.fromkeys(map(phrase, e.errors()))   # a union type has one error for each of its types
         return value, [f"{name}={value!r}: " + ' or '.join(phrases) + _instead(name, value)]
 
 def _instead(name:str, value)->str: # What to write instead, if that is known

@@ -7,6 +7,8 @@ __all__ = ['SAE_CLASS_REGISTRY', 'SAE_TRAINING_CLASS_REGISTRY', 'Registry', 'reg
            'get_sae_class', 'get_sae_training_class']
 
 # %% ../../nbs/core/registry.ipynb #bf88f6a0
+from .arguments import checked
+from .config import Name
 from .errors import ConfigError, unknown
 
 # %% ../../nbs/core/registry.ipynb #5f62d1d6
@@ -37,16 +39,18 @@ class Registry(dict):
 SAE_CLASS_REGISTRY = Registry('architecture')
 SAE_TRAINING_CLASS_REGISTRY = Registry('training architecture')
 
+@checked
 def register_sae_class(
-    architecture:str, # The name in `cfg.json`
+    architecture:Name, # The name in `cfg.json`
     sae_class:type, # A subclass of `SAE`
     sae_config_class:type, # Its config, a subclass of `SAEConfig`
 ):
     "Make an inference architecture known to `SAE.load_from_disk` and the like"
     SAE_CLASS_REGISTRY.register(architecture, sae_class, sae_config_class)
 
+@checked
 def register_sae_training_class(
-    architecture:str, # The name in `cfg.json` and on the command line
+    architecture:Name, # The name in `cfg.json` and on the command line
     sae_training_class:type, # A subclass of `TrainingSAE`
     sae_training_config_class:type, # Its config, a subclass of `TrainingSAEConfig`
 ):
@@ -54,12 +58,14 @@ def register_sae_training_class(
     SAE_TRAINING_CLASS_REGISTRY.register(architecture, sae_training_class, sae_training_config_class)
 
 # %% ../../nbs/core/registry.ipynb #e4008b59
+@checked
 def get_sae_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(SAE class, config class)`
     "The inference class of an architecture and its config"
     return SAE_CLASS_REGISTRY.lookup(architecture)
 
+@checked
 def get_sae_training_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(TrainingSAE class, config class)`

@@ -215,7 +215,8 @@ function render({ model, el }) {
     el.replaceChildren(...model.get('tokens').map(([text, shade, hint], i) => {
       const s = document.createElement('span');
       s.textContent = text; s.title = hint; s.tabIndex = 0; s.role = 'button'; s.dataset.lmSuppressShortcuts = 'true';
-      if (shade > 0) s.style.background = `rgba(255,140,0,${.1 + .55*Math.min(1, shade)})`;
+      const grade = .1 + .55*Math.min(1, Math.abs(shade));
+      if (shade) s.style.background = `rgba(${shade > 0 ? '255,140,0' : '0,120,255'},${grade})`;
       s.onclick = () => { model.set('picked', model.get('picked') === i ? -1 : i); model.save_changes(); };
       s.onkeydown = e => { if (e.key === 'Enter') { s.click(); e.stopPropagation(); } };
       return s;
@@ -248,7 +249,7 @@ def _tokens_class()->type:
     return Tokens
 
 def token_strip(
-    **traits, # tokens (text, shade from 0 to 1, hint), and picked, -1 for none
+    **traits, # tokens (text, shade from -1 to 1, hint), and picked, -1 for none
 ): # A widget
     "A text whose tokens can be picked; picking one again lets it go"
     return _tokens_class()(**traits)

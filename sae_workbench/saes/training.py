@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.config import Positive, Rule, plain
 from ..core.errors import ConfigError
 from ..core.files import read_tensors
@@ -249,12 +250,14 @@ class TrainingSAE(_Choosing[T]):
         self.process_state_dict_for_saving_inference(tensors)
         return SAE._from_parts(cfg, tensors, Path('to_inference'))
 
+    @checked
     def save_inference_model(self,
         path:str|Path, # A folder, made if need be
     )->tuple[Path, Path]: # The weights file and the config file
         "Write the folder that `SAE.load_from_disk` reads"
         return self.to_inference().save_model(path)
 
+    @checked
     def load_weights_from_checkpoint(self, checkpoint_path:str|Path)->None:
         "Take the weights of a folder that `save_model` wrote"
         tensors = read_tensors(Path(checkpoint_path)/WEIGHTS_FILE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError
 from ..core.files import sync
@@ -120,6 +121,7 @@ class JSONLLogger(_LogFile, Callback):
         self.saved, self.fresh = state, False
 
 # %% ../../nbs/training/callbacks.ipynb #f498f613
+@checked
 def read_log(
     path:str|Path, # A file of `JSONLLogger`, or the folder of a run with its log.jsonl
 )->list[dict[str, Any]]: # One dict a line

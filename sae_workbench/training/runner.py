@@ -15,6 +15,7 @@ from pathlib import Path
 from types import GenericAlias
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
@@ -118,6 +119,7 @@ class _Describing(_Making):
 # %% ../../nbs/training/runner.ipynb #f01c000a
 class _Parts(_Describing):
     "Model, data, SAE and evaluator of a run"
+    @checked
     def __init__(self,
         cfg:LanguageModelSAERunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
@@ -293,6 +295,7 @@ class _Stopped(_Run):
         found.checkpoint = where
         return found
 
+    @checked
     def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
         if self.checkpointing is None or not self.team.is_first: return None
@@ -306,8 +309,10 @@ class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
     __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAETrainingRunner[…], as v6 annotates
 
+    @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
+        if self.trainer is None: raise ConfigError("there is nothing to save yet: call run() first")
         folder, tokens = self.place/path, self.trainer.n_training_samples
         written = self.team.first_does(lambda: self._write_first(folder))   # before an evaluation that may fail
         try: metrics = self._last_metrics()

@@ -15,7 +15,8 @@ from typing import Any
 from uuid import uuid4
 import torch
 from torch import Tensor
-from ..core.errors import DataError, NonFiniteError, ProcessError, SAEWorkbenchError
+from ..core.arguments import checked
+from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
 from ..core.hooks import only_own_hooks
 from ..core.metrics import log_sparsity
@@ -169,6 +170,7 @@ class _TrainStep(_Checks):
         if not self.cfg.autocast: return contextlib.nullcontext()
         return torch.autocast(torch.device(self.cfg.device).type, torch.bfloat16)
 
+    @checked
     @only_own_hooks()
     def step(self,
         batch:Tensor, # (rows, d_in) activations, not scaled yet
@@ -196,6 +198,7 @@ class _TrainStep(_Checks):
 # %% ../../nbs/training/trainer.ipynb #cf9b779e
 class _Given(_TrainStep):
     "The data of a loop, its evaluator, and those who are told what happens"
+    @checked
     def __init__(self,
         cfg:SAETrainerConfig, # The options of the loop
         sae:TrainingSAE, # What is trained, in place
@@ -574,10 +577,13 @@ def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
     stack.callback(end)
     return turns()
 
+@checked
 def train_together(
     trainers:Sequence[SAETrainer], # Each with its own SAE, data and options
 )->list[TrainingSAE]: # Their SAEs, trained in place
     "Train several SAEs in step, a batch of each in turn; after `Interrupted` the same call goes on"
+    for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
+        if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
     stop = Stop()
     with stop.signals(), contextlib.ExitStack() as stack:
         for t in trainers: t.stop = stop
