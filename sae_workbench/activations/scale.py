@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from torch import Tensor
+from ..core.arrays import rows_of
 from ..core.errors import DataError, LoadError, NonFiniteError
 from ..core.files import read_json, write_json
 from ..core.output import Bar
@@ -47,7 +48,8 @@ def mean_norm(
 )->float: # Mean Euclidean norm of the rows
     "The mean norm of the rows of some batches"
     so_far = NormEstimate()
-    for x in Bar(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2): so_far.add(x)
+    for x in Bar(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2):
+        so_far.add(rows_of(x))
     return so_far.mean()
 
 # %% ../../nbs/activations/scale.ipynb #98444f55

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .models import check_d_in, check_length, input_device, tokenizer_of
 from .models import vocab_size, weights_mark
 from .tokens import ContextIterator, kept_positions, special_token_ids
+from ..core.arrays import as_tensor
 from ..core.capture import capture
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.hooks import only_own_hooks
@@ -52,12 +53,13 @@ def check_rows(
 class TensorSource:
     "Activations that are in memory"
     def __init__(self,
-        acts:Tensor, # (n, d_in)
+        acts:Tensor, # (n, d_in), or a NumPy array
         rows:int=4096, # Rows at a time
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders
         epochs:int|None=None, # Times to go through the rows; None for ever
     ):
+        acts = as_tensor(acts)
         if acts.ndim != 2: raise DataError(f"activations of shape {tuple(acts.shape)}; needed is (n, d_in)")
         if not len(acts): raise DataError("there are no activations: the tensor has 0 rows")
         if rows < 1: raise ConfigError(f"rows={rows} must be at least 1")

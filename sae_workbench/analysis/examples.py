@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
+from ..core.arrays import as_tensor
 from ..core.errors import ConfigError, DataError
 from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
 from ..activations.sources import HookedActivations, check_rows
@@ -288,6 +289,7 @@ class TextLatents(_Contexts):
         batch_size:int=8, # Contexts in one run of the model, or fewer if their latents are too many
         ignore_tokens:Sequence[int]|None=None, # Token ids that do not count; the tokenizer's special tokens if None
     ):
+        contexts = as_tensor(contexts, what='token ids')
         super().__init__(contexts, tokenizer or tokenizer_of(model), window)
         self.sae, self.model, self.place = sae, model, hook_name   # place: as given, for `attach`
         self.hook_name = _where(sae, model, hook_name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.arrays import as_tensor
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
 from ..core.output import Bar
@@ -103,11 +104,12 @@ class RowLatents:
     unit, model = 'row', None
     def __init__(self,
         sae, # An SAE for inference
-        acts:Tensor, # (n, d_in) activations
+        acts:Tensor, # (n, d_in) activations, or a NumPy array
         labels:Sequence[str]|None=None, # A text for each row; its number if None
         pictures:Sequence|None=None, # A picture for each row, as `picture_uri` takes them
         batch_size:int=4096, # Rows at a time, or fewer if their latents are too many
     ):
+        acts = as_tensor(acts)
         _check_acts(sae, acts, labels=labels, pictures=pictures)
         self.sae, self.acts, self.labels, self.pictures = sae, acts, labels, pictures
         self.batch_size = max(1, min(batch_size, MOST_NUMBERS//sae.cfg.d_sae))

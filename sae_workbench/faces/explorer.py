@@ -10,6 +10,7 @@ __all__ = ['MOST_COMPARED', 'N_PEAKS', 'LONGEST', 'COLUMNS', 'SIMILARITY', 'expl
 # %% ../../nbs/faces/explorer.ipynb #280a6eef
 import html, inspect
 from dataclasses import dataclass
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ..activations.models import input_device, max_positions, tokenizer_of
@@ -18,6 +19,7 @@ from ..analysis.dashboard import text_contexts
 from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
+from ..core.arrays import as_tensor
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError, SAEWorkbenchError, unknown
 from ..saes.base import SAE
@@ -469,6 +471,7 @@ def explore(
     if data is None: raise DataError('data is needed: texts, token ids or activations on which the latents are seen')
     if model is None: return LatentExplorer(latent_stats(RowLatents(sae, data, **options)))
     tokenizer = tokenizer or tokenizer_of(model)
+    if isinstance(data, np.ndarray) and data.dtype.kind in 'iu': data = as_tensor(data)
     if not isinstance(data, Tensor):
         rows = [dict(text=t) if isinstance(t, str) else t for t in ([data] if isinstance(data, str) else data)]
         data = text_contexts(sae, tokenizer, rows, n_tokens)

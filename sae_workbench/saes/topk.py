@@ -22,6 +22,8 @@ class TopK(nn.Module):
         k:int, # Entries kept per row
     ): super().__init__(); self.k = k
 
+    def extra_repr(self)->str: return f'k={self.k}'
+
     @staticmethod
     def rank(x:Tensor)->Tensor:
         "By what entries are compared"
