@@ -58,7 +58,7 @@ def language_model():
 class Published(dict):
     "Stands for the hub: every published SAE that a page names has the same weights"
     def __call__(self, cls, release, sae_id=None, **options):
-        from sae_workbench.hub.places import locate
+        from sae_workbench.hub.pretrained import locate
         self['asked'] = locate(release, sae_id)   # the release and the id are known
         return cls.load_from_disk(self['folder']), {}, None
 
@@ -81,9 +81,9 @@ def names(tmp_path, monkeypatch) -> dict:
     (tmp_path/'output'/'log.jsonl').write_text('')
     return found | dict(
         sae=sae, model=language_model(), tokens=torch.randint(1, 256, (6, 24)), latent=3, path=tmp_path/'saved',
-        texts=['a text', 'and one more'], release='gpt2-small-res-jb', sae_id='blocks.8.hook_resid_pre',
+        texts=[f'A text about the number {i}. '*30 for i in range(12)], release='gpt2-small-res-jb', sae_id='blocks.8.hook_resid_pre',
         runner=type('Runner', (), dict(run=lambda self: sae, resume=lambda self: sae))(), run=lambda: sae,
-        fold_W_dec_norm=sae.fold_W_dec_norm)
+        fold_W_dec_norm=found['StandardSAE'](found['StandardSAEConfig'](d_in=4, d_sae=8)).fold_W_dec_norm)
 
 
 def test_every_kind_of_code_is_found():
