@@ -8,7 +8,7 @@ from peer.measure import measure, read_back, use, write_folder
 
 FIXTURES = Path(__file__).parent/'fixtures'/'peer'
 TENSORS = load_file(FIXTURES/'tensors.safetensors')
-CASES = json.loads((FIXTURES/'index.json').read_text())['cases']
+CASES = json.loads((FIXTURES/'index.json').read_text(encoding='utf-8'))['cases']
 
 class Ours:
     "Our public names, where the peer's users look for them"

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ..core.arguments import checked, floats
 from ..core.config import Config, Count, Device, Dtype, Positive
 from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
-from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
-from ..core.files import check_inside
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.files import check_finite, not_finite, overflowing, read_json, read_tensors
+from ..core.files import check_inside, write_json, write_tensors
+from ..core.folders import settle, together
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
 from ..core.private import shareable
@@ -407,11 +408,14 @@ class _Saved(_Folding):
     def save_model(self,
         path:str|Path, # A folder, made if need be
     )->tuple[Path, Path]: # The weights file and the config file
-        "Write the folder; an SAE with NaN or infinity in it is refused"
+        "Write the folder, both files or none; an SAE with NaN or infinity in it is refused"
         path, tensors = Path(path), {k: v.detach().clone() for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving(tensors)
         check_finite(tensors, f'the {self.cfg.architecture()} SAE')
-        return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, shareable(self.cfg.to_dict()))
+        with together(path) as new:
+            write_tensors(new/WEIGHTS_FILE, tensors)
+            write_json(new/CFG_FILE, shareable(self.cfg.to_dict()))
+        return path/WEIGHTS_FILE, path/CFG_FILE
 
 # %% ../../nbs/saes/base.ipynb #b156f8f1
 class _Files(_Saved):
@@ -468,6 +472,7 @@ def read_sae_folder(
     cfg_overrides:dict|None=None, # Config values to use instead of the file's
 )->tuple[dict, dict[str, Tensor]]: # The config's dict and the tensors
     "Read the two files of SAELens v6's layout"
+    settle(path)
     cfg, file = read_json(Path(path)/CFG_FILE), Path(path)/CFG_FILE
     for name in (CFG_FILE, WEIGHTS_FILE): check_inside(Path(path)/name, path)
     old = is_old_layout(cfg, file)
@@ -592,6 +597,14 @@ class SAE(_Shared, Generic[T]):
         if fold_W_dec_norm: sae.fold_W_dec_norm()
         return sae
 
+    def _apply(self, fn, recurse=True):
+        "What torch calls for `to`, `half` and the like; a dtype that cannot hold the weights is refused before any change"
+        for k, t in self.state_dict().items():
+            if overflowing({k: t}, to := fn(t.new_empty(0)).dtype):
+                raise NonFiniteError(f"{k}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
+                                     f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
+        return super()._apply(fn, recurse)
+
     @classmethod
     def _from_parts(cls, cfg:dict, tensors:dict[str, Tensor], path:Path, cfg_file=None, weights_file=None)->'SAE':
         cfg_file, weights_file = cfg_file or path/CFG_FILE, weights_file or path/WEIGHTS_FILE
@@ -606,7 +619,8 @@ class SAE(_Shared, Generic[T]):
         sae.process_state_dict_for_loading(tensors)
         _check_tensors(weights_file, tensors, sae.state_dict())
         sae.load_state_dict(tensors, assign=True)
-        return sae.to(device=device, dtype=dtype)
+        try: return sae.to(device=device, dtype=dtype)
+        except NonFiniteError as e: raise LoadError(f"{weights_file}: {e} (dtype=…)") from e
 
     def get_name(self)->str:
         "A name made of model, hook and width"
