@@ -10,6 +10,7 @@ __all__ = ['Schedule', 'ModelClass', 'Folder', 'CompileMode', 'StoreDevice', 'Lo
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, Natural, NonNegative
@@ -359,6 +360,8 @@ class _Choices:
 @dataclass
 class LanguageModelSAERunnerConfig(_Choices, _RunOptions):
     "Everything about a run on the activations of a language model"
+    __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAERunnerConfig[TopKTrainingSAEConfig], as v6 annotates
+
     def check_model(self,
         model_config=None, # Hugging Face's or TransformerLens's; fetched by name if None
     ):

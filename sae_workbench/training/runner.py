@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
+from types import GenericAlias
 import torch
 from torch import Tensor, nn
 from ..core.arguments import checked
@@ -308,6 +309,8 @@ class _Stopped(_Run):
 # %% ../../nbs/training/runner.ipynb #56ffd989
 class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
+    __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAETrainingRunner[…], as v6 annotates
+
     @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"

@@ -10,6 +10,7 @@ import contextlib, math, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
+from types import GenericAlias
 from typing import Any
 from uuid import uuid4
 import torch
@@ -540,6 +541,8 @@ class _State(_Kept):
 # %% ../../nbs/training/trainer.ipynb #885c4756
 class SAETrainer(_State):
     "Trains an SAE on batches of activations"
+    __class_getitem__ = classmethod(GenericAlias)   # SAETrainer[TopKTrainingSAE, TopKTrainingSAEConfig], as v6 annotates
+
     def load_state_dict(self, state:dict[str, Any]):
         "Go on from `state_dict`"
         self.n_training_steps = int(state['n_training_steps'])
