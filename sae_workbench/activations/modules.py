@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from .sources import HookedModel, SavedModelSource, check_about, check_rows
-from ..core.arrays import first_of
-from ..core.config import as_dtype
+from ..core.arguments import TorchDtype, checked
+from ..core.batches import first_of
+from ..core.config import Device, as_dtype
 from ..core.errors import ConfigError, DataError, HookError, unknown
 from ..core.seeds import derive, stream
 
@@ -380,6 +381,7 @@ class _Measured(SavedModelSource):
 # %% ../../nbs/activations/modules.ipynb #b7000011
 class ModuleSource(_Measured):
     "Activations of any model at a submodule, on any inputs that can be gone through again"
+    @checked
     def __init__(self,
         model:nn.Module, # Any model
         name:str|list[str], # A submodule's name; several for `LayerSources`
@@ -394,8 +396,8 @@ class ModuleSource(_Measured):
         channel_dim:int|None=None, # Dimension of the vectors; 1 for maps and the last otherwise
         d_in:int|None=None, # Width that the activations must have
         autocast:bool=False, # Run the model in bfloat16
-        device:str|torch.device|None=None, # Where the activations go; by default they stay with the model
-        dtype:str|torch.dtype|None=None, # In which type; by default the model's
+        device:Device|None=None, # Where the activations go; by default they stay with the model
+        dtype:TorchDtype|None=None, # In which type; by default the model's
     ):
         options = dict(autocast=autocast, device=device, dtype=None if dtype is None else as_dtype(dtype))
         acts = ModuleActivations(model, name, TokenChoice(tokens, mask, channel_dim), prepare, **options)

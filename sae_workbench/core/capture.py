@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
 from torch import Tensor, nn
+from .arguments import checked
 from .errors import HookError
 from .hooks import hanging
 from .points import Point, normalized, resolve
@@ -130,6 +131,7 @@ def _points(model:nn.Module, names)->dict[str, Point]:
     return {n: p if isinstance(p, Point) else Point(p) for n, p in names.items()}
 
 # %% ../../nbs/core/capture.ipynb #7fef65d9
+@checked
 def capture(
     model:nn.Module, # Any model
     names:str|Iterable[str]|Mapping[str, Point|nn.Module], # Hook or submodule names, or names with what they stand for
@@ -155,6 +157,7 @@ def capture(
     return {n: seen[n] for n in points}
 
 # %% ../../nbs/core/capture.ipynb #e4c1991f
+@checked
 @contextmanager
 def replacing(
     model:nn.Module, # Any model

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.config import DTYPES, check_device, device_name, dtype_name
 from ..core.errors import ConfigError, unknown
 from ..core.registry import get_sae_class
@@ -112,6 +113,7 @@ def _asked(dtype, device)->tuple[str|None, str]:
     return asked
 
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
+@checked
 def load_pretrained(
     cls:type[SAE], # `SAE`, or a narrower class that the SAE must be of
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
@@ -136,6 +138,7 @@ def load_pretrained(
     source = locate(release, sae_id)
     overrides = dict(device=device) | _overrides(source.entry)
     if converter is not None and not _is_format(converter):
+        if not callable(converter): raise ConfigError(f"converter={converter!r:.60}: must be a format's name or reader, or a function")
         read = _by_function(converter, source, device, force_download, overrides | dict(dtype=dtype or 'float32'))
     else:
         hub = (source.repo, revision, cache_dir, token, force_download, local_files_only, verify)

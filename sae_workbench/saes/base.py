@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
-from ..core.arrays import as_tensor
-from ..core.config import Config, Count, Device, Dtype
+from ..core.arguments import checked, floats
+from ..core.config import Config, Count, Device, Dtype, Positive
 from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
-from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
-from ..core.files import check_inside
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.files import check_finite, not_finite, overflowing, read_json, read_tensors
+from ..core.files import check_inside, write_json, write_tensors
+from ..core.folders import settle, together
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
 from ..core.private import shareable
@@ -55,7 +56,8 @@ class SAEMetadata(dict):
         return {k: plain(v) for k, v in self.items()}
 
     @classmethod
-    def from_dict(cls, data:dict)->'SAEMetadata':
+    @checked
+    def from_dict(cls, data:Mapping[str, Any])->'SAEMetadata':
         "From `to_dict`"
         return cls(**data)
 
@@ -184,6 +186,7 @@ def _check_pair(sae_class:type, cfg:SAEConfig):
 # %% ../../nbs/saes/base.ipynb #2d60d237
 class _Weights(_Tensors):
     "An SAE's tensors and hook points, in place"
+    @checked
     def __init__(self,
         cfg:SAEConfig, # The architecture's config
         use_error_term:bool=False, # Add what the SAE misses to its output, so that only interventions change anything
@@ -286,7 +289,7 @@ class _Scaled(_Normed):
     def _b_out(self)->Tensor|None: return self.b_dec
 
     def _input(self, x:Tensor)->Tensor:
-        x = self.hook_sae_input(self.reshape_fn_in(as_tensor(x, self.device).to(self.dtype)))
+        x = self.hook_sae_input(self.reshape_fn_in(floats(x, 'x', self.W_dec.device).to(self.dtype)))
         if x.shape[-1] != self.cfg.d_in:
             raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
         return self.run_time_activation_norm_fn_in(x)
@@ -330,7 +333,7 @@ class _Formulas(_Scaled):
         feature_acts:Tensor, # (…, d_sae) latents
     )->Tensor: # (…, d_in) reconstruction
         "The activations that latents stand for"
-        feature_acts = as_tensor(feature_acts, self.device, 'latents')
+        feature_acts = floats(feature_acts, 'feature_acts', self.W_dec.device)
         if feature_acts.shape[-1] != self.cfg.d_sae:
             raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
         return self._finish(self._expand(feature_acts))
@@ -344,7 +347,7 @@ class _Coding(_Formulas):
         x:Tensor, # (…, d_in) activations
     )->Tensor: # (…, d_in) reconstruction, plus the error term if that is on
         "Encode and decode"
-        x = as_tensor(x, self.device)
+        x = floats(x, 'x', self.W_dec.device)
         out = self._reconstruct(x)
         if self.use_error_term: out = out + self.hook_sae_error(self._error(x))
         return self.hook_sae_output(out)
@@ -370,9 +373,10 @@ class _Folding(_Coding):
         for name in self._latent_biases:
             if getattr(self, name, None) is not None: getattr(self, name).data.mul_(n)
 
+    @checked
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
-        scaling_factor:float, # What activations were multiplied by in training
+        scaling_factor:Positive, # What activations were multiplied by in training
     ):
         "Take unscaled activations from now on, in place"
         self.W_enc.data.mul_(scaling_factor)
@@ -401,22 +405,29 @@ class _Saved(_Folding):
     def process_state_dict_for_loading(self, state_dict:dict[str, Any])->None:
         "Change the tensors after they were read, in place; for architectures to override"
 
+    @checked
     def save_model(self,
         path:str|Path, # A folder, made if need be
     )->tuple[Path, Path]: # The weights file and the config file
-        "Write the folder; an SAE with NaN or infinity in it is refused"
+        "Write the folder, both files or none; an SAE with NaN or infinity in it is refused"
         path, tensors = Path(path), {k: v.detach().clone() for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving(tensors)
         check_finite(tensors, f'the {self.cfg.architecture()} SAE')
-        return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, shareable(self.cfg.to_dict()))
+        with together(path) as new:
+            write_tensors(new/WEIGHTS_FILE, tensors)
+            write_json(new/CFG_FILE, shareable(self.cfg.to_dict()))
+        return path/WEIGHTS_FILE, path/CFG_FILE
 
 # %% ../../nbs/saes/base.ipynb #b156f8f1
 class _Files(_Saved):
     "From an architecture's name to its classes"
     @classmethod
-    def from_dict(cls, config_dict:dict[str, Any])->'SAE':
+    @checked
+    def from_dict(cls, config_dict:Mapping[str, Any])->'SAE':
         "A fresh SAE for a config's dict"
-        name = config_dict['architecture']
+        name = config_dict.get('architecture')
+        if not isinstance(name, str):
+            raise ConfigError(f"{cls.__name__}.from_dict: the key 'architecture' is missing, so the class is not known")
         sae_class = cls.get_sae_class_for_architecture(name)
         config_class = cls.get_sae_config_class_for_architecture(name)
         return sae_class(config_class.from_dict(config_dict))
@@ -425,6 +436,7 @@ class _Files(_Saved):
     def _registered(cls, architecture:str)->tuple[type, type]: return get_sae_class(architecture)
 
     @classmethod
+    @checked
     def get_sae_class_for_architecture(cls, architecture:str)->type:
         "The registered class; a `ConfigError` if it is not a kind of the class that was asked"
         found = cls._registered(architecture)[0]
@@ -434,6 +446,7 @@ class _Files(_Saved):
         return found
 
     @classmethod
+    @checked
     def get_sae_config_class_for_architecture(cls, architecture:str)->type[SAEConfig]:
         "The registered config class"
         return cls._registered(architecture)[1]
@@ -460,6 +473,7 @@ def read_sae_folder(
     cfg_overrides:dict|None=None, # Config values to use instead of the file's
 )->tuple[dict, dict[str, Tensor]]: # The config's dict and the tensors
     "Read the two files of SAELens v6's layout"
+    settle(path)
     cfg, file = read_json(Path(path)/CFG_FILE), Path(path)/CFG_FILE
     for name in (CFG_FILE, WEIGHTS_FILE): check_inside(Path(path)/name, path)
     old = is_old_layout(cfg, file)
@@ -475,11 +489,12 @@ def read_sae_folder(
 class _Pretrained(_Files):
     "Loading published SAEs"
     @classmethod
+    @checked
     def from_pretrained(cls,
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
-        device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; as they are read if None or 'auto'
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, for SAEs that do not say what they are; or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -497,11 +512,12 @@ class _Pretrained(_Files):
 class _PretrainedParts(_Pretrained):
     "Loading published SAEs, with what is published beside the weights"
     @classmethod
+    @checked
     def from_pretrained_with_cfg_and_sparsity(cls,
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
-        device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; as they are read if None or 'auto'
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -527,7 +543,8 @@ class _AsTuple(_PretrainedParts):
         return self, self.cfg.to_dict(), None
 
     @classmethod
-    def load_from_pretrained(cls, path, device='cpu', dtype=None)->'SAE':
+    @checked
+    def load_from_pretrained(cls, path:str|Path, device:Device='cpu', dtype:Dtype|None=None)->'SAE':
         "The old name of `load_from_disk`"
         warnings.warn("SAE.load_from_pretrained() is now called SAE.load_from_disk()", DeprecationWarning, stacklevel=2)
         return cls.load_from_disk(path, device, dtype)
@@ -540,6 +557,7 @@ class _AsTuple(_PretrainedParts):
 # %% ../../nbs/saes/base.ipynb #020deb3e
 class _Shared(_AsTuple):
     "Giving an SAE to others"
+    @checked
     def save_pretrained(self,
         path:str|Path, # A folder, made if need be
         **options, # log_sparsity and card of hub.share.save_pretrained
@@ -548,6 +566,7 @@ class _Shared(_AsTuple):
         from sae_workbench.hub.share import save_pretrained
         return save_pretrained(self, path, **options)
 
+    @checked
     def push_to_hub(self,
         repo_id:str, # owner/name; made if need be
         sae_id:str|None=None, # The path in the repository; the hook's name if None
@@ -581,10 +600,11 @@ class SAE(_Shared, Generic[T]):
     cfg:T
 
     @classmethod
+    @checked
     def load_from_disk(cls,
         path:str|Path, # A folder that `save_model` wrote, by this library or by SAELens v6
-        device:str='cpu', # Where the weights go
-        dtype:str|None=None, # Of the weights; the file's if None or 'auto'
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None=None, # Of the weights; the file's if None or 'auto'
         converter:Callable=read_sae_folder, # Reads (path, device, cfg_overrides) to (config dict, tensors)
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
     )->'SAE': # Of the registered class for the file's architecture
@@ -595,6 +615,14 @@ class SAE(_Shared, Generic[T]):
         sae = cls._from_parts(cfg, tensors, Path(path))
         if fold_W_dec_norm: sae.fold_W_dec_norm()
         return sae
+
+    def _apply(self, fn, recurse=True):
+        "What torch calls for `to`, `half` and the like; a dtype that cannot hold the weights is refused before any change"
+        for k, t in self.state_dict().items():
+            if overflowing({k: t}, to := fn(t.new_empty(0)).dtype):
+                raise NonFiniteError(f"{k}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
+                                     f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
+        return super()._apply(fn, recurse)
 
     @classmethod
     def _from_parts(cls, cfg:dict, tensors:dict[str, Tensor], path:Path, cfg_file=None, weights_file=None)->'SAE':
@@ -610,7 +638,8 @@ class SAE(_Shared, Generic[T]):
         sae.process_state_dict_for_loading(tensors)
         _check_tensors(weights_file, tensors, sae.state_dict())
         sae.load_state_dict(tensors, assign=True)
-        return sae.to(device=device, dtype=dtype)
+        try: return sae.to(device=device, dtype=dtype)
+        except NonFiniteError as e: raise LoadError(f"{weights_file}: {e} (dtype=…)") from e
 
     def __repr__(self)->str: return one_line(self)
 

@@ -11,7 +11,6 @@ __all__ = ['TranscoderConfig', 'Transcoder', 'SkipTranscoderConfig', 'SkipTransc
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from ..core.arrays import as_tensor
 from ..core.config import Count, Rule
 from ..core.errors import DataError
 from ..core.hooks import hooks_off
@@ -82,7 +81,6 @@ class Transcoder(_Folded):
         y:Tensor|None=None, # (…, d_out) what the layer writes; needed by the error term alone
     )->Tensor: # (…, d_out) the transcoder's version of it, plus the error term if that is on
         "Encode and decode"
-        x = as_tensor(x, self.device)
         out = self._reconstruct(x)
         if self.use_error_term: out = out + self.hook_sae_error(self._missing(x, y))
         return self.hook_sae_output(out)
