@@ -115,7 +115,7 @@ def _asked(dtype, device)->tuple[str|None, str]:
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
 @checked
 def load_pretrained(
-    cls:type[SAE], # `SAE`, or a narrower class that the SAE must be of
+    cls:type, # `SAE`, or a narrower class that the SAE must be of
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
     device:str='cpu', # Where the weights go
