@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from pydantic import SkipValidation
 from ..activations.models import input_device, max_positions, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
@@ -467,7 +468,7 @@ class LatentExplorer(_Said):
 # %% ../../nbs/faces/explorer.ipynb #93424c5d
 @checked
 def explore(
-    sae:SAE|LatentStats, # An SAE, or what `latent_stats` found, which is then all that is needed
+    sae:SkipValidation[SAE|LatentStats], # An SAE, or what `latent_stats` found, which is then all that is needed
     model:nn.Module|None=None, # The model it was trained on; none for rows of activations
     data=None, # Texts (rows with a text), (n, context) token ids, or (n, d_in) activations
     n_tokens:int=32768, # How many tokens of the texts to read
