@@ -6,9 +6,11 @@
 __all__ = ['Pool', 'Mixer', 'MixingBuffer']
 
 # %% ../../nbs/activations/buffer.ipynb #98d3e79e
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
+from ..core.arguments import checked
+from ..core.config import Device
 from ..core.errors import ConfigError, DataError
 from ..core.seeds import stream
 
@@ -103,13 +105,14 @@ class Mixer(_Filling):
 # %% ../../nbs/activations/buffer.ipynb #aebe337c
 class _Batches(Mixer):
     "The iterator"
+    @checked
     def __init__(self,
-        source:Iterator[Tensor], # Gives (rows, d_in), any number of rows at a time
+        source:Iterable[Tensor], # Gives (rows, d_in), any number of rows at a time
         buffer_size:int, # Rows in the pool
         batch_size:int, # Rows in a batch
         mix_fraction:float=0.5, # Share of the pool that stays when new rows come; 0 keeps the order, without shuffling
         generator:torch.Generator|None=None, # Decides the mixture, on the CPU; by default one of fixed seed
-        device:str|torch.device|None=None, # Where the pool is; by default where the rows come from
+        device:Device|None=None, # Where the pool is; by default where the rows come from
     ):
         if batch_size < 1: raise ConfigError(f"batch_size={batch_size} must be at least 1")
         if buffer_size < batch_size:

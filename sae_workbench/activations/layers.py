@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from torch import Tensor
 from .sources import SavedModelSource
+from ..core.arguments import checked
 from ..core.errors import ConfigError, NonFiniteError, unknown
 
 # %% ../../nbs/activations/layers.ipynb #a1c7c4e2
@@ -95,6 +96,7 @@ class _Queue(_Passes):
 # %% ../../nbs/activations/layers.ipynb #81db18d8
 class LayerSources(_Queue, Mapping):
     "A source for each hook of a model, by name, fed by the same passes"
+    @checked
     def __init__(self,
         source:SavedModelSource, # A `ModuleSource` or `LanguageModelSource` that was made with several names
         max_ahead:int=64, # Passes that may wait for a layer

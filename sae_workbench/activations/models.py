@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import nn
+from ..core.arguments import checked
 from ..core.capture import capture
-from ..core.config import DTYPES, as_dtype
+from ..core.config import DTYPES, Device, Name, as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
 from ..core.hooks import only_own_hooks
 from ..core.plain import read_json_text
@@ -75,10 +76,11 @@ def _hooked(name:str, device, kwargs:dict)->nn.Module:
 
 LOADERS = {'HookedTransformer': _hooked, 'TransformerBridge': _bridge, 'AutoModelForCausalLM': _huggingface}
 
+@checked
 def load_model(
-    model_class_name:str, # HookedTransformer, TransformerBridge or AutoModelForCausalLM
-    model_name:str, # A name on the Hugging Face Hub, or a folder
-    device:str|torch.device|None=None, # Where the model goes; None lets the library choose
+    model_class_name:Name, # HookedTransformer, TransformerBridge or AutoModelForCausalLM
+    model_name:Name, # A name on the Hugging Face Hub, or a folder
+    device:Device|None=None, # Where the model goes; None lets the library choose
     model_from_pretrained_kwargs:dict[str, Any]|None=None, # Further options of the class's own loading function
     hook_names:list[str]|None=None, # Points that must exist in the model
 )->nn.Module: # In evaluation mode, with a tokenizer attribute

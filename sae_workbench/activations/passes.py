@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from .sources import SavedModelSource
+from ..core.arguments import checked
 from ..core.errors import DataError, SAEWorkbenchError
 from ..core.processes import Alone
 
@@ -97,6 +98,7 @@ class SharedPasses(_Exchanging):
         self.ready.clear()
         self.source.load_state_dict(state)
 
+@checked
 def share_passes(
     source:SavedModelSource, # A source that runs a model
     team:Alone, # The processes

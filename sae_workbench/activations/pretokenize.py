@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .tokens import (
-    ContextIterator, ContextMaker, SpecialToken, column_kind, first_row, open_dataset, open_rows, special_token)
+from sae_workbench.activations.tokens import (
+    ContextIterator, ContextMaker, SpecialToken, column_kind, columns_to_read, first_row, open_dataset, open_rows,
+    special_token, value_of)
+from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
 from ..core.errors import DataError
@@ -70,13 +72,14 @@ def contexts_of(
     sample, column = first_row(dataset), cfg.column_name
     if column not in sample:
         raise DataError(f"no column {column!r}: this dataset has {', '.join(map(repr, sample))}; set column_name")
-    kind = column_kind(sample[column], column, cfg.use_chat_formatting)
+    columns = columns_to_read(sample, column) if cfg.use_chat_formatting else column
+    kind = column_kind(value_of(sample, columns), column, cfg.use_chat_formatting)
     if kind == 'tokens': raise DataError(f"column {column!r} holds tokens already")
     tokens = cfg.begin_batch_token, cfg.sequence_separator_token, cfg.begin_sequence_token
     begin, separator, begin_sequence = (special_token(t, tokenizer) for t in tokens)
     maker = ContextMaker(kind, cfg.context_size, tokenizer, begin, separator, cfg.disable_concat_sequences,
                          begin_sequence)
-    contexts = ContextIterator(open_rows(dataset, column), maker)
+    contexts = ContextIterator(open_rows(dataset, columns), maker)
     contexts.epochs, contexts.chunk = 1, cfg.pretokenize_batch_size or 1000
     contexts.require(1)
     return contexts
@@ -155,12 +158,21 @@ def data_mark(
     if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
+def data_mark(
+    dataset, # Texts
+)->str: # 16 hex digits
+    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
+    known = getattr(dataset, '_fingerprint', None)
+    if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
 class _Texts:
     "A dataset and a tokenizer"
+    @checked
     def __init__(self,
         cfg:PretokenizeRunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
-        override_tokenizer=None, # Used instead of tokenizer_name
+        override_tokenizer:Tokenizer|None=None, # Used instead of tokenizer_name
     ): self.cfg, self.dataset, self.tokenizer = cfg, override_dataset, override_tokenizer
 
     def open(self):

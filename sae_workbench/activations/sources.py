@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from .models import check_d_in, check_length, input_device, tokenizer_of
 from .models import vocab_size, weights_mark
 from .tokens import ContextIterator, kept_positions, special_token_ids
+from ..core.arguments import TorchDtype, checked
 from ..core.capture import capture
+from ..core.config import Count, Device
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.hooks import only_own_hooks
 from ..core.points import resolve
@@ -51,12 +53,13 @@ def check_rows(
 # %% ../../nbs/activations/sources.ipynb #84ad97fe
 class TensorSource:
     "Activations that are in memory"
+    @checked
     def __init__(self,
-        acts:Tensor, # (n, d_in)
+        acts:Tensor, # (n, d_in), or a NumPy array
         rows:int=4096, # Rows at a time
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:int|None=None, # Times to go through the rows; None for ever
+        epochs:Count|None=None, # Times to go through the rows; None for ever
     ):
         if acts.ndim != 2: raise DataError(f"activations of shape {tuple(acts.shape)}; needed is (n, d_in)")
         if not len(acts): raise DataError("there are no activations: the tensor has 0 rows")
@@ -362,18 +365,19 @@ class ContextSource(SavedModelSource):
 # %% ../../nbs/activations/sources.ipynb #711cccc5
 class LanguageModelSource(ContextSource):
     "Activations of a language model on the contexts of a dataset"
+    @checked
     def __init__(self,
         model:nn.Module, # Any language model: called with token ids (prompts, positions)
         hook_name:str|Sequence[str], # A hook or submodule name; several for `LayerSources`
         contexts:ContextIterator, # Where the tokens come from, such as `TokenContexts`
-        batch_size_prompts:int=32, # Contexts the model is run on at once
+        batch_size_prompts:Count=32, # Contexts the model is run on at once
         d_in:int|None=None, # Width that the activations must have
         hook_head_index:int|None=None, # Only this head
         seqpos_slice:Sequence[int|None]=(None,), # Positions to keep: (stop,), (start, stop) or (start, stop, step)
         exclude_special_tokens:bool|Sequence[int]|Tensor|None=False, # Leave out special tokens, or these token ids
         autocast_lm:bool=False, # Run the model in bfloat16
-        device:str|torch.device|None=None, # Where the activations go; by default they stay with the model
-        dtype:torch.dtype|None=None, # In which type; by default the model's
+        device:Device|None=None, # Where the activations go; by default they stay with the model
+        dtype:TorchDtype|None=None, # In which type; by default the model's
         model_kwargs:dict|None=None, # Further arguments of the model's call
     ):
         excluded = excluded_ids(exclude_special_tokens, tokenizer_of(model))

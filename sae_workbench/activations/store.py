@@ -11,6 +11,7 @@ __all__ = ['CACHED', 'PACKING', 'min_batches_in_buffer', 'check_buffer', 'can_be
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from .buffer import MixingBuffer
@@ -20,7 +21,8 @@ from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
 from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
-from ..core.config import as_dtype
+from ..core.arguments import Ids, checked, having
+from ..core.config import Count, Device, Dtype, Fraction, as_dtype
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
 from ..core.processes import Alone, processes
@@ -86,11 +88,22 @@ class TokenStore:
     @property
     def n_dataset_processed(self)->int: return self.need('contexts').n_rows
 
+    @property
+    def tokens_column(self)->str:
+        "The column of the dataset that is read"
+        return self.need('contexts').column
+
+    @property
+    def is_dataset_tokenized(self)->bool:
+        "Whether that column holds token ids"
+        return self.need('contexts').kind=='tokens'
+
 # %% ../../nbs/activations/store.ipynb #1b0a86d0
 class TrainingTokens(TokenStore):
     "Drawing from the training data, and a new start"
+    @checked
     def get_batch_tokens(self,
-        batch_size:int|None=None, # Contexts; store_batch_size_prompts by default
+        batch_size:Count|None=None, # Contexts; store_batch_size_prompts by default
         raise_at_epoch_end:bool=False, # Raise StopIteration at the end of the data instead of going on
         move_to_model_device:bool=True, # Or leave them on the CPU
     )->Tensor: # (batch_size, context_size)
@@ -107,9 +120,10 @@ class TrainingTokens(TokenStore):
         "Back to the start of the data, with an empty buffer"
         self._open(self.dataset)
 
+    @checked
     def shuffle_input_dataset(self,
         seed:int, # Decides the order
-        buffer_size:int=1, # Rows shuffled at a time, for streaming datasets; 1 shuffles the shards only
+        buffer_size:Count=1, # Rows shuffled at a time, for streaming datasets; 1 shuffles the shards only
     ):
         "Put the dataset into a random order and start at its beginning"
         self._open(shuffled(self.dataset, seed, buffer_size))
@@ -144,12 +158,14 @@ class ActivationStore(TrainingTokens):
 # %% ../../nbs/activations/store.ipynb #015f876c
 class RawStore(ActivationStore):
     "Activations one batch of the model at a time"
+    @checked
     def get_activations(self,
-        batch_tokens:Tensor, # (prompts, context_size)
+        batch_tokens:Ids, # (prompts, context_size)
     )->Tensor: # (prompts, training_context_size, d_in)
         "The activations of some tokens at the store's hook and positions"
         return self.need('activations')(batch_tokens)
 
+    @checked
     def get_raw_llm_batch(self, raise_on_epoch_end:bool=False)->tuple[Tensor, Tensor]:
         "The next activations (rows, d_in) and their token ids (rows), special tokens included unless from a cache"
         if self.cache is not None: return self.cached_rows(raise_on_epoch_end), self.source.token_ids
@@ -157,6 +173,7 @@ class RawStore(ActivationStore):
         ids = tokens[:, slice(*self.seqpos_slice)].flatten().to(self.device)
         return self.get_activations(tokens).flatten(0, 1), ids
 
+    @checked
     def get_filtered_llm_batch(self, raise_on_epoch_end:bool=False)->Tensor:
         "The next activations (rows, d_in), without those of excluded tokens"
         if self.cache is not None: return self.cached_rows(raise_on_epoch_end)
@@ -193,6 +210,7 @@ class BatchStore(RawStore):
 # %% ../../nbs/activations/store.ipynb #25a0adcb
 class SavedStore(BatchStore):
     "A store whose state can be kept in a file, and that gives contexts for evaluation"
+    @checked
     def eval_contexts(self,
         seed:int|None=None, # Shuffle the dataset by this first; None takes it from the start
         **changes, # Arguments of `TokenContexts` that differ, such as epochs=1
@@ -203,9 +221,13 @@ class SavedStore(BatchStore):
         return contexts.again(**changes)
 
     STATE_FILE = 'activations_store_state.safetensors'
+    @checked
     def save(self, file_path:str|Path): write_state(file_path, self.state_dict())
+    @checked
     def load(self, file_path:str|Path): self.load_state_dict(read_state(file_path))
+    @checked
     def save_to_checkpoint(self, checkpoint_path:str|Path): self.save(Path(checkpoint_path)/self.STATE_FILE)
+    @checked
     def load_from_checkpoint(self, checkpoint_path:str|Path): self.load(Path(checkpoint_path)/self.STATE_FILE)
 
 # %% ../../nbs/activations/store.ipynb #25a21474
@@ -216,9 +238,10 @@ class RunStore(SavedStore):
             'autocast_lm', 'seqpos_slice', 'exclude_special_tokens', 'disable_concat_sequences',
             'sequence_separator_token', 'activations_mixing_fraction', 'use_chat_formatting', 'seed')
     @classmethod
+    @checked
     def from_config(cls,
         model:nn.Module|None, # The language model; None to read a cache and not evaluate
-        cfg, # A `LanguageModelSAERunnerConfig`
+        cfg:Annotated[Any, having('sae', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
         override_dataset=None, # Instead of the config's dataset_path
     )->'ActivationsStore':
         "A store for training"
@@ -250,18 +273,19 @@ def check_metadata(**needed):
 class MadeStore(RunStore):
     "A store for what a trained SAE needs"
     @classmethod
+    @checked
     def from_sae(cls,
         model:nn.Module, # The language model
-        sae, # An SAE whose metadata name hook, context size and BOS
+        sae:Annotated[Any, having('cfg', what='an SAE')], # An SAE whose metadata name hook, context size and BOS
         dataset, # A dataset, its name on the Hub, or a path
         dataset_trust_remote_code:bool=False, # Kept for v6 scripts; without effect
-        context_size:int|None=None, # Tokens in a context; the SAE's by default
+        context_size:Count|None=None, # Tokens in a context; the SAE's by default
         streaming:bool=True, # Read a named dataset as it comes
-        store_batch_size_prompts:int=8, # Contexts the model is run on at once
-        n_batches_in_buffer:int=8, # Contexts in the buffer, at least
-        train_batch_size_tokens:int=4096, # Rows in a batch
+        store_batch_size_prompts:Count=8, # Contexts the model is run on at once
+        n_batches_in_buffer:Count=8, # Contexts in the buffer, at least
+        train_batch_size_tokens:Count=4096, # Rows in a batch
         total_tokens:int=10**9, # Kept for v6 scripts
-        device:str|torch.device='cpu', # Where the buffer is
+        device:Device='cpu', # Where the buffer is
         disable_concat_sequences:bool=False, # One context at most from each text
         sequence_separator_token:SpecialToken='bos', # Between two texts in one context
     )->'ActivationsStore':
@@ -317,6 +341,8 @@ class StoreParts(MadeStore):
         n = self.training_context_size = len(range(self.context_size)[seqpos])
         self.buffer_rows = check_buffer(self.n_batches_in_buffer, self.train_batch_size_tokens, n)
         if self.cached_activations_path is not None: self.cache = open_cache(self.cached_activations_path, self)
+        if self.model is None and self.cache is None:
+            raise ConfigError("model=None: without a model a store needs cached_activations_path")
         self.exclude_special_tokens = self._excluded()
         self.activations = None if self.model is None and self.cache is not None else self._at_hook(seqpos)
         self.packing = {k: vars(self)[k] for k in PACKING}
@@ -340,22 +366,23 @@ class StoreParts(MadeStore):
 # %% ../../nbs/activations/store.ipynb #9b8c6921
 class ActivationsStore(StoreParts):
     "Training batches of a language model's activations"
+    @checked
     def __init__(self,
         model:nn.Module|None, # Any language model: called with token ids; may be None with a cache
         dataset, # A dataset, its name on the Hub, or a path; may be None with a cache
         streaming:bool, # Read a named dataset as it comes
         hook_name:str, # A hook or submodule name
         hook_head_index:int|None, # Only this head
-        context_size:int, # Tokens in a context
-        d_in:int, # Width of the activations
-        n_batches_in_buffer:int, # Contexts in the buffer
+        context_size:Count, # Tokens in a context
+        d_in:Count, # Width of the activations
+        n_batches_in_buffer:Count, # Contexts in the buffer
         total_training_tokens:int, # Kept for v6 scripts
-        store_batch_size_prompts:int, # Contexts the model is run on at once
-        train_batch_size_tokens:int, # Rows in a training batch
+        store_batch_size_prompts:Count, # Contexts the model is run on at once
+        train_batch_size_tokens:Count, # Rows in a training batch
         prepend_bos:bool, # Begin every context with BOS
         normalize_activations:str='none', # Kept for v6 scripts; the trainer normalises
-        device:str|torch.device='cpu', # Where the buffer is
-        dtype:str|torch.dtype='float32', # Of the activations
+        device:Device='cpu', # Where the buffer is
+        dtype:Dtype='float32', # Of the activations
         cached_activations_path:str|None=None, # Read activations from this folder instead of running the model
         model_kwargs:dict|None=None, # Further arguments of the model's call
         autocast_lm:bool=False, # Run the model in bfloat16
@@ -364,7 +391,7 @@ class ActivationsStore(StoreParts):
         exclude_special_tokens:bool|Sequence[int]|Tensor|None=None, # Leave out special tokens, or these token ids
         disable_concat_sequences:bool=False, # One context at most from each text
         sequence_separator_token:SpecialToken='bos', # Between two texts in one context
-        activations_mixing_fraction:float=0.5, # Share of the buffer that stays when new rows come
+        activations_mixing_fraction:Fraction=0.5, # Share of the buffer that stays when new rows come
         use_chat_formatting:bool=False, # Rows are conversations
         seed:int=0, # Decides the mixture
     ):

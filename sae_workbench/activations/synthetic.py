@@ -11,15 +11,18 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ..core.arguments import Correlation, Rows, checked
+from ..core.config import Count, Fraction, Natural, NonNegative
 from ..core.dictionaries import recovered
 from ..core.errors import ConfigError
 from ..core.seeds import stream
 
 # %% ../../nbs/activations/synthetic.ipynb #3eaf7a97
+@checked
 def zipf(
-    n_features:int, # Features in the dictionary
-    largest:float=0.1, # Probability of the most frequent one
-    exponent:float=1.0, # How fast the others fall off; 0 makes all equal
+    n_features:Count, # Features in the dictionary
+    largest:Fraction=0.1, # Probability of the most frequent one
+    exponent:NonNegative=1.0, # How fast the others fall off; 0 makes all equal
 )->Tensor: # (n_features,) probabilities, falling
     "Firing probabilities that fall off with a power of the rank"
     return largest / torch.arange(1, n_features + 1)**exponent
@@ -39,10 +42,11 @@ def _probabilities(p:float|Sequence[float]|Tensor, n:int)->Tensor:
     return given.expand(n)
 
 # %% ../../nbs/activations/synthetic.ipynb #7afcde93
+@checked
 def grouped(
-    n_features:int, # Features in the dictionary
-    size:int, # Features in a group; neighbours form one
-    rho:float, # Correlation of two features of a group
+    n_features:Count, # Features in the dictionary
+    size:Count, # Features in a group; neighbours form one
+    rho:Correlation, # Correlation of two features of a group
 )->Tensor: # (n_features, n_features)
     "The correlation matrix of features in groups; the last group may be smaller"
     group = torch.arange(n_features)//size
@@ -75,15 +79,18 @@ def activity_correlation(
     return (both / math.sqrt(p*(1 - p)*q*(1 - q))).item()
 
 # %% ../../nbs/activations/synthetic.ipynb #5524b54d
+@checked
 def trees(
-    n_features:int, # Features in the dictionary
-    p_root:float=0.1, # Share of all rows on which a root is active
-    p_child:float=0.3, # Share of its parent's rows on which a child is active
-    branching:int=3, # Children of a feature that has any
-    depth:int=1, # Levels below the root
+    n_features:Count, # Features in the dictionary
+    p_root:Fraction=0.1, # Share of all rows on which a root is active
+    p_child:Fraction=0.3, # Share of its parent's rows on which a child is active
+    branching:Count=3, # Children of a feature that has any
+    depth:Natural=1, # Levels below the root
 )->tuple[Tensor, Tensor]: # (n_features,) parents, -1 for roots; (n_features,) shares of all rows
     "A forest of equal trees, the last one cut off where the features end"
-    level = torch.cat([torch.full((branching**d,), d) for d in range(depth + 1)])
+    sizes = [1]
+    while len(sizes) <= depth and sum(sizes) < n_features: sizes.append(branching*sizes[-1])   # more would be cut off
+    level = torch.cat([torch.full((size,), d) for d, size in enumerate(sizes)])
     local = torch.arange(len(level))
     parent = torch.where(local==0, -1, (local - 1)//branching)
     tree, at = torch.arange(n_features)//len(level), torch.arange(n_features)%len(level)
@@ -143,17 +150,18 @@ class Firing:
 # %% ../../nbs/activations/synthetic.ipynb #ca248b11
 class _Features:
     "A dictionary, and how its features are drawn"
+    @checked
     def __init__(self,
-        n_features:int=48, # Features in the dictionary
-        d_in:int=32, # Width of the activations
+        n_features:Count=48, # Features in the dictionary
+        d_in:Count=32, # Width of the activations
         p_active:float|Sequence[float]|Tensor=0.05, # Share of rows on which a feature is active; one number or one each
-        batch_size:int=256, # Rows per batch
-        noise:float=0.0, # Standard deviation of Gaussian noise on every number
+        batch_size:Count=256, # Rows per batch
+        noise:NonNegative=0.0, # Standard deviation of Gaussian noise on every number
         seed:int=0, # Decides the dictionary and the rows
-        correlation:Tensor|None=None, # (n_features, n_features) see grouped
+        correlation:Rows|None=None, # (n_features, n_features) see grouped
         parents:Sequence[int]|Tensor|None=None, # (n_features,) see trees
         magnitude:tuple[float, float]=(1.0, 2.0), # An active feature's magnitude is uniform between these
-        features:Tensor|None=None, # (n_features, d_in) the dictionary; random unit vectors if None
+        features:Rows|None=None, # (n_features, d_in) the dictionary; random unit vectors if None
     ):
         shape = (n_features, d_in) if features is None else tuple(features.shape)
         if features is None: features = F.normalize(torch.randn(shape, generator=stream(seed, 'features')), dim=-1)
@@ -166,7 +174,8 @@ class _Features:
 # %% ../../nbs/activations/synthetic.ipynb #a4b509d9
 class SyntheticSource(_Features):
     "Endless batches of activations with a known dictionary; batch number n is the same in every run"
-    def batch(self, n:int)->tuple[Tensor, Tensor]:
+    @checked
+    def batch(self, n:Natural)->tuple[Tensor, Tensor]:
         "Batch number `n`: activations (batch_size, d_in), and the true code (batch_size, n_features)"
         g, (low, high) = stream(self.seed, 'batch', n), self.magnitude
         active = self.firing(self.batch_size, g)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FILE_TYPES', 'OpenContext', 'Packer', 'one_context',
-           'special_token', 'special_token_ids', 'kept_positions', 'word_tokenizer', 'encode_texts', 'encode_chats',
-           'MapRows', 'StreamRows', 'find_column', 'first_row', 'open_rows', 'open_dataset', 'column_kind', 'cut',
-           'check_tokenizer', 'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader', 'ContextIterator',
-           'SavedContexts', 'TokenContexts']
+           'special_token', 'special_token_ids', 'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of',
+           'MapRows', 'StreamRows', 'find_column', 'columns_to_read', 'first_row', 'open_rows', 'open_dataset',
+           'column_kind', 'cut', 'check_tokenizer', 'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader',
+           'ContextIterator', 'SavedContexts', 'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
 import copy, hashlib, warnings
@@ -19,6 +19,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from .chats import CHAT_KEYS, SIDES, encode_chat
+from ..core.arguments import Tokenizer, checked
+from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError
 
 # %% ../../nbs/activations/tokens.ipynb #d2b20acf
@@ -134,36 +137,36 @@ def encode_texts(
     prepends = bos is not None and (probe := tokenizer('a')['input_ids']) and probe[0] == bos
     return [np.asarray(i[1:] if prepends and i and i[0] == bos else i, dtype=np.int64) for i in ids]
 
-def encode_chats(
-    tokenizer, # A tokenizer with a chat template
-    chats:Sequence, # Lists of messages with role and content; a text counts as one message of the user
-)->list[np.ndarray]: # Token ids of each
-    "Tokenise conversations by the model's chat template"
-    chats = [[dict(role='user', content=c)] if isinstance(c, str) else list(c) for c in chats]
-    ids = [tokenizer.apply_chat_template(c, tokenize=True, return_dict=False) for c in chats]
-    return [np.asarray(i, dtype=np.int64) for i in ids]
-
 # %% ../../nbs/activations/tokens.ipynb #c1c96b8c
+def value_of(
+    row:Mapping, # A row of a dataset
+    column:str|tuple[str, ...], # A column, or several that belong together
+): # The column's value; of several a dict
+    "What is read of a row"
+    return row[column] if isinstance(column, str) else {c: row[c] for c in column}
+
 class MapRows:
     "One column of a map-style dataset, read in order"
     def __init__(self,
         dataset, # Anything with a length and row numbers
-        column:str, # Which column
+        column:str|tuple[str, ...], # Which column, or several that belong together
     ): self.dataset, self.column, self.row = dataset, column, 0
 
     def read(self, n:int)->Sequence:
         "The next `n` values; fewer at the end, then none"
         a, self.row = self.row, min(self.row + n, len(self.dataset))
         if a == self.row: return []
-        if hasattr(self.dataset, 'column_names'): return self.dataset[a:self.row][self.column]
-        return [self.dataset[i][self.column] for i in range(a, self.row)]
+        if not hasattr(self.dataset, 'column_names'):
+            return [value_of(self.dataset[i], self.column) for i in range(a, self.row)]
+        part = value_of(self.dataset[a:self.row], self.column)
+        return part if isinstance(self.column, str) else [dict(zip(part, v)) for v in zip(*part.values())]
 
     mark = None
     def sample(self)->str: # 16 hex digits
         "A hash of 16 rows from everywhere, by which the data are recognised"
         if self.mark is None:
             n = len(self.dataset)
-            rows = [self.dataset[i][self.column] for i in sorted({k*(n - 1)//15 for k in range(16)})]
+            rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
             plain = [r if isinstance(r, str) else np.asarray(r).tolist() for r in rows]
             self.mark = hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
         return self.mark
@@ -193,7 +196,7 @@ class StreamRows:
     "One column of a streaming dataset, read in order"
     def __init__(self,
         dataset, # A `datasets.IterableDataset`, or another iterable of dicts that can be started again
-        column:str, # Which column
+        column:str|tuple[str, ...], # Which column, or several that belong together
     ):
         self.dataset, self.column = dataset, column
         self.seekable = hasattr(dataset, '_ex_iterable') and _seekable(dataset)
@@ -211,7 +214,7 @@ class StreamRows:
 
     def read(self, n:int)->list:
         "The next `n` values; fewer at the end, then none"
-        values = [r[self.column] for r in islice(self.rows, n)]
+        values = [value_of(r, self.column) for r in islice(self.rows, n)]
         self.row += len(values)
         if values: self.at = copy.deepcopy(self.live.state_dict()) if self.seekable else None
         return values
@@ -221,7 +224,7 @@ class StreamRows:
 
 # %% ../../nbs/activations/tokens.ipynb #71bfeca0
 TOKEN_COLUMNS, TEXT_COLUMNS = ('tokens', 'input_ids'), ('text', 'problem')
-CHAT_COLUMNS = ('conversation', 'conversations', 'messages', 'text')
+CHAT_COLUMNS = (*CHAT_KEYS, 'text')
 
 def find_column(
     sample:Mapping, # The dataset's first row
@@ -230,11 +233,21 @@ def find_column(
     "The column that holds tokens, texts or conversations"
     choices = CHAT_COLUMNS if chat else (*TOKEN_COLUMNS, *TEXT_COLUMNS)
     found = next((c for c in choices if c in sample), None)
+    if chat and found is None: found = next((c for c, role in SIDES.items() if role == 'user' and c in sample), None)
     if found is None:
         raise DataError(f"no usable column: this dataset has {', '.join(map(repr, sample)) or 'none'}, "
-                        f"needed is one of {', '.join(choices)}; "
+                        f"needed is one of {', '.join(choices)}{' or a pair such as prompt and completion'*chat}; "
                         f"rename yours (dataset.rename_column({next(iter(sample), 'old')!r}, 'text'))")
     return found
+
+def columns_to_read(
+    sample:Mapping, # The dataset's first row
+    column:str, # Its column of conversations
+)->str|tuple[str, ...]: # That column; with the others where each holds what one side says
+    "The columns that make up a conversation, such as prompt and completion"
+    sides = tuple(c for c in SIDES if c in sample)
+    answered = 'assistant' in map(SIDES.get, sides)
+    return sides if SIDES.get(column) == 'user' and answered else column
 
 # %% ../../nbs/activations/tokens.ipynb #26e7940c
 def first_row(
@@ -258,13 +271,14 @@ def first_row(
 # %% ../../nbs/activations/tokens.ipynb #bdb49b8e
 def open_rows(
     dataset, # A dataset
-    column:str, # Which column to read
+    column:str|tuple[str, ...], # Which column to read, or several that belong together
     numeric:bool=False, # Whether the column holds token ids
 )->MapRows|StreamRows: # A reader at the start
     "A reader of one column, without the others and without changing the dataset"
     if hasattr(dataset, '_ex_iterable'): return StreamRows(dataset, column)
     if hasattr(dataset, 'with_format') and dataset.format['type'] != 'custom':   # a transform of the user's stays
-        dataset = dataset.with_format('numpy' if numeric else None, columns=[column])
+        columns = [column] if isinstance(column, str) else list(column)
+        dataset = dataset.with_format('numpy' if numeric else None, columns=columns)
     numbered = hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')
     return MapRows(dataset, column) if numbered else StreamRows(dataset, column)
 
@@ -301,11 +315,14 @@ def column_kind(
     chat:bool=False, # Texts are to be formatted as conversations
 )->Literal['tokens', 'text', 'chat']: # How to read it
     "What a column holds"
+    if isinstance(value, Mapping): return 'chat'
     if isinstance(value, str) and column not in TOKEN_COLUMNS: return 'chat' if chat else 'text'
     if isinstance(value, str) or not hasattr(value, '__len__'):
         raise DataError(f"column {column!r} holds {type(value).__name__}, "
                         "not texts, lists of token ids or conversations")
     if len(value) and isinstance(value[0], Mapping): return 'chat'
+    if (chat or column in CHAT_KEYS) and (not len(value) or isinstance(value[0], str)): return 'chat'
+    if chat: raise DataError(f"column {column!r} holds lists of {type(value[0]).__name__}, not conversations to format")
     return 'tokens'
 
 # %% ../../nbs/activations/tokens.ipynb #5812f5a3
@@ -347,8 +364,9 @@ class ContextMaker:
     ):
         self.kind, self.size, self.packer = kind, context_size, None
         check_tokenizer(kind, tokenizer)
-        self.encode = dict(tokens=lambda values: [_token_ids(v) for v in values],
-                           text=partial(encode_texts, tokenizer), chat=partial(encode_chats, tokenizer))[kind]
+        self.encode = dict(tokens=partial(map, _token_ids), text=partial(encode_texts, tokenizer),
+                           chat=partial(map, partial(encode_chat, tokenizer)))[kind]
+        self.empty = 0   # conversations in which nothing is said
         first = begin if begin_sequence is None else begin_sequence
         if kind == 'tokens': self.pack = partial(cut, size=context_size)
         elif one_each: self.pack = partial(one_context, size=context_size, begin=first)
@@ -357,17 +375,33 @@ class ContextMaker:
             self.pack = self.packer.add
 
 # %% ../../nbs/activations/tokens.ipynb #823b82b9
+def _check_values(kind:str, values:Sequence, row:int):
+    "An error if a value cannot be encoded"
+    for i, v in enumerate(values):
+        if v is None: raise DataError(f"row {row + i} of the dataset is empty (None)")
+        if kind == 'text' and not isinstance(v, str):
+            raise DataError(f"row {row + i} of the dataset is {type(v).__name__}, not a text")
+
+def _say_empty(row:int):
+    warnings.warn(f"row {row} of the dataset is a conversation in which nothing is said; "
+                  "it and others like it are left out", stacklevel=4)
+
 def make_contexts(
     maker:ContextMaker, # How
     values:Sequence, # Values of the column
     row:int=0, # The row number of the first, for error messages
 )->Iterator[np.ndarray]: # Contexts as they fill up
     "Contexts from some rows"
-    for i, v in enumerate(values):
-        if v is None: raise DataError(f"row {row + i} of the dataset is empty (None)")
-    for i, tokens in enumerate(maker.encode(values) if len(values) else ()):
-        try: yield from maker.pack(tokens)
-        except DataError as e: raise DataError(f"row {row + i} of the dataset: {e}") from None
+    _check_values(maker.kind, values, row)
+    encoded = iter(maker.encode(values) if len(values) else ())
+    for i in range(row, row + len(values)):
+        try:
+            tokens = next(encoded)
+            if maker.kind == 'chat' and not len(tokens):
+                if not maker.empty: _say_empty(i)
+                maker.empty += 1
+            yield from maker.pack(tokens)
+        except DataError as e: raise DataError(f"row {i} of the dataset: {e}") from None
 
 # %% ../../nbs/activations/tokens.ipynb #1d312339
 class ContextReader:
@@ -401,7 +435,7 @@ class ChunkReader(ContextReader):
 
     def start_epoch(self, epoch:int):
         "Go back to the first row, without the tokens that were left over"
-        self.epoch, self.made = epoch, 0
+        self.epoch, self.made, self.maker.empty = epoch, 0, 0
         self.ready.clear()
         self.rows.rewind()
         if self.maker.packer: self.maker.packer.n = 0
@@ -427,12 +461,14 @@ class ContextIterator(ChunkReader):
     def next_epoch(self):
         "Begin the data again"
         if self.epoch == 0:
-            warnings.warn(f"the dataset ({self.n_rows} rows, {self.made} contexts) has been used once; "
+            empty = f", {n} of them left out as empty" if (n := self.maker.empty) else ''
+            warnings.warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
                           "a second epoch begins", stacklevel=3)
         self.start_epoch(self.epoch + 1)
         self.require(1)
 
-    def require(self, n:int, why:str='at least one is needed'):
+    @checked
+    def require(self, n:Natural, why:str='at least one is needed'):
         "Make sure that an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
             if not self.fill():
@@ -442,7 +478,8 @@ class ContextIterator(ChunkReader):
 # %% ../../nbs/activations/tokens.ipynb #9eee912e
 class SavedContexts(ContextIterator):
     "Batches of contexts, with a position that can be saved, as plain JSON data, and returned to"
-    def take(self, n:int, wrap:bool=True)->Tensor:
+    @checked
+    def take(self, n:Natural, wrap:bool=True)->Tensor:
         "The next `n` contexts, (n, context_size); without `wrap` none from beyond the end of this epoch"
         got = [*islice(self, n)] if wrap else [next(self) for _ in range(n) if self.more()]
         return torch.stack(got) if got else torch.empty(0, self.maker.size, dtype=torch.long)
@@ -472,16 +509,17 @@ class SavedContexts(ContextIterator):
 # %% ../../nbs/activations/tokens.ipynb #af609740
 class TokenContexts(SavedContexts):
     "An iterator of contexts from a dataset, each a LongTensor of one length"
+    @checked
     def __init__(self,
         dataset, # A map-style or streaming dataset, or a list of dicts
-        tokenizer=None, # A Hugging Face tokenizer; not needed for datasets of tokens
+        tokenizer:Tokenizer|None=None, # A Hugging Face tokenizer; not needed for datasets of tokens
         context_size:int=128, # Tokens in a context
         prepend_bos:bool=True, # Start every context of text with BOS, if the tokenizer has one
         sequence_separator_token:SpecialToken='bos', # Between two texts in a context: id, bos, eos, sep or None
         disable_concat_sequences:bool=False, # One context at most from each text; short texts are left out
         use_chat_formatting:bool=False, # Rows are conversations, for the tokenizer's chat template
         column:str|None=None, # Which column; by default the first of tokens, input_ids, text, problem
-        epochs:int|None=None, # Times to go through the dataset; None for ever
+        epochs:Count|None=None, # Times to go through the dataset; None for ever
     ):
         self.args = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         self.context_size, self.epochs, sample = context_size, epochs, first_row(dataset)
@@ -489,10 +527,11 @@ class TokenContexts(SavedContexts):
         if column is not None and column not in sample:
             raise DataError(f"no column {column!r}: this dataset has {', '.join(map(repr, sample))}")
         self.column = column or find_column(sample, use_chat_formatting)
-        self.kind = column_kind(sample[self.column], self.column, use_chat_formatting)
+        columns = columns_to_read(sample, self.column) if use_chat_formatting else self.column
+        self.kind = column_kind(value_of(sample, columns), self.column, use_chat_formatting)
         begin = special_token('bos', tokenizer) if prepend_bos else None
         separator = special_token(sequence_separator_token, tokenizer) if tokenizer is not None else None
-        super().__init__(open_rows(dataset, self.column, self.kind == 'tokens'),
+        super().__init__(open_rows(dataset, columns, self.kind == 'tokens'),
                          ContextMaker(self.kind, context_size, tokenizer, begin, separator, disable_concat_sequences))
         self.require(1)
         self.first = hashlib.sha256(self.ready[0].numpy().tobytes()).hexdigest()[:16]

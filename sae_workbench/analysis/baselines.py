@@ -9,6 +9,8 @@ __all__ = ['random_dictionary', 'fit_decoder', 'frozen_encoder']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ..core.arguments import Rows, checked
+from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..core.ops import Pattern, sparse_decode, transposed_product
 from ..core.seeds import stream
@@ -23,10 +25,11 @@ def _check(x:Tensor, d_sae:int, k:int):
 def _topk_sae(x:Tensor, d_sae:int, k:int, **options)->TopKSAE:
     return TopKSAE(TopKSAEConfig(d_in=x.shape[1], d_sae=d_sae, k=k, device=str(x.device), **options))
 
+@checked
 @torch.no_grad()
 def random_dictionary(
-    x:Tensor, # (rows, d_in) activations; give the mean and the factor
-    d_sae:int, # Latents in the dictionary
+    x:Rows, # (rows, d_in) activations; give the mean and the factor
+    d_sae:Count, # Latents in the dictionary
     k:int, # Active latents per row
     seed:int=0, # Decides the directions
 )->TopKSAE: # Fit for use like any other SAE
@@ -95,10 +98,11 @@ def fit_decoder(
     return start + W[:-1]*A.scale[:, None], W[-1] + mean
 
 # %% ../../nbs/analysis/baselines.ipynb #93b825ab
+@checked
 @torch.no_grad()
 def frozen_encoder(
-    x:Tensor, # (rows, d_in) activations to fit the decoder on
-    d_sae:int, # Latents in the dictionary
+    x:Rows, # (rows, d_in) activations to fit the decoder on
+    d_sae:Count, # Latents in the dictionary
     k:int, # Active latents per row
     seed:int=0, # Decides the directions
 )->TopKSAE: # Fit for use like any other SAE

@@ -11,6 +11,8 @@ import base64, hashlib, html, sys, time
 from collections.abc import Sequence
 from pathlib import Path
 import torch
+from ..core.arguments import checked
+from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic, read_text
 from ..core.output import say
@@ -23,13 +25,13 @@ from ..saes.base import SAE
 
 # %% ../../nbs/analysis/dashboard.ipynb #5d6160e8
 COLUMNS = (('latent', 'its number'), ('peak', 'where it is strongest'), ('density', 'the share on which it fires'),
-           ('max', 'its highest value'), ('cos', 'cosine with the nearest other latent'))
+           ('max', 'its strongest value; sorted by magnitude'), ('cos', 'cosine with the nearest other latent'))
 
 def _row(p:LatentPage)->str:
     peak = html.escape(visible(p.examples[0].token).strip()) if p.examples else ''
     cos = p.nearest[0][1] if p.nearest else 0
-    numbers = f'<td data-v="{p.density!r}">{p.density:.2%}</td><td data-v="{p.max_act!r}">{number(p.max_act)}</td>' \
-              f'<td data-v="{cos!r}">{cos:.2f}</td>'
+    numbers = (f'<td data-v="{p.density!r}">{p.density:.2%}</td>'
+               f'<td data-v="{abs(p.max_act)!r}">{number(p.max_act)}</td><td data-v="{cos!r}">{cos:.2f}</td>')
     return (f'<tr id="row-{p.latent}"><td data-v="{p.latent}"><a href="#latent-{p.latent}">{p.latent}</a></td>'
             f'<td><code dir="auto">{peak}</code></td>{numbers}</tr>')
 
@@ -166,11 +168,12 @@ def _check_file(path:Path, n_pages:int):
     if path.is_dir(): raise ConfigError(f"{path}: this is a folder")
     if n_pages > MOST_PAGES: raise ConfigError(f"{n_pages:,} pages are too many for one file: at most {MOST_PAGES:,}")
 
+@checked
 def dashboard(
     stats:LatentStats, # What a pass found
     path:str|Path, # The file, ending in .html; one that is there is replaced
     latents:Sequence[int]|None=None, # Which latents get a page; those worth a first look if None
-    n:int=50, # How many, if latents is None
+    n:Count=50, # How many, if latents is None
     title:str|None=None, # Shown on top; the SAE's place and model if None
 )->Path: # The file
     "Write the pages of some latents to a file that opens without a network"

@@ -8,13 +8,14 @@ __all__ = ['COMPUTE', 'GROUPS', 'get_library_version', 'get_git_hash', 'EvalConf
 
 # %% ../../nbs/analysis/evals.ipynb #2b2db03c
 import math, subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+import numpy as np
 import torch
 from torch import Tensor, nn
 from .attach import place_of
@@ -25,6 +26,7 @@ from ..activations.scale import ActivationScaler
 from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows, evaluating
 from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
+from ..core.arguments import as_tensor, checked
 from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
@@ -73,6 +75,7 @@ class EvalConfig(Config):
 # %% ../../nbs/analysis/evals.ipynb #d28012e8
 COMPUTE = tuple(f for f in EvalConfig.__dataclass_fields__ if f.startswith('compute_'))
 
+@checked
 def get_eval_everything_config(
     batch_size_prompts:int|None=None, # Contexts in a batch; the store's if None, or 8
     n_eval_reconstruction_batches:int=10, # Batches for the losses of the model
@@ -436,6 +439,7 @@ def _name_of(read:str|None, write:str|None, head:int|None, on_contexts:bool)->st
     if write and not read: raise ConfigError(f"hook_name_out={write!r} needs hook_name: where the transcoder reads")
     return (read, write) if write else read
 
+@checked
 @torch.no_grad()
 @only_own_hooks()
 def run_evals(
@@ -443,9 +447,9 @@ def run_evals(
     activation_store, # ActivationsStore, token ids (n, context), rows (n, d_in), a cache's folder, or another source
     model:nn.Module|None=None, # The language model; the store's own if None
     activation_scaler:ActivationScaler|None=None, # The trainer's, while scaling is not folded into the weights
-    eval_config:EvalConfig|None=None, # What to measure
+    eval_config:EvalConfig|None=None, # What to measure; if None all that the source can give
     model_kwargs:Mapping[str, Any]|None=None, # Further arguments of the model's call
-    exclude_special_tokens:Iterable[int]|bool=True, # Leave out special tokens, or these token ids; of contexts only
+    exclude_special_tokens:Sequence[int]|Tensor|bool=True, # Leave out special tokens, or these token ids; of contexts only
     verbose:bool=False, # Show progress
     hook_name:str|None=None, # Where the SAE reads; from its metadata if None
     hook_name_out:str|None=None, # Where a transcoder writes
@@ -453,10 +457,12 @@ def run_evals(
 )->tuple[EvalMetrics, dict[str, list[float]]]: # Metrics by group and name; metrics of each latent
     "Measure an SAE, and two baselines beside it"
     _check_kind(sae)
+    if isinstance(activation_store, np.ndarray): activation_store = as_tensor(activation_store)
     source, model = _parts(activation_store, model)
     on_contexts = _has_contexts(source)
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
-    cfg = _applicable(eval_config or EvalConfig(), on_contexts and model is not None, hasattr(sae, 'W_enc'))
+    cfg = get_eval_everything_config() if eval_config is None else eval_config
+    cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
     if hasattr(sae.cfg, 'd_out'): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.arguments import Floats, checked
+from ..core.config import Count, Natural
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
 from ..core.output import Bar
 from ..activations.sources import check_rows
 from .examples import (
-    MOST_NUMBERS, Example, TextLatents, TopContexts, check_latents, interesting_latents)
+    MOST_NUMBERS, Example, Latents, TextLatents, TopContexts, check_latents, firing, interesting_latents)
+from ..saes.base import SAE
 
 # %% ../../nbs/analysis/latents.ipynb #85fe66d0
 BINS = 64   # on each side of zero
@@ -45,13 +48,18 @@ class Histograms:
         f:Tensor, # (…, n_latents) latents
     ):
         "Count some values"
+        for columns, part in firing(f.reshape(-1, 1, f.shape[-1])): self.add(columns, part)
+
+    def add(self, columns:Tensor, f:Tensor):
+        "Count values of some latents, each of which has values that are not zero"
         f = f.flatten(0, -2)
-        needed = torch.maximum(self.exponent, torch.frexp(f.abs().amax(0).double().cpu()).exponent)
-        wider = ((needed > self.exponent) & (f != 0).any(0).cpu()).nonzero().flatten()
-        self.counts[wider] = _joined(self.counts[wider], (needed - self.exponent)[wider])
-        self.exponent[wider] = needed[wider]
-        column = f.nonzero()[:, 1].cpu()
-        values = f[f != 0].double().cpu()
+        needed = torch.frexp(f.abs().amax(0).double().cpu()).exponent.long()
+        wider = needed > self.exponent[columns]
+        some = columns[wider]
+        self.counts[some] = _joined(self.counts[some], needed[wider] - self.exponent[some])
+        self.exponent[some] = needed[wider]
+        at = (f != 0).nonzero(as_tuple=True)
+        column, values = columns[at[1].cpu()], f[at].double().cpu()
         bins = torch.ldexp(values, math.frexp(BINS)[1] - 1 - self.exponent[column]).floor().long()
         self.counts.view(-1).index_add_(0, column*2*BINS + bins + BINS, torch.ones(len(bins), dtype=torch.int32))
 
@@ -101,12 +109,13 @@ def _check_acts(sae, acts:Tensor, **more):
 class RowLatents:
     "The latents of an SAE on rows of activations, with what each row stands for"
     unit, model = 'row', None
+    @checked
     def __init__(self,
-        sae, # An SAE for inference
-        acts:Tensor, # (n, d_in) activations
+        sae:SAE, # An SAE for inference
+        acts:Floats, # (n, d_in) activations
         labels:Sequence[str]|None=None, # A text for each row; its number if None
         pictures:Sequence|None=None, # A picture for each row, as `picture_uri` takes them
-        batch_size:int=4096, # Rows at a time, or fewer if their latents are too many
+        batch_size:Count=4096, # Rows at a time, or fewer if their latents are too many
     ):
         _check_acts(sae, acts, labels=labels, pictures=pictures)
         self.sae, self.acts, self.labels, self.pictures = sae, acts, labels, pictures
@@ -135,12 +144,13 @@ class RowLatents:
 # %% ../../nbs/analysis/latents.ipynb #79938cf1
 class _Pass:
     "What is gathered of every latent"
+    @checked
     def __init__(self,
         source:TextLatents|RowLatents, # Where the latents come from
-        latents:Sequence[int]|None=None, # Which latents; all if None
-        n_examples:int=10, # Strongest examples for each
-        n_samples:int=5, # Examples drawn from everywhere
-        seed:int=0, # Decides the sample
+        latents:Latents|None=None, # Which latents; all if None
+        n_examples:Count=10, # Strongest examples for each
+        n_samples:Natural=5, # Examples drawn from everywhere
+        seed:Natural=0, # Decides the sample
     ):
         self.source, self.sae = source, source.sae
         if latents is not None: check_latents(self.sae, latents)
@@ -152,10 +162,12 @@ class _Pass:
 
     def update(self, f:Tensor, counts:Tensor):
         "Add a batch: (contexts, positions, n) latents, and which tokens count"
-        f = f.masked_fill(~counts[..., None], 0)
-        draw = torch.from_numpy(1 - self.rng.random(counts.shape)).float().to(f.device)
-        self.top.update(f, counts); self.histograms.update(f)
-        self.sample.update(torch.where(f > 0, draw[..., None], 0), counts)
+        draw = torch.from_numpy(1 - self.rng.random(counts.shape)).float().to(f.device)[..., None]
+        if not counts.all(): f = f.masked_fill(~counts[..., None], 0)
+        for columns, part in firing(f):
+            self.top.add(columns, part); self.histograms.add(columns, part)
+            self.sample.add(columns, torch.where(part != 0, draw, 0))
+        self.top.end(counts); self.sample.end(counts)
 
 # %% ../../nbs/analysis/latents.ipynb #0a2f03ac
 class LatentStats(_Pass):
@@ -165,6 +177,7 @@ class LatentStats(_Pass):
         "How many tokens or rows were counted"
         return self.top.n_tokens
 
+    @checked
     def column(self, latent:int)->int:
         "Where a latent stands in the tensors"
         check_latents(self.sae, [latent])
@@ -172,12 +185,13 @@ class LatentStats(_Pass):
         raise ConfigError(f"latent {latent} is not among the {len(self.latents)} watched")
 
 # %% ../../nbs/analysis/latents.ipynb #60f9eb74
+@checked
 def latent_stats(
     source:TextLatents|RowLatents, # Where the latents come from
-    latents:Sequence[int]|None=None, # Which latents; all if None
-    n_examples:int=10, # Strongest examples for each
-    n_samples:int=5, # Examples drawn from everywhere
-    seed:int=0, # Decides the sample
+    latents:Latents|None=None, # Which latents; all if None
+    n_examples:Count=10, # Strongest examples for each
+    n_samples:Natural=5, # Examples drawn from everywhere
+    seed:Natural=0, # Decides the sample
     progress:bool=False, # Show a bar with the time that is left
 )->LatentStats:
     "Read the data once and note what each latent does"
@@ -190,14 +204,16 @@ def latent_stats(
     return stats
 
 # %% ../../nbs/analysis/latents.ipynb #02ddb5cd
+@checked
 @torch.no_grad()
 def nearest_latents(
-    sae, # An SAE
-    latents:Sequence[int]|None=None, # Which latents; all if None
-    n:int=8, # Neighbours for each
+    sae:SAE, # An SAE
+    latents:Latents|None=None, # Which latents; all if None
+    n:Count=8, # Neighbours for each
 )->tuple[Tensor, Tensor]: # (latents, n) their numbers, and the cosines of their decoder rows, the nearest first
     "The latents that point most nearly the same way"
     W = sae.W_dec.detach()
+    if latents is not None: check_latents(sae, latents)
     asked = torch.arange(len(W)) if latents is None else torch.as_tensor(latents, dtype=torch.long)
     n, found = min(n, len(W) - 1), []
     for rows in asked.split(max(1, MOST_NUMBERS//4//len(W))):
@@ -207,6 +223,7 @@ def nearest_latents(
     return torch.cat([t.indices for t in found]), torch.cat([t.values for t in found])
 
 # %% ../../nbs/analysis/latents.ipynb #425aec71
+@checked
 def latent_table(
     stats:LatentStats, # What a pass found
     nearest:bool=True, # With each latent's nearest other; the cost grows with the square of d_sae
@@ -217,7 +234,7 @@ def latent_table(
     texts = iter(stats.source.texts([p[0] for p in first if p]))
     table = DataFrame(dict(
         latent=stats.latents, density=stats.top.density.numpy(), fired=stats.top.fired.numpy(),
-        max_act=stats.top.value[0].clamp(min=0).numpy(), peak=[next(texts) if p else '' for p in first]))
+        max_act=stats.top.peak.numpy(), peak=[next(texts) if p else '' for p in first]))
     if nearest and stats.sae.cfg.d_sae > 1:
         number, cosine = nearest_latents(stats.sae, stats.latents, n=1)
         table = table.assign(nearest=number[:, 0].numpy(), cosine=cosine[:, 0].numpy())
@@ -232,7 +249,7 @@ def pick(
     "Latents that are worth a first look"
     top = stats.top
     first = interesting_latents(top, n, max_density, stats.source.label)
-    steady = top.value.masked_fill(~top.value.isfinite(), 0).sum(0)   # strong in all of its examples
+    steady = top.value.masked_fill(~top.value.isfinite(), 0).abs().sum(0)   # strong in all of its examples
     steady = steady.where(top.density <= max_density, -1/(1 + steady)).masked_fill(~top.value[0].isfinite(), -torch.inf)
     rest = steady.argsort(descending=True, stable=True)[:int(steady.isfinite().sum())].tolist()
     return [stats.latents[j] for j in list(dict.fromkeys(first + rest))[:n]]

@@ -9,6 +9,7 @@ __all__ = ['logit_effects']
 from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
+from ..core.arguments import Rows, checked
 from ..core.errors import HookError
 from ..core.hooks import hanging, only_own_hooks
 from ..activations.models import input_device
@@ -51,11 +52,12 @@ def _weight_of(norm:nn.Module, width:int, like:Tensor)->tuple[Tensor, bool]:
     return (ask(x) - ask(-x))/2/wave*wave.pow(2).mean().sqrt(), centred
 
 # %% ../../nbs/analysis/logits.ipynb #d5f0201f
+@checked
 @torch.no_grad()
 @only_own_hooks()
 def logit_effects(
     model:nn.Module, # A language model
-    directions:Tensor, # (n, d_model) such as rows of a decoder
+    directions:Rows, # (n, d_model) such as rows of a decoder
 )->Tensor: # (n, vocabulary) in float32, on the CPU
     "What directions in the residual stream add to the logits, as far as tokens differ"
     unembed, norm, width = _end_of(model)

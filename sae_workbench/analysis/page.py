@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 import torch
+from ..core.arguments import checked
+from ..core.config import Natural
 from ..core.errors import HookError
 from ..core.private import shareable
 from ..activations.models import tokenizer_of
@@ -28,7 +30,7 @@ class LatentPage:
     unit:str # What was counted: token or row
     n:int # How many of them
     fired:int # On how many of them it fires
-    max_act:float # Its highest value
+    max_act:float # Its strongest value, with its sign
     edges:list[float] # Edges of the histogram of its values where it fires
     counts:list[int] # How many values are in each bin
     examples:list[Example] # Where it is strongest
@@ -65,7 +67,8 @@ def _bars(edges:Sequence[float], counts:Sequence[int], label:str)->str:
     for k, c in enumerate(counts):
         if not c: continue
         h = max(2, H*torch.tensor([c + 1.]).log2().item()/top)
-        bars.append(f'<rect x="{k*w:.1f}" y="{H - h:.1f}" width="{max(w - 1, .5):.1f}" height="{h:.1f}">'
+        side = ' class="below"' if edges[k+1] <= 0 else ''
+        bars.append(f'<rect{side} x="{k*w:.1f}" y="{H - h:.1f}" width="{max(w - 1, .5):.1f}" height="{h:.1f}">'
                     f'<title>{edges[k]:.3g} to {edges[k+1]:.3g}: {c:,} {label}</title></rect>')
     return ''.join(bars)
 
@@ -94,6 +97,7 @@ STYLE = """
 .sae-page .parts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14em),1fr));gap:0 2em}
 .sae-page svg{width:100%;max-width:420px;height:auto;display:block}
 .sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
+.sae-page svg .below{fill:#2563c9}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}
 .sae-page td{padding:.22em .5em;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
@@ -200,11 +204,12 @@ def _next_tokens(stats:LatentStats, latents:Sequence[int], n:int)->list[dict]:
     return [dict(raised=r, lowered=l) for r, l in zip(words(effects.topk(n)), words(effects.topk(n, largest=False)))]
 
 # %% ../../nbs/analysis/page.ipynb #0369b808
+@checked
 def latent_pages(
     stats:LatentStats, # What a pass found
     latents:Sequence[int], # Which latents
-    n_logits:int=10, # Next tokens in each list
-    n_nearest:int=8, # Neighbours
+    n_logits:Natural=10, # Next tokens in each list
+    n_nearest:Natural=8, # Neighbours
 )->list[LatentPage]: # In the order asked for
     "The pages of some latents"
     check_latents(stats.sae, latents)
@@ -215,15 +220,16 @@ def latent_pages(
     others, cosine = nearest_latents(stats.sae, latents, n_nearest)
     site = meta.neuronpedia_id and f'https://www.neuronpedia.org/{quote(meta.neuronpedia_id)}'
     near = [[_neighbour(stats, i, c) for i, c in zip(*both)] for both in zip(others.tolist(), cosine.tolist())]
-    sample = [sorted(examples, key=lambda e: -e.value) for examples in found[len(latents):]]
+    sample = [sorted(examples, key=lambda e: -abs(e.value)) for examples in found[len(latents):]]
     words = _next_tokens(stats, latents, n_logits)
     return [LatentPage(i, _place(stats.sae), source.unit, stats.n, int(stats.top.fired[j]),
-                       max(0., stats.top.value[0, j].item()), *stats.histograms.of(j), found[k], sample[k], near[k],
+                       stats.top.peak[j].item(), *stats.histograms.of(j), found[k], sample[k], near[k],
                        url=site and f'{site}/{i}', **words[k]) for k, (i, j) in enumerate(zip(latents, columns))]
 
+@checked
 def latent_page(
     stats:LatentStats, # What a pass found
-    latent:int, # Which latent
+    latent:Natural, # Which latent
     **options, # n_logits and n_nearest, as for `latent_pages`
 )->LatentPage:
     "The page of one latent"

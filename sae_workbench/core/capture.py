@@ -6,11 +6,12 @@
 __all__ = ['capture', 'replacing']
 
 # %% ../../nbs/core/capture.ipynb #e7455089
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
 from torch import Tensor, nn
+from .arguments import checked
 from .errors import HookError
 from .hooks import hanging
 from .points import Point, normalized, resolve
@@ -130,9 +131,10 @@ def _points(model:nn.Module, names)->dict[str, Point]:
     return {n: p if isinstance(p, Point) else Point(p) for n, p in names.items()}
 
 # %% ../../nbs/core/capture.ipynb #7fef65d9
+@checked
 def capture(
     model:nn.Module, # Any model
-    names:str|Iterable[str]|Mapping[str, Point|nn.Module], # Hook or submodule names, or names with what they stand for
+    names:str|Mapping[str, Point|nn.Module]|Sequence[str], # Hook or submodule names, or names with what they stand for
     *args, # What the model is called with
     stop:bool=True, # Leave the forward pass after the last of the names
     **kwargs, # Named arguments of the call
@@ -155,6 +157,7 @@ def capture(
     return {n: seen[n] for n in points}
 
 # %% ../../nbs/core/capture.ipynb #e4c1991f
+@checked
 @contextmanager
 def replacing(
     model:nn.Module, # Any model

@@ -9,6 +9,8 @@ __all__ = ['cosines', 'mmcs', 'recovered', 'match', 'firing_scores']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .arguments import Ids, Rows, checked
+from .errors import DataError
 
 # %% ../../nbs/core/dictionaries.ipynb #0d1e5162
 def cosines(
@@ -16,27 +18,32 @@ def cosines(
     truth:Tensor, # (n_features, d_in) the directions to compare with
 )->Tensor: # (d_sae, n_features)
     "The cosine between each direction found and each true one"
+    if found.shape[1] != truth.shape[1]:
+        raise DataError(f"the directions are of different widths: {tuple(found.shape)} and {tuple(truth.shape)}")
     return F.normalize(found.detach().float(), dim=-1) @ F.normalize(truth.float(), dim=-1).T
 
+@checked
 def mmcs(
-    found:Tensor, # (d_sae, d_in) rows of a decoder
-    truth:Tensor, # (n_features, d_in) the directions to compare with
+    found:Rows, # (d_sae, d_in) rows of a decoder
+    truth:Rows, # (n_features, d_in) the directions to compare with
 )->float:
     "The mean over true directions of the largest cosine with one found"
     return cosines(found, truth).amax(0).mean().item()
 
+@checked
 def recovered(
-    W_dec:Tensor, # (d_sae, d_in) decoder
-    features:Tensor, # (n_features, d_in) the truth
+    W_dec:Rows, # (d_sae, d_in) decoder
+    features:Rows, # (n_features, d_in) the truth
     threshold:float=0.9, # Cosine from which a feature counts as found
 )->float: # Share of the features
     "The share of features that some latent points to"
     return (cosines(W_dec, features).amax(0) > threshold).float().mean().item()
 
 # %% ../../nbs/core/dictionaries.ipynb #3b3dd9c4
+@checked
 def match(
-    found:Tensor, # (d_sae, d_in) rows of a decoder
-    truth:Tensor, # (n_features, d_in) the directions to match
+    found:Rows, # (d_sae, d_in) rows of a decoder
+    truth:Rows, # (n_features, d_in) the directions to match
 )->tuple[Tensor, Tensor]: # (n_features,) the latent of each feature, -1 where none is left; (n_features,) cosines
     "Pair features with latents, one to one, the most alike first"
     c = cosines(found, truth)
@@ -48,12 +55,18 @@ def match(
     return latents, best
 
 # %% ../../nbs/core/dictionaries.ipynb #eeb877c8
+@checked
 def firing_scores(
-    acts:Tensor, # (rows, d_sae) latents
-    code:Tensor, # (rows, n_features) the true code
-    latents:Tensor, # (n_features,) the latent of each feature, from `match`
+    acts:Rows, # (rows, d_sae) latents
+    code:Rows, # (rows, n_features) the true code
+    latents:Ids, # (n_features,) the latent of each feature, from `match`
 )->dict[str, Tensor]: # precision, recall and f1, each (n_features,); nan where there is nothing to divide by
     "How well latents fire on the rows on which their features are active"
+    if len(acts) != len(code) or latents.shape != code.shape[1:]:
+        raise DataError("needed are as many rows of acts as of code, and a latent for each feature; got acts "
+                        f"{tuple(acts.shape)}, code {tuple(code.shape)}, latents {tuple(latents.shape)}")
+    if (bad := latents[latents >= acts.shape[1]].tolist()):
+        raise DataError(f"latents {bad} do not exist: acts has {acts.shape[1]}")
     fires, active = acts[:, latents.clamp(min=0)] != 0, code != 0
     fires = fires & (latents >= 0)
     both, n_fires, n_active = ((m.sum(0).float()) for m in (fires & active, fires, active))

@@ -8,13 +8,14 @@ __all__ = ['OwnHook', 'hanging', 'only_own_hooks', 'is_hooked', 'HookPoint', 'Ho
 # %% ../../nbs/core/hooks.ipynb #3d6f1dcb
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import SimpleNamespace
 from typing import Literal
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from .arguments import checked
 from .errors import HookError, unknown
 
 # %% ../../nbs/core/hooks.ipynb #0bb4fd8b
@@ -214,6 +215,7 @@ class _Points(nn.Module):
         if which not in points: raise HookError(unknown('hook point', which, points))
         return [points[which]]
 
+    @checked
     def add_hook(self,
         name:str|Callable[[str], bool], # A point's name, or a test of names
         hook:Callable, # Called as hook(tensor, hook=point)
@@ -233,6 +235,7 @@ class _Points(nn.Module):
         "Hang a function that survives `reset_hooks`"
         self.add_hook(name, hook, dir, is_permanent=True)
 
+    @checked
     def reset_hooks(self,
         clear_contexts:bool=True, # Kept for TransformerLens scripts; the points' notes are always cleared
         direction:Literal['fwd', 'bwd', 'both']='both', # Which functions
@@ -245,10 +248,11 @@ class _Points(nn.Module):
 # %% ../../nbs/core/hooks.ipynb #906024c9
 class _Hooking(_Points):
     "Functions that hang for a while"
+    @checked
     @contextmanager
     def hooks(self,
-        fwd_hooks:list=(), # Pairs (name or test, function) on values
-        bwd_hooks:list=(), # The same on gradients
+        fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), # Pairs (name or test, function) on values
+        bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), # The same on gradients
         private:bool=False, # Functions on values act in this thread only
     )->Iterator['HookedModule']:
         "Functions that hang inside the block only, also when it ends in an exception"
@@ -266,13 +270,15 @@ class _Hooking(_Points):
 # %% ../../nbs/core/hooks.ipynb #721a3619
 class HookedModule(_Hooking):
     "A module whose `HookPoint`s can be reached by name"
-    def run_with_hooks(self, *args, fwd_hooks:list=(), bwd_hooks:list=(), **kwargs):
+    @checked
+    def run_with_hooks(self, *args, fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), **kwargs):
         "Call the module with functions that hang for this call only"
         if bwd_hooks:
             raise HookError("a gradient flows after the call has ended: "
                             "use `with sae.hooks(bwd_hooks=...)` around forward and backward")
         with self.hooks(fwd_hooks, private=True): return self(*args, **kwargs)
 
+    @checked
     def run_with_cache(self, *args,
         names_filter:str|list[str]|Callable[[str], bool]|None=None, # Which points; all by default
         **kwargs):

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAE_CLASS_REGISTRY', 'SAE_TRAINING_CLASS_REGISTRY', 'Registry', 'register_sae_class', 'register_sae_training_class',
-           'get_sae_class', 'get_sae_training_class']
+           'no_inference_class', 'get_sae_class', 'get_sae_training_class']
 
 # %% ../../nbs/core/registry.ipynb #bf88f6a0
+from .arguments import checked
+from .config import Name
 from .errors import ConfigError, unknown
 
 # %% ../../nbs/core/registry.ipynb #5f62d1d6
@@ -37,16 +39,18 @@ class Registry(dict):
 SAE_CLASS_REGISTRY = Registry('architecture')
 SAE_TRAINING_CLASS_REGISTRY = Registry('training architecture')
 
+@checked
 def register_sae_class(
-    architecture:str, # The name in `cfg.json`
+    architecture:Name, # The name in `cfg.json`
     sae_class:type, # A subclass of `SAE`
     sae_config_class:type, # Its config, a subclass of `SAEConfig`
 ):
     "Make an inference architecture known to `SAE.load_from_disk` and the like"
     SAE_CLASS_REGISTRY.register(architecture, sae_class, sae_config_class)
 
+@checked
 def register_sae_training_class(
-    architecture:str, # The name in `cfg.json` and on the command line
+    architecture:Name, # The name in `cfg.json` and on the command line
     sae_training_class:type, # A subclass of `TrainingSAE`
     sae_training_config_class:type, # Its config, a subclass of `TrainingSAEConfig`
 ):
@@ -54,14 +58,35 @@ def register_sae_training_class(
     SAE_TRAINING_CLASS_REGISTRY.register(architecture, sae_training_class, sae_training_config_class)
 
 # %% ../../nbs/core/registry.ipynb #e4008b59
+def no_inference_class(
+    architecture:str, # A training architecture
+    config_class:type, # Its training config
+)->str: # The call that is missing, with the classes that it inherits from
+    "What to say where a training architecture has no inference class"
+    lineage = config_class.__mro__
+    pairs = [(sae, cfg) for sae, cfg in SAE_CLASS_REGISTRY.values() if cfg in lineage]
+    near = min(pairs, key=lambda pair: lineage.index(pair[1]), default=None)
+    sae, cfg = (c.__name__ for c in near) if near else ('YourSAE', 'YourSAEConfig')
+    same = f"; it is the right one if encode and decode are those of {sae}" if near else ""
+    return (f"architecture {architecture!r} has no inference class, so an SAE that is trained could not be saved: "
+            f"add register_sae_class({architecture!r}, {sae}, {cfg}){same}")
+
+@checked
 def get_sae_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(SAE class, config class)`
     "The inference class of an architecture and its config"
+    for_training = SAE_TRAINING_CLASS_REGISTRY.get(architecture)
+    if for_training and architecture not in SAE_CLASS_REGISTRY:
+        raise ConfigError(no_inference_class(architecture, for_training[1]))
     return SAE_CLASS_REGISTRY.lookup(architecture)
 
+@checked
 def get_sae_training_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(TrainingSAE class, config class)`
     "The training class of an architecture and its config"
+    if architecture in SAE_CLASS_REGISTRY and architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ConfigError(unknown('training architecture', architecture, SAE_TRAINING_CLASS_REGISTRY) +
+                          "; it can be loaded, but no register_sae_training_class call says how it is trained")
     return SAE_TRAINING_CLASS_REGISTRY.lookup(architecture)

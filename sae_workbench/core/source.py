@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'LARGEST_VALUE', 'MOST_WORK', 'literal', 'Value', 'NotKnown', 'Table', 'size_of', 'written', 'Work',
-           'Evaluator', 'Found', 'found_call', 'Reader']
+           'Evaluator', 'Found', 'found_call', 'mutable', 'shadow', 'Reader']
 
 # %% ../../nbs/core/source.ipynb #48bcf0c1
 import ast, operator, re
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
+from .uses import COMPREHENSIONS, FUNCTIONS, Uses, arguments, bound, changed_anywhere, flat, uses
 
 # %% ../../nbs/core/source.ipynb #4c5d2e1a
 class _Unknown:
@@ -277,15 +278,38 @@ def found_call(
 _reads = Table()   # kind of statement: function of the reader, the statement, and what the names hold
 
 def _other(r, s, env):
-    r.calls(s, env)
     r.forget([s], env)
+    r.calls(s, env)
 
-def _bound(nodes)->set[str]:
-    "Every name that is bound somewhere below some statements"
-    below = (n for top in nodes for n in ast.walk(top))
-    return {n.id for n in below if isinstance(n, ast.Name) and isinstance(n.ctx, (ast.Store, ast.Del))}
+def mutable(
+    v:Value, # What a name holds
+)->bool:
+    "Whether it can be changed, as a dictionary or a list can"
+    def may(x): return isinstance(x, (list, dict)) or isinstance(x, tuple) and any(map(may, x))
+    return v.items is not None or may(v.value)
 
 # %% ../../nbs/core/source.ipynb #686d5b77
+def _settled(items:dict[str, Value], name:str)->dict[str, Value]|None:
+    "Entries whose text does not need a name any more; None if one of them does and its value is not known"
+    needed = [e for e in items.values() if name in e.names]
+    if not all(e.known for e in needed): return None
+    return {k: Value.of(e.value) if name in e.names else e for k, e in items.items()}
+
+def shadow(
+    env:dict[str, Value], # What names hold; changed in place
+    names:set[str], # Names that stand for something else from here on
+):
+    "Forget what some names hold; entries of dictionaries that were written with them are kept as values"
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        env[name] = Value(name)
+        for other, v in list(env.items()):
+            if not v.items or all(name not in e.names for e in v.items.values()): continue
+            items = _settled(v.items, name)
+            if items is None: queue.append(other)
+            else: env[other] = replace(v, items=items)
+
 class _Names:
     "A script, and what its names hold"
     def __init__(self,
@@ -296,6 +320,15 @@ class _Names:
         self.given = {k: Value.of(v) for k, v in (names or {}).items()}
         self.env = dict(self.given)   # at the end of the module
         self.aliases, self.dicts, self.work = {}, {}, Work()
+        self.unsure = set()   # dictionaries that may hold more than was read
+        functions = uses([n for n in ast.walk(self.tree) if isinstance(n, FUNCTIONS)], self.safe)
+        self.by_functions, self.rebound = functions.changed, functions.rebound
+        self.changed, self.later = changed_anywhere(uses(self.tree.body, self.safe)), {}
+        for s in flat(self.tree.body):
+            for name in bound([s]) | self.uses([s]).changed: self.later.setdefault(name, []).append(s.lineno)
+
+    def safe(self, name:str)->bool: return False   # whether a function only reads what it is given
+    def uses(self, nodes)->Uses: return uses(nodes, self.safe)
 
     def value(self, node:ast.AST, env:dict[str, Value])->Value:
         "The value of an expression, with what names hold there"
@@ -305,8 +338,31 @@ class _Names:
         "The value of an expression, with what names hold at the end of the script"
         return self.value(node, self.env)
 
+    def drop(self, name:str, env):
+        "Forget what a name holds, and dictionaries with entries whose text needs it"
+        if name in self.given: return
+        if name in self.dicts: self.unsure.add(name)
+        shadow(env, {name})
+
+    def spoil(self, nodes, env, followed=frozenset()):
+        "Forget dictionaries and lists that some nodes may change, except for a change that is followed"
+        u = self.uses(nodes)
+        for name in [*env] if '*' in u.changed else (u.changed - followed) | (u.shared & self.changed):
+            if name in env and ('*' in u.changed or mutable(env[name])): self.drop(name, env)
+
     def forget(self, nodes, env):
-        for name in _bound(nodes) - self.given.keys(): env[name] = Value(name)
+        "Forget what some statements bind or may change"
+        for name in bound(nodes): self.drop(name, env)
+        self.spoil(nodes, env)
+
+    def of_function(self, f:ast.AST, hidden:set[str])->dict[str, Value]:
+        "What names hold in a function; `hidden` are names of the functions around it"
+        def same(name):
+            lines = self.later.get(name, [])
+            return len(lines)==1 or all(line < f.lineno for line in lines)
+        env = dict(self.env)
+        shadow(env, ({name for name in env if not same(name)} | hidden | arguments(f)) - self.given.keys())
+        return env
 
     def aliases_of(self, name:str)->str|None:
         "Another name under which the script imported something"
@@ -320,42 +376,64 @@ class Reader(_Names):
         wanted:Callable[[str], bool], # Whether a function, by its last name, is wanted
         names:dict[str, Any]|None=None, # Values of names that the script leaves open
     ):
+        self.wanted, self.found, self.functions, self.around = wanted, [], [], set()
         super().__init__(source, names)
-        self.wanted, self.found, self.functions = wanted, [], []
         self.block(self.tree.body, self.env)
         while self.functions:
-            fn = self.functions.pop(0)
-            arguments = {a.arg: Value(a.arg) for a in ast.walk(fn.args) if isinstance(a, ast.arg)}
-            self.block(fn.body, self.env | arguments | self.given)
+            f, self.around = self.functions.pop(0)
+            env = self.of_function(f, self.around)
+            self.around = self.around | arguments(f) | bound(f.body)
+            self.block(f.body, env)
         self.found.sort(key=lambda f: (f.node.lineno, f.node.col_offset))
+
+    def safe(self, name:str)->bool: return self.wanted(name)
 
     def block(self, body:list[ast.stmt], env):
         for s in body: _reads.get(type(s), _other)(self, s, env)
 
     def calls(self, top:ast.AST, env)->list[Found]:
         "The wanted calls in a statement"
-        nodes = [n for n in ast.walk(top) if isinstance(n, ast.Call)]
-        named = [(ast.unparse(n.func).split('.')[-1], n) for n in nodes]
-        named = [(self.aliases.get(name, name).split('.')[-1], n) for name, n in named]
-        made = [found_call(name, n, partial(self.value, env=env)) for name, n in named if self.wanted(name)]
+        made = []
+        def look(n, env):
+            if isinstance(n, COMPREHENSIONS) or isinstance(n, ast.Lambda):
+                own = arguments(n) if isinstance(n, ast.Lambda) else bound(n.generators)
+                env = dict(env)
+                shadow(env, own - self.given.keys())
+            if isinstance(n, ast.Call):
+                name = ast.unparse(n.func).split('.')[-1]
+                name = self.aliases.get(name, name).split('.')[-1]
+                if self.wanted(name): made.append(found_call(name, n, partial(self.value, env=env)))
+            for child in ast.iter_child_nodes(n): look(child, env)
+        look(top, env)
         self.found += made
         return made
 
 # %% ../../nbs/core/source.ipynb #f346c5ce
 @_reads(ast.FunctionDef, ast.AsyncFunctionDef)
-def _function(r, s, env): r.functions.append(s)
+def _function(r, s, env):
+    for n in (s.args, *s.decorator_list): r.calls(n, env)
+    r.drop(s.name, env)
+    r.functions.append((s, r.around))
 
 @_reads(ast.ClassDef)
-def _class(r, s, env): r.block(s.body, dict(env))
+def _class(r, s, env):
+    for n in (*s.bases, *s.keywords, *s.decorator_list): r.calls(n, env)
+    r.block(s.body, dict(env))
+    r.spoil(s.body, env); r.drop(s.name, env)
 
 @_reads(ast.Import, ast.ImportFrom)
-def _import(r, s, env): r.aliases.update({a.asname or a.name: a.name for a in s.names})
+def _import(r, s, env):
+    r.aliases.update({a.asname or a.name: a.name for a in s.names})
+    for name in list(env) if any(a.name=='*' for a in s.names) else bound([s]): r.drop(name, env)
 
 @_reads(ast.With, ast.AsyncWith)
 def _with(r, s, env):
-    for item in s.items: r.calls(item.context_expr, env)
+    heads = [i.context_expr for i in s.items]
+    r.spoil(heads, env)
+    for head in heads: r.calls(head, env)
     r.forget([i.optional_vars for i in s.items if i.optional_vars], env)
     r.block(s.body, env)
+    if any('suppress' in ast.unparse(head) for head in heads): r.forget(s.body, env)   # it may have stopped anywhere
 
 # %% ../../nbs/core/source.ipynb #eba35d5e
 def _blocks(s:ast.stmt)->list[list[ast.stmt]]:
@@ -366,18 +444,23 @@ def _blocks(s:ast.stmt)->list[list[ast.stmt]]:
 @_reads(ast.For, ast.AsyncFor, ast.While, ast.If, ast.Try, ast.Match)
 def _branches(r, s, env):
     if isinstance(s, ast.If) and ast.unparse(s.test).startswith('__name__'): return r.block(s.body, env)
-    for head in (getattr(s, name, None) for name in ('test', 'iter', 'subject')):
-        if head is not None: r.calls(head, env)
+    heads = [head for name in ('test', 'iter', 'subject') if (head := getattr(s, name, None)) is not None]
+    r.forget(heads, env)
+    for head in heads: r.calls(head, env)
     if isinstance(s, (ast.For, ast.AsyncFor, ast.While)): r.forget([s], env)
-    for block in _blocks(s): r.block(block, dict(env))
+    before, after = dict(env), dict(env)
+    if not isinstance(s, ast.If): r.forget([s], after)   # what follows `try` finds it half done
+    for k, block in enumerate(_blocks(s)): r.block(block, dict(before if k==0 else after))
     r.forget([s], env)
 
 # %% ../../nbs/core/source.ipynb #c6c36b5e
-def _merge(r, name:str, entries:dict[str, Value], env):
-    "Entries added to a dictionary that a name holds"
+def _merge(r, name:str, entries:dict[str, Value], env, gone=()):
+    "Entries added to a dictionary that a name holds, and others taken out"
     old = env.get(name)
     if old is None or old.items is None: return
-    items = old.items | entries
+    items = _settled({k: v for k, v in (old.items | entries).items() if k not in gone}, name)
+    if items is None: return r.drop(name, env)
+    shadow(env, {name})   # what was written with the old entries
     value = {k: v.value for k, v in items.items()} if all(v.known for v in items.values()) else UNKNOWN
     try: r.work.count(value)
     except NotKnown: value = UNKNOWN
@@ -385,8 +468,12 @@ def _merge(r, name:str, entries:dict[str, Value], env):
 
 def _bind_name(r, name:str, value:Value, env):
     if name in r.given: return
+    r.drop(name, env)
+    if r.by_functions & {name, '*'} and mutable(value) or name in r.rebound or '*' in r.by_functions: return
     env[name] = value
-    if value.items is not None: r.dicts[name] = value
+    if value.items is not None:
+        r.unsure.discard(name)
+        r.dicts[name] = value
 
 def _bind(r, target:ast.AST, value:Value, env):
     "What an assignment of a value does"
@@ -406,10 +493,23 @@ def _pairs(target:ast.AST, value:ast.AST)->list[tuple[ast.AST, ast.AST]]|None:
     if isinstance(value, ast.Tuple) and len(target.elts)==len(value.elts): return list(zip(target.elts, value.elts))
     return None
 
+def _followed(target:ast.AST, s:ast.stmt)->set[str]:
+    "The name that an assignment changes in a way that is followed: one entry of a dictionary, or by |= and its like"
+    if isinstance(s, ast.AugAssign) and isinstance(target, ast.Name): return {target.id}
+    entry = isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant)
+    return {target.value.id} if entry and isinstance(target.value, ast.Name) else set()
+
+def _walrus(r, value:ast.AST, env):
+    "Forget what an expression binds on the way"
+    for n in ast.walk(value):
+        if isinstance(n, ast.NamedExpr): r.forget([n], env)
+
 @_reads(ast.Assign, ast.AnnAssign, ast.AugAssign)
 def _assign(r, s, env):
-    made = r.calls(s, env)
     target, *others = s.targets if isinstance(s, ast.Assign) else [s.target]
+    r.spoil([s], env, _followed(target, s))
+    if s.value is not None: _walrus(r, s.value, env)
+    made = r.calls(s, env)
     if others or s.value is None: return r.forget([s], env)
     node = ast.BinOp(target, s.op, s.value) if isinstance(s, ast.AugAssign) else s.value
     if (pairs := _pairs(target, node)) is None: return r.forget([s], env)
@@ -418,11 +518,42 @@ def _assign(r, s, env):
         if f.node is s.value and isinstance(target, ast.Name): f.target = target.id
 
 # %% ../../nbs/core/source.ipynb #c71a98ba
+def _updated(r, name:str, call:ast.Call, env)->bool:
+    entries = Evaluator(env, r.source, r.work).items(ast.Call(ast.Name('dict', ast.Load()), call.args, call.keywords))
+    if entries is not None: _merge(r, name, entries, env)
+    return entries is not None
+
+def _set_default(r, name:str, call:ast.Call, env)->bool:
+    key, *value = [*call.args, ast.Constant(None)][:2]
+    if not isinstance(key, ast.Constant) or call.keywords: return False
+    if key.value not in env[name].items: _merge(r, name, {key.value: r.value(value[0], env)}, env)
+    return True
+
+def _popped(r, name:str, call:ast.Call, env)->bool:
+    if not call.args or not isinstance(call.args[0], ast.Constant): return False
+    _merge(r, name, {}, env, [call.args[0].value])
+    return True
+
+def _cleared(r, name:str, call:ast.Call, env)->bool:
+    _merge(r, name, {}, env, env[name].items)
+    return True
+
+_METHODS = dict(update=_updated, setdefault=_set_default, pop=_popped, clear=_cleared)   # False: not followed
+
 @_reads(ast.Expr)
 def _expression(r, s, env):
+    call, owner = s.value, None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+        name, method = call.func.value.id, _METHODS.get(call.func.attr)
+        if method and name in env and env[name].items is not None: owner = name
+    r.spoil([s], env, {owner})
+    _walrus(r, s, env)
     r.calls(s, env)
-    call = s.value
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr=='update'): return
-    if not isinstance(call.func.value, ast.Name): return
-    entries = Evaluator(env).items(ast.Call(ast.Name('dict', ast.Load()), call.args, call.keywords))
-    if entries is not None: _merge(r, call.func.value.id, entries, env)
+    if owner and env[owner].items is not None and not method(r, owner, call, env): r.drop(owner, env)
+
+@_reads(ast.Delete)
+def _delete(r, s, env):
+    for t in s.targets:
+        entry = isinstance(t, ast.Subscript) and isinstance(t.value, ast.Name) and isinstance(t.slice, ast.Constant)
+        if entry: _merge(r, t.value.id, {}, env, [t.slice.value])
+        else: r.forget([t], env)

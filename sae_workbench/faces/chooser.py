@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from ..activations.models import LOADERS
-from ..core.config import DTYPES, config_error, is_chosen
+from ..core.arguments import checked
+from ..core.config import DTYPES, Positive, config_error, is_chosen
 from ..core.errors import ConfigError, unknown
 from ..core.files import read_text
 from ..core.plain import plain, read_yaml_text, yaml_text
@@ -361,10 +362,11 @@ START = {'sae.d_in': 512, 'sae.d_sae': 4096}
 
 class _Choice(Face):
     "The architecture and the options that were chosen"
+    @checked
     def __init__(self,
         config=None, # Where to begin: a config, or anything that `read_config` reads
         architecture:str|None=None, # Where to begin without a config; topk if None
-        model_parameters:float|None=None, # Of the language model, up to the hook: its forward passes take time too
+        model_parameters:Positive|None=None, # Of the language model, up to the hook: its forward passes take time too
     ):
         self.model_parameters, self.report, self._step, self._watchers = model_parameters, None, (None, None), []
         self.architecture, self.values = 'topk', dict(START)
@@ -372,6 +374,7 @@ class _Choice(Face):
         if config is not None: self.load(config)
         if architecture is not None: self.choose(architecture)
 
+    @checked
     def choose(self, architecture:str):
         "Take another architecture; options that both have stay as they are"
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
@@ -380,6 +383,7 @@ class _Choice(Face):
             self.architecture = architecture
             self._tell()
 
+    @checked
     def load(self, old):
         "Take a config over, also one of an older version; `report` says what became of its options"
         cfg, report = read_config(old)
@@ -733,10 +737,11 @@ class ArchitectureChooser(_Shown):
         box.add_class('sae-chooser')
         return box
 
+@checked
 def choose_architecture(
     config=None, # Where to begin: a config of today or of SAELens v1 to v6, as an object, dict, text or path
     architecture:str|None=None, # Where to begin without a config; topk if None
-    model_parameters:float|None=None, # Of the language model, up to the hook: its forward passes take time too
+    model_parameters:Positive|None=None, # Of the language model, up to the hook: its forward passes take time too
 )->ArchitectureChooser: # Show it; its `config` is what was chosen
     "Choose an architecture with its options, see what a run takes, and take the config along"
     return ArchitectureChooser(config, architecture, model_parameters)

@@ -10,14 +10,18 @@ __all__ = ['MOST_COMPARED', 'N_PEAKS', 'LONGEST', 'COLUMNS', 'SIMILARITY', 'expl
 # %% ../../nbs/faces/explorer.ipynb #280a6eef
 import html, inspect
 from dataclasses import dataclass
+import numpy as np
 import torch
 from torch import Tensor, nn
+from pydantic import SkipValidation
 from ..activations.models import input_device, max_positions, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
-from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
+from ..analysis.examples import TextLatents, check_latents, number, strongest, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
+from ..core.arguments import Tokenizer, as_tensor, checked
+from ..core.config import Count
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError, SAEWorkbenchError, unknown
 from ..saes.base import SAE
@@ -36,7 +40,7 @@ def explorer_table(
     said = iter(stats.source.texts([p for some in places for p in some]))
     table['peaks'] = ['\n'.join(next(said) for _ in some).lower() for some in places]
     first = {latent: rank for rank, latent in enumerate(pick(stats, 200))}
-    strongest = table.max_act.rank(ascending=False, method='first') + len(first)
+    strongest = table.max_act.abs().rank(ascending=False, method='first') + len(first)
     return table.assign(rank=[first.get(i, r) for i, r in zip(table.latent, strongest)])
 
 # %% ../../nbs/faces/explorer.ipynb #002dcc08
@@ -44,18 +48,19 @@ def find_latents(
     table:'pandas.DataFrame', # From `explorer_table`
     text:str='', # In the tokens on which a latent is strongest, in any case; digits are a latent's number
     density:tuple[float, float]=(0., 1.), # The share of tokens on which it fires
-    min_act:float=0., # The least maximum
+    min_act:float=0., # The least strength of its strongest value
     sort:str='rank', # A column
     down:bool|None=None, # From the largest; None for all columns but rank, latent and peak
 )->'pandas.DataFrame':
     "The latents that fit, in order"
     if sort not in table: raise ConfigError(unknown('column', sort, table.columns))
-    fits = table.density.between(*density) & (table.max_act >= min_act)
+    fits = table.density.between(*density) & (table.max_act.abs() >= min_act)
     text = text.strip().lower()
     if text.isdecimal(): fits &= table.latent == int(text)
     elif text: fits &= table.peaks.str.contains(text, regex=False)
     if down is None: down = sort not in ('rank', 'latent', 'peak')
-    return table[fits].sort_values(sort, ascending=not down, kind='stable')
+    key = abs if sort == 'max_act' else None   # by magnitude: some latents fire below zero
+    return table[fits].sort_values(sort, ascending=not down, kind='stable', key=key)
 
 def with_similarity(
     table:'pandas.DataFrame', # From `explorer_table`
@@ -80,12 +85,12 @@ class Reading:
     def strongest(self,
         n:int=50, # How many
         position:int|None=None, # On this token only
-    )->list[tuple[int, float, int]]: # Latent, its highest value, and on how many tokens it fires
+    )->list[tuple[int, float, int]]: # Latent, its strongest value, and on how many tokens it fires
         "The latents that fire most"
         acts = self.acts if position is None else self.acts[position:position + 1]
-        peak, fires = acts.amax(0), (self.acts != 0).sum(0)
-        order = peak.argsort(descending=True, stable=True)[:n].tolist()
-        return [(i, peak[i].item(), int(fires[i])) for i in order if peak[i] > 0]
+        (peak, _), fires = strongest(acts, 0), (self.acts != 0).sum(0)
+        order = peak.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(i, peak[i].item(), int(fires[i])) for i in order if peak[i] != 0]
 
 # %% ../../nbs/faces/explorer.ipynb #0c159c5a
 def text_ids(
@@ -187,7 +192,7 @@ _LOOK = """
 
 # %% ../../nbs/faces/explorer.ipynb #243eed19
 COLUMNS = (('latent', 'latent', 'its number'), ('peak', 'peak', 'the token on which it is strongest'),
-           ('density', 'density', 'the share of tokens on which it fires'), ('max_act', 'max', 'its highest value'),
+           ('density', 'density', 'the share of tokens on which it fires'), ('max_act', 'max', 'its strongest value'),
            ('cosine', 'cos', 'cosine with the nearest other latent'))
 SIMILARITY = ('similarity', 'similar', 'cosine with the chosen latent')
 
@@ -208,6 +213,7 @@ def table_rows(
 # %% ../../nbs/faces/explorer.ipynb #1ae02643
 class _Explored(Face):
     "The latents of an SAE, on data that were read once"
+    @checked
     def __init__(self,
         stats:LatentStats, # What a pass over the data found
     ):
@@ -220,19 +226,23 @@ class _Explored(Face):
         "Whether there is a model that reads texts"
         return isinstance(self.source, TextLatents) and self.source.tokenizer is not None
 
-    def find(self, text:str='', density=(0., 1.), min_act:float=0., sort:str='rank', down:bool|None=None):
+    @checked
+    def find(self, text:str='', density:tuple[float, float]=(0., 1.), min_act:float=0., sort:str='rank', down:bool|None=None):
         "The latents that fit, as `find_latents` finds them; `sort='similarity'` once `like` is set"
         table = self.table if self.like is None else with_similarity(self.table, self.sae, self.like)
         return find_latents(table, text, density, min_act, sort, down)
 
+    @checked
     def page(self, latent:int)->LatentPage:
         "The page of a latent"
         return latent_page(self.stats, latent)
 
+    @checked
     def strength(self, latent:int)->float:
-        "The measure of a change: the latent's highest value, or a usual one if it never fired"
+        "The measure of a change: the latent's strongest value, or a usual strength if it never fired"
         own = self.table.set_index('latent').max_act
-        return float(own.get(latent, 0)) or float(own[own > 0].median() if (own > 0).any() else 1.)
+        usual = own[own != 0].abs()
+        return float(own.get(latent, 0)) or float(usual.median() if len(usual) else 1.)
 
 # %% ../../nbs/faces/explorer.ipynb #9b8f9d46
 class _Said(_Explored):
@@ -240,13 +250,15 @@ class _Said(_Explored):
     def _needs_text(self):
         if not self.reads_text: raise ConfigError('there is no model that reads texts: these are rows of activations')
 
+    @checked
     def read(self, text:str)->Reading:
         "Which latents fire on a text"
         self._needs_text()
         return read_text(self.source, text)
 
-    def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:int=40)->Steered:
-        "Write with a latent changed by so many times its highest value (for scale: multiplied by it)"
+    @checked
+    def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:Count=40)->Steered:
+        "Write with a latent changed by so many times its strongest value (for scale: multiplied by it)"
         self._needs_text()
         check_latents(self.sae, [latent])
         value = None if mode=='ablate' else times if mode=='scale' else times*self.strength(latent)
@@ -274,7 +286,7 @@ class _List:
     def __init__(self, explorer, pick):
         import ipywidgets as w
         wide = dict(layout=w.Layout(width='auto', min_width='0'), style=dict(description_width='7em'))
-        self.explorer, self.n, top = explorer, 100, float(explorer.table.max_act.max()) or 1.
+        self.explorer, self.n, top = explorer, 100, float(explorer.table.max_act.abs().max()) or 1.
         self.search = w.Text(placeholder='a token or a number', description='Search', tooltip='search', **wide)
         self.density = w.SelectionRangeSlider(options=_DENSITIES, index=(0, len(_DENSITIES) - 1), description='Density',
                                               tooltip='density', **wide)
@@ -333,7 +345,7 @@ class _Text:
         self.text = w.Textarea(placeholder='Any text', layout=w.Layout(width='auto', height='80px'), tooltip='text')
         self.button, self.says = w.Button(description='Read', layout=w.Layout(width='auto')), html_box()
         self.strip = token_strip(tokens=[])
-        columns = [*COLUMNS[:2], ('value', 'here', 'its highest value here'),
+        columns = [*COLUMNS[:2], ('value', 'here', 'its strongest value here'),
                    ('n', 'tokens', 'on how many tokens of this text it fires')]
         self.grid = grid(columns, sort='value')
         self.button.on_click(lambda _: self.read())
@@ -361,8 +373,8 @@ class _ShownText(_Text):
         "Shade the tokens by a latent; by how much fires at all if None"
         if self.reading is None: return
         f = self.reading.acts
-        value = f.amax(1) if latent is None else f[:, latent]
-        top = value.max().item() or 1.
+        value = strongest(f, 1)[0] if latent is None else f[:, latent]
+        top = value.abs().max().item() or 1.
         what = 'strongest latent' if latent is None else f'latent {latent}'
         self.strip.tokens = [[visible(t), v/top, f'{what}: {number(v)}']
                              for t, v in zip(self.reading.tokens, value.tolist())]
@@ -374,7 +386,8 @@ class _ShownText(_Text):
         known = self.explorer.table.set_index('latent').peak
         rows = [(i, known.get(i, ''), v, n) for i, v, n in self.reading.strongest(100, at)]
         key = {'latent': 0, 'peak': 1, 'value': 2, 'n': 3}[self.grid.sort]
-        rows = sorted(rows, key=lambda r: r[key], reverse=self.grid.down)
+        if self.grid.sort == 'value': rows.sort(key=lambda r: abs(r[2]), reverse=self.grid.down)
+        else: rows.sort(key=lambda r: r[key], reverse=self.grid.down)
         self.grid.rows = [[i, str(i), visible(p) if p else '', number(v), str(n)] for i, p, v, n in rows]
 
     def parts(self)->list:
@@ -439,6 +452,7 @@ class LatentExplorer(_Said):
         box.add_class('sae-explorer')
         return box
 
+    @checked
     def pick(self, latent:int|None):
         "Take a latent: its page is shown, and steering is done with it"
         if latent is None or latent == self.latent: return
@@ -452,13 +466,14 @@ class LatentExplorer(_Said):
         self.text_tab.shade(latent); self.steer_tab.show()
 
 # %% ../../nbs/faces/explorer.ipynb #93424c5d
+@checked
 def explore(
-    sae:SAE|LatentStats, # An SAE, or what `latent_stats` found, which is then all that is needed
+    sae:SkipValidation[SAE|LatentStats], # An SAE, or what `latent_stats` found, which is then all that is needed
     model:nn.Module|None=None, # The model it was trained on; none for rows of activations
     data=None, # Texts (rows with a text), (n, context) token ids, or (n, d_in) activations
     n_tokens:int=32768, # How many tokens of the texts to read
     hook_name:str|None=None, # Where the SAE sits; from its metadata if None
-    tokenizer=None, # The model's own if None
+    tokenizer:Tokenizer|None=None, # The model's own if None
     **options, # For `RowLatents`: labels and pictures
 )->LatentExplorer: # Show it
     "Look around in a dictionary: search, pages, texts of your own, steering"
@@ -469,6 +484,7 @@ def explore(
     if data is None: raise DataError('data is needed: texts, token ids or activations on which the latents are seen')
     if model is None: return LatentExplorer(latent_stats(RowLatents(sae, data, **options)))
     tokenizer = tokenizer or tokenizer_of(model)
+    if isinstance(data, np.ndarray) and data.dtype.kind in 'iu': data = as_tensor(data)
     if not isinstance(data, Tensor):
         rows = [dict(text=t) if isinstance(t, str) else t for t in ([data] if isinstance(data, str) else data)]
         data = text_contexts(sae, tokenizer, rows, n_tokens)

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
-from ..core.errors import ConfigError, LoadError
+from ..core.arguments import checked, shown
+from ..core.config import Count
+from ..core.errors import ConfigError, DataError, LoadError
 
 # %% ../../nbs/faces/history.ipynb #80d04186
 class Curve:
@@ -65,9 +67,10 @@ def _is_number(v)->bool: return isinstance(v, (int, float)) and not isinstance(v
 
 class _Known:
     "What was read of a run"
+    @checked
     def __init__(self,
         name:str='', # Shown beside its curves
-        max_points:int=500, # Points of each curve
+        max_points:Count=500, # Points of each curve
     ):
         self.name, self.max_points, self.lock = name, max_points, threading.Lock()
         self.clear()
@@ -97,10 +100,12 @@ class _Known:
 # %% ../../nbs/faces/history.ipynb #aeb5956b
 class RunHistory(_Known):
     "The curves of a run, the last latent densities, and the coefficients that were changed"
+    @checked
     def add(self,
         line:dict[str, Any], # A line of a log: step, seconds and metrics
     ):
         "Take in a line; one of an earlier step means that the run went on from a checkpoint there"
+        if 'step' not in line: raise DataError(f"a line of a log has a step, and {shown(line)} has none")
         with self.lock: self._add(line)
 
     def _add(self, line:dict):

@@ -8,11 +8,13 @@ __all__ = ['COLORS', 'RUNNING', 'panel_traces', 'density_traces', 'change_trace'
 
 # %% ../../nbs/faces/monitor.ipynb #580fc415
 import html, math, threading, time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import numpy as np
+from ..core.arguments import checked
+from ..core.config import NonNegative
 from ..core.errors import ConfigError, LoadError
 from ..training.callbacks import JSONLLogger, ProgressBar, density_counts
 from ..training.changes import check_change, configured
@@ -104,8 +106,9 @@ def _y_axis(title:str)->dict:
     zero = title==DENSITY or any(p.zero for p in PANELS if p.title==title)
     return dict(rangemode='tozero' if zero else 'normal', **_AXIS)
 
+@checked
 def compare_runs(
-    *runs, # Paths of logs, folders of runs, or histories
+    *runs:str|Path|RunHistory|Iterable, # Paths of logs, folders of runs, or histories
     names:Sequence[str]|None=None, # Of the runs; those of the folders if None
     x:str='step', # step, or samples for runs of different batch sizes
 ): # A plotly figure
@@ -448,6 +451,7 @@ class _Hand(_Control):
 # %% ../../nbs/faces/monitor.ipynb #16fa1386
 class _Changing(_Hand):
     "Change a coefficient, and wait for the end"
+    @checked
     def set(self,
         name:str, # lr, or a coefficient of the loss
         value:float, # The new value
@@ -468,8 +472,9 @@ class _Changing(_Hand):
         if self.trainer is not None: return self.trainer.changes.values(self.trainer)
         return configured(self.run) | dict(self.before_start)
 
+    @checked
     def wait(self,
-        timeout:float|None=None, # Seconds; as long as it takes if None
+        timeout:NonNegative|None=None, # Seconds; as long as it takes if None
     ): # The SAE
         "Wait until the training that `start` began has ended; raises what ended it, if that was not a stop"
         if self.thread is not None: self.thread.join(timeout)
@@ -580,6 +585,7 @@ class _View:
 # %% ../../nbs/faces/monitor.ipynb #b47c08f2
 class TrainingMonitor(_Changing, _Monitor):
     "Shows a run while it trains in a thread; pauses, stops and changes it"
+    @checked
     def __init__(self,
         run, # A LanguageModelSAETrainingRunner, or an SAETrainer
     ):
@@ -636,6 +642,7 @@ class _LogView:
 # %% ../../nbs/faces/monitor.ipynb #2763020b
 class LogMonitor(_Monitor):
     "Follows the logs of runs, of this or of other processes"
+    @checked
     def __init__(self,
         *paths:str|Path, # Logs, or folders of runs; need not be there yet
         names:Sequence[str]|None=None, # Of the runs; those of the folders if None

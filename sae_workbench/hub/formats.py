@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
+from ..core.arguments import checked
 from ..core.errors import LoadError, unknown
 from ..core.files import not_finite
 from ..core.registry import Registry
@@ -89,6 +90,7 @@ class Format:
 # %% ../../nbs/hub/formats.ipynb #3a57067a
 FORMATS = Registry('format')
 
+@checked
 def register_format(
     cls:type[Format], # A reader
 )->type[Format]: # The same
@@ -213,6 +215,7 @@ def _formats_of(names:set[str], repo:str, path:str)->list[Format]:
     found = [f for f in every if _fits_names(f, names, repo, path)]
     return found or [f for f in every if _fits_names(f, names, repo, path, True)]
 
+@checked
 def find_saes(
     place:Place, # Where to look
     under:str='', # Only below this folder

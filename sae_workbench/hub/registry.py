@@ -16,6 +16,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib import request
 from urllib.parse import quote
+from ..core.arguments import checked
+from ..core.config import Natural
 from ..core.errors import ConfigError, unknown
 from ..saes.base import SAE
 
@@ -182,6 +184,7 @@ def _hits(row:_Row, words:list[str], layer:int|None)->int:
     found = sum(w==row.width if re.fullmatch(r'\d+[km]', w) and row.width else w in row.words for w in words)
     return found + (layer is not None and layer==row.layer)
 
+@checked
 def search(
     query:str, # Words, such as "gemma 2 2b layer 12 16k"
     limit:int|None=None, # At most so many rows
@@ -203,10 +206,11 @@ def search(
     return DataFrame(rows[:limit], columns=names).astype({'layer': 'Int64'})
 
 # %% ../../nbs/hub/registry.ipynb #0958455b
+@checked
 def neuronpedia_url(
     release:str|SAE, # The name of a release, or an SAE
-    sae_id:str|None=None, # The id of an SAE in the release
-    latent:int|None=None, # One latent's page; the SAE's page if None
+    sae_id:str|int|None=None, # The id of an SAE in the release
+    latent:Natural|None=None, # One latent's page; the SAE's page if None
 )->str|None: # None for an SAE that is not there
     "The page of a published SAE on neuronpedia.org"
     if not isinstance(release, SAE): name = get_entry(release, sae_id).neuronpedia
@@ -264,6 +268,7 @@ def _width_word(n:int)->str:
         if n % unit==0: return f'{n//unit}{letter}'
     return str(n)
 
+@checked
 def neuronpedia_id(
     sae:SAE, # Any SAE or transcoder
     source:str, # Who made it, in a word, for an id that is proposed

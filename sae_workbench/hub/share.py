@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from pydantic import SkipValidation
+from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
-from ..core.files import atomic, read_json, read_text, write_tensors
+from ..core.files import read_json, read_text, write_tensors, write_text
+from ..core.folders import together
 from ..core.output import Bar
 from .places import Hub, safe_name
 from ..saes.base import CFG_FILE, SAE
@@ -23,6 +26,7 @@ from ..saes.card import model_card
 # %% ../../nbs/hub/share.ipynb #be0279ce
 SPARSITY = 'sparsity.safetensors'
 
+@checked
 def save_pretrained(
     sae:SAE, # For inference or in training
     path:str|Path, # A folder, made if need be
@@ -33,11 +37,10 @@ def save_pretrained(
     path, sae = Path(path), sae.to_inference() if hasattr(sae, 'to_inference') else sae
     if log_sparsity is not None and tuple(log_sparsity.shape) != (sae.cfg.d_sae,):
         raise ConfigError(f"log_sparsity: expected shape ({sae.cfg.d_sae},), got {tuple(log_sparsity.shape)}")
-    sae.save_model(path)
-    if log_sparsity is None: (path/SPARSITY).unlink(missing_ok=True)   # of an SAE that was there before
-    else: write_tensors(path/SPARSITY, dict(sparsity=log_sparsity.float()))
-    if card:
-        with atomic(path/'README.md') as f: f.write_text(model_card({'': sae.cfg}, folder=path))
+    with together(path, gone=(SPARSITY,)) as new:   # the frequencies of an SAE that was there before
+        sae.save_model(new)
+        if log_sparsity is not None: write_tensors(new/SPARSITY, dict(sparsity=log_sparsity.float()))
+        if card: write_text(new/'README.md', model_card({'': sae.cfg}, folder=path))
     return path
 
 # %% ../../nbs/hub/share.ipynb #2314107a
@@ -184,8 +187,9 @@ def _repository(api, repo_id:str, revision:str, private:bool|None)->str:
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return repo_id
 
+@checked
 def upload_saes_to_huggingface(
-    saes_dict:Mapping[str, SAE|Path|str], # SAEs, or folders that hold one, by their path in the repository
+    saes_dict:SkipValidation[Mapping[str, SAE|Path|str]], # SAEs, or folders that hold one, by their path in the repository
     hf_repo_id:str, # owner/name; made if need be
     hf_revision:str='main', # A branch; made if need be
     show_progress:bool=True, # Show how far it is
@@ -206,6 +210,7 @@ def upload_saes_to_huggingface(
             return patiently(lambda: _send(api, place, Path(d), cfgs, add_default_readme, message))
 
 # %% ../../nbs/hub/share.ipynb #0aa91db2
+@checked
 def push_to_hub(
     sae:SAE, # For inference or in training
     repo_id:str, # owner/name; made if need be

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'FACTS', 'READ_ELSEWHERE', 'T', 'CFG_FILE', 'WEIGHTS_FILE', 'SAEMetadata', 'SAEConfig',
-           'normalize_rows', 'is_old_layout', 'read_sae_folder', 'SAE']
+           'normalize_rows', 'is_old_layout', 'read_sae_folder', 'own_options', 'one_line', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import re, threading, warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
-from ..core.config import Config, Count, Device, Dtype
+from ..core.arguments import checked, floats
+from ..core.config import Config, Count, Device, Dtype, Positive
 from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
-from ..core.errors import ConfigError, DataError, LoadError
-from ..core.files import check_finite, not_finite, read_json, read_tensors, write_json, write_tensors
-from ..core.files import check_inside
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.files import check_finite, not_finite, overflowing, read_json, read_tensors
+from ..core.files import check_inside, write_json, write_tensors
+from ..core.folders import settle, together
 from ..core.hooks import HookedModule, HookPoint, hooks_off
 from ..core.ops import encode_linear
 from ..core.private import shareable
@@ -36,15 +38,17 @@ FACTS = ('model_name', 'hook_name', 'hook_name_out', 'hook_head_index', 'hook_he
 
 class SAEMetadata(dict):
     "Facts about an SAE, as attributes or items; `None` for what is not known"
-    def __init__(self, **facts):
-        super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | facts)
+    def __init__(self,
+        facts:Mapping|Iterable[tuple]=(), # As a dict takes them: a mapping or pairs
+        /, **more, # By name
+    ): super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | dict(facts, **more))
 
     def __missing__(self, name): return None
     def __getattr__(self, name):
         if name.startswith('__'): raise AttributeError(name)
         return self[name]
     def __setattr__(self, name, value): self[name] = value
-    def __reduce__(self): return _metadata, (dict(self),)
+    def __reduce__(self): return type(self), (dict(self),)
     def __eq__(self, other): return isinstance(other, dict) and plain(dict(self))==plain(dict(other))
 
     def to_dict(self)->dict[str, Any]:
@@ -52,11 +56,10 @@ class SAEMetadata(dict):
         return {k: plain(v) for k, v in self.items()}
 
     @classmethod
-    def from_dict(cls, data:dict)->'SAEMetadata':
+    @checked
+    def from_dict(cls, data:Mapping[str, Any])->'SAEMetadata':
         "From `to_dict`"
         return cls(**data)
-
-def _metadata(facts): return SAEMetadata(**facts)
 
 # %% ../../nbs/saes/base.ipynb #34d99f85
 _Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale']
@@ -183,6 +186,7 @@ def _check_pair(sae_class:type, cfg:SAEConfig):
 # %% ../../nbs/saes/base.ipynb #2d60d237
 class _Weights(_Tensors):
     "An SAE's tensors and hook points, in place"
+    @checked
     def __init__(self,
         cfg:SAEConfig, # The architecture's config
         use_error_term:bool=False, # Add what the SAE misses to its output, so that only interventions change anything
@@ -302,7 +306,7 @@ class _Scaled(_Normed):
     def _b_out(self)->Tensor|None: return self.b_dec
 
     def _input(self, x:Tensor)->Tensor:
-        x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
+        x = self.hook_sae_input(self.reshape_fn_in(floats(x, 'x', self.W_dec.device).to(self.dtype)))
         if x.shape[-1] != self.cfg.d_in:
             raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
         return self.run_time_activation_norm_fn_in(x)
@@ -346,6 +350,7 @@ class _Formulas(_Scaled):
         feature_acts:Tensor, # (…, d_sae) latents
     )->Tensor: # (…, d_in) reconstruction
         "The activations that latents stand for"
+        feature_acts = floats(feature_acts, 'feature_acts', self.W_dec.device)
         if feature_acts.shape[-1] != self.cfg.d_sae:
             raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
         return self._finish(self._expand(feature_acts))
@@ -359,6 +364,7 @@ class _Coding(_Formulas):
         x:Tensor, # (…, d_in) activations
     )->Tensor: # (…, d_in) reconstruction, plus the error term if that is on
         "Encode and decode"
+        x = floats(x, 'x', self.W_dec.device)
         out = self._reconstruct(x)
         if self.use_error_term: out = out + self.hook_sae_error(self._error(x))
         return self.hook_sae_output(out)
@@ -390,9 +396,10 @@ class _Folding(_Coding):
         self.fold_W_dec_norm()
         return n
 
+    @checked
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
-        scaling_factor:float, # What activations were multiplied by in training
+        scaling_factor:Positive, # What activations were multiplied by in training
     ):
         "Take unscaled activations from now on, in place"
         self.W_enc.data.mul_(scaling_factor)
@@ -421,22 +428,29 @@ class _Saved(_Folding):
     def process_state_dict_for_loading(self, state_dict:dict[str, Any])->None:
         "Change the tensors after they were read, in place; for architectures to override"
 
+    @checked
     def save_model(self,
         path:str|Path, # A folder, made if need be
     )->tuple[Path, Path]: # The weights file and the config file
-        "Write the folder; an SAE with NaN or infinity in it is refused"
+        "Write the folder, both files or none; an SAE with NaN or infinity in it is refused"
         path, tensors = Path(path), {k: v.detach().clone() for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving(tensors)
         check_finite(tensors, f'the {self.cfg.architecture()} SAE')
-        return write_tensors(path/WEIGHTS_FILE, tensors), write_json(path/CFG_FILE, shareable(self.cfg.to_dict()))
+        with together(path) as new:
+            write_tensors(new/WEIGHTS_FILE, tensors)
+            write_json(new/CFG_FILE, shareable(self.cfg.to_dict()))
+        return path/WEIGHTS_FILE, path/CFG_FILE
 
 # %% ../../nbs/saes/base.ipynb #b156f8f1
 class _Files(_Saved):
     "From an architecture's name to its classes"
     @classmethod
-    def from_dict(cls, config_dict:dict[str, Any])->'SAE':
+    @checked
+    def from_dict(cls, config_dict:Mapping[str, Any])->'SAE':
         "A fresh SAE for a config's dict"
-        name = config_dict['architecture']
+        name = config_dict.get('architecture')
+        if not isinstance(name, str):
+            raise ConfigError(f"{cls.__name__}.from_dict: the key 'architecture' is missing, so the class is not known")
         sae_class = cls.get_sae_class_for_architecture(name)
         config_class = cls.get_sae_config_class_for_architecture(name)
         return sae_class(config_class.from_dict(config_dict))
@@ -445,6 +459,7 @@ class _Files(_Saved):
     def _registered(cls, architecture:str)->tuple[type, type]: return get_sae_class(architecture)
 
     @classmethod
+    @checked
     def get_sae_class_for_architecture(cls, architecture:str)->type:
         "The registered class; a `ConfigError` if it is not a kind of the class that was asked"
         found = cls._registered(architecture)[0]
@@ -454,6 +469,7 @@ class _Files(_Saved):
         return found
 
     @classmethod
+    @checked
     def get_sae_config_class_for_architecture(cls, architecture:str)->type[SAEConfig]:
         "The registered config class"
         return cls._registered(architecture)[1]
@@ -480,6 +496,7 @@ def read_sae_folder(
     cfg_overrides:dict|None=None, # Config values to use instead of the file's
 )->tuple[dict, dict[str, Tensor]]: # The config's dict and the tensors
     "Read the two files of SAELens v6's layout"
+    settle(path)
     cfg, file = read_json(Path(path)/CFG_FILE), Path(path)/CFG_FILE
     for name in (CFG_FILE, WEIGHTS_FILE): check_inside(Path(path)/name, path)
     old = is_old_layout(cfg, file)
@@ -495,18 +512,19 @@ def read_sae_folder(
 class _Pretrained(_Files):
     "Loading published SAEs"
     @classmethod
+    @checked
     def from_pretrained(cls,
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
-        device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; as they are read if None
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, for SAEs that do not say what they are; or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
         revision:str|None=None, # A branch, a tag or a commit of the repository
         cache_dir:str|Path|None=None, # The hub's cache; its usual place if None
         token:str|bool|None=None, # For private and gated repositories; the logged-in user's if None
-        **options, # local_files_only, allow_pickle and verify of load_pretrained
+        **options, # local_files_only, allow_pickle, verify, subfolder and torch_dtype of load_pretrained
     )->'SAE': # Of the registered class for its architecture
         "Load a published SAE"
         return cls.from_pretrained_with_cfg_and_sparsity(
@@ -517,11 +535,12 @@ class _Pretrained(_Files):
 class _PretrainedParts(_Pretrained):
     "Loading published SAEs, with what is published beside the weights"
     @classmethod
+    @checked
     def from_pretrained_with_cfg_and_sparsity(cls,
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
-        device:str='cpu', # Where the weights go
-        dtype:str|None='float32', # Of the weights; as they are read if None
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -547,7 +566,8 @@ class _AsTuple(_PretrainedParts):
         return self, self.cfg.to_dict(), None
 
     @classmethod
-    def load_from_pretrained(cls, path, device='cpu', dtype=None)->'SAE':
+    @checked
+    def load_from_pretrained(cls, path:str|Path, device:Device='cpu', dtype:Dtype|None=None)->'SAE':
         "The old name of `load_from_disk`"
         warnings.warn("SAE.load_from_pretrained() is now called SAE.load_from_disk()", DeprecationWarning, stacklevel=2)
         return cls.load_from_disk(path, device, dtype)
@@ -560,6 +580,7 @@ class _AsTuple(_PretrainedParts):
 # %% ../../nbs/saes/base.ipynb #020deb3e
 class _Shared(_AsTuple):
     "Giving an SAE to others"
+    @checked
     def save_pretrained(self,
         path:str|Path, # A folder, made if need be
         **options, # log_sparsity and card of hub.share.save_pretrained
@@ -568,6 +589,7 @@ class _Shared(_AsTuple):
         from sae_workbench.hub.share import save_pretrained
         return save_pretrained(self, path, **options)
 
+    @checked
     def push_to_hub(self,
         repo_id:str, # owner/name; made if need be
         sae_id:str|None=None, # The path in the repository; the hook's name if None
@@ -577,26 +599,53 @@ class _Shared(_AsTuple):
         from sae_workbench.hub.share import push_to_hub
         return push_to_hub(self, repo_id, sae_id, **options)
 
+# %% ../../nbs/saes/base.ipynb #b92ea645
+def own_options(
+    cfg:SAEConfig, # Of any architecture
+)->dict[str, Any]: # By name
+    "What the architecture asks for beside the sizes: the numbers and words that are not the default"
+    shared = {f.name for f in fields(SAEConfig)}
+    own = {f.name: (f.default, getattr(cfg, f.name)) for f in fields(cfg) if f.name not in shared}
+    return {n: v for n, (default, v) in own.items() if isinstance(v, (int, float, str)) and v != default}
+
+def one_line(
+    sae:nn.Module, # An SAE of any kind
+)->str:
+    "The class, the sizes, the options, and the model and hook where they are known"
+    cfg, m = sae.cfg, sae.cfg.metadata
+    known = dict(d_in=cfg.d_in, d_sae=cfg.d_sae) | own_options(cfg) | dict(
+        model=m.model_name, hook=m.hook_name or m.hf_hook_name, hook_out=m.hook_name_out or m.hf_hook_name_out)
+    return f"{type(sae).__name__}({', '.join(f'{k}={v!r}' for k, v in known.items() if v is not None)})"
+
 # %% ../../nbs/saes/base.ipynb #f8347752
 class SAE(_Shared, Generic[T]):
     "A sparse autoencoder for inference; base of all architectures"
     cfg:T
 
     @classmethod
+    @checked
     def load_from_disk(cls,
         path:str|Path, # A folder that `save_model` wrote, by this library or by SAELens v6
-        device:str='cpu', # Where the weights go
-        dtype:str|None=None, # Of the weights; the file's if None
+        device:Device='cpu', # Where the weights go
+        dtype:Dtype|Literal['auto']|None=None, # Of the weights; the file's if None or 'auto'
         converter:Callable=read_sae_folder, # Reads (path, device, cfg_overrides) to (config dict, tensors)
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
     )->'SAE': # Of the registered class for the file's architecture
         "Load an SAE from a folder"
         check_device(device)
-        overrides = None if dtype is None else {'dtype': dtype_name(dtype)}
+        overrides = None if dtype in (None, 'auto') else {'dtype': dtype_name(dtype)}
         cfg, tensors = converter(path, device, cfg_overrides=overrides)
         sae = cls._from_parts(cfg, tensors, Path(path))
         if fold_W_dec_norm: sae.fold_W_dec_norm()
         return sae
+
+    def _apply(self, fn, recurse=True):
+        "What torch calls for `to`, `half` and the like; a dtype that cannot hold the weights is refused before any change"
+        for k, t in self.state_dict().items():
+            if overflowing({k: t}, to := fn(t.new_empty(0)).dtype):
+                raise NonFiniteError(f"{k}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
+                                     f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
+        return super()._apply(fn, recurse)
 
     @classmethod
     def _from_parts(cls, cfg:dict, tensors:dict[str, Tensor], path:Path, cfg_file=None, weights_file=None)->'SAE':
@@ -612,7 +661,10 @@ class SAE(_Shared, Generic[T]):
         sae.process_state_dict_for_loading(tensors)
         _check_tensors(weights_file, tensors, sae.state_dict())
         sae.load_state_dict(tensors, assign=True)
-        return sae.to(device=device, dtype=dtype)
+        try: return sae.to(device=device, dtype=dtype)
+        except NonFiniteError as e: raise LoadError(f"{weights_file}: {e} (dtype=…)") from e
+
+    def __repr__(self)->str: return one_line(self)
 
     def get_name(self)->str:
         "A name made of model, hook and width"

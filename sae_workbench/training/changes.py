@@ -8,13 +8,14 @@ __all__ = ['CHANGES_FILE', 'configured', 'check_change', 'Changes', 'changes_of'
 # %% ../../nbs/training/changes.ipynb #62d4d7fc
 import math, warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from ..core.arguments import checked, shown
 from ..core.aside import put_aside
-from ..core.errors import ConfigError, LoadError, unknown
+from ..core.errors import ConfigError, DataError, LoadError, unknown
 from ..core.files import read_json, write_json
-from .checkpoint import Checkpointing
+from .checkpoint import ATrainer, Checkpointing
 
 # %% ../../nbs/training/changes.ipynb #2fdc35ce
 def configured(
@@ -58,13 +59,15 @@ def _same(a:dict, b:dict)->bool: return all(a[k]==b[k] for k in ('step', 'name',
 
 class _Record:
     "Changes that were made, are to come, and are asked for"
+    @checked
     def __init__(self,
-        planned:Iterable[dict[str, Any]]=(), # Changes to make on the way: step, name and value of each
+        planned:Sequence[Mapping[str, Any]]=(), # Changes to make on the way: step, name and value of each
     ):
         self.to_come = sorted(planned, key=lambda c: c['step'])
         self.made, self.asked, self.fresh = [], deque(), True
 
-    def ask(self, trainer, name:str, value:float):
+    @checked
+    def ask(self, trainer:ATrainer, name:str, value:float):
         "Ask for a change; it is made between two steps"
         check_change(trainer, name, value)
         if trainer.team.size > 1:
@@ -144,9 +147,12 @@ class Changes(_OnDisk):
         trainer.tell('on_log', {f'change/{name}': value})
 
 # %% ../../nbs/training/changes.ipynb #f2cc3cb8
+@checked
 def changes_of(
-    lines:Iterable[dict[str, Any]], # Of a log, from `read_log`
+    lines:Iterable[Mapping[str, Any]], # Of a log, from `read_log`
 )->list[dict[str, Any]]: # Step, name and value of each
     "The changes that a log tells of, for `Changes(…)`"
+    lines = list(lines)
+    if odd := [l for l in lines if not isinstance(l, Mapping)]: raise DataError(f"{shown(odd[0])} is no line of a log")
     return [dict(step=l['step'], name=k.removeprefix('change/'), value=v)
             for l in lines for k, v in l.items() if k.startswith('change/')]

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..core.arguments import Ids, checked
 from ..core.capture import replacing
+from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics, ce_loss_score
@@ -150,17 +152,18 @@ def positions_that_count(
     return partial(kept_positions, excluded=excluded_ids(exclude_tokens, tokenizer_of(model)), seqpos=seqpos)
 
 # %% ../../nbs/training/evaluate.ipynb #c5427f23
+@checked
 @torch.no_grad()
 @only_own_hooks()
 def evaluate_sae(
     sae:SAE, # In training or for inference
     model:nn.Module, # The language model
-    contexts:Tensor, # (n, context) token ids
+    contexts:Ids, # (n, context) token ids
     hook_name:str|None=None, # Where the SAE sits; from its metadata if None
     hook_head_index:int|None=None, # Only this head
     activation_scaler:ActivationScaler|None=None, # The trainer's, while scaling is not folded into the weights
     exclude_tokens:bool|list[int]|Tensor|None=None, # Token ids left alone and not counted; from the metadata if None
-    batch_size_prompts:int=8, # Contexts per forward pass
+    batch_size_prompts:Count=8, # Contexts per forward pass
     seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the SAE's metadata if None
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
 )->dict[str, float]: # Metrics by name

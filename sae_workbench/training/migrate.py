@@ -15,6 +15,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
+from ..core.arguments import checked
 from ..core.config import option_advice
 from ..core.errors import ConfigError, LoadError, did_you_mean, shown
 from ..core.files import atomic, read_text
@@ -274,10 +275,18 @@ def _others(reader:Reader)->list[Change]:
     return [Change(f'{f.name}({n}=…)', f'line {f.node.lineno}', UNKNOWN_OPTION, '', why(cls, n))
             for f, cls in found for n in gone(cls, f.options)]
 
+_UNSURE = 'the dictionary may hold more than is converted here: the script changes it in a way that is not followed'
+
+def _from_dictionary(v:Value, from_version, name:str, reader:Reader)->Part:
+    "A dictionary in a script, which may have been changed where nobody could see it"
+    part = from_dict(v.items, from_version, name)
+    if name in reader.unsure: part.changes.append(Change(f'**{name}', '', UNKNOWN_OPTION, '', _UNSURE))
+    return part
+
 def _from_python(text:str, where:str, from_version=None, names=None, rewrite:bool=True)->Migration:
     reader = _reader(text, where, names)
     parts = parts_in(reader, from_version)
-    if not parts: parts = [from_dict(v.items, from_version, name) for name, v in _dictionaries(reader).items()]
+    if not parts: parts = [_from_dictionary(v, from_version, name, reader) for name, v in _dictionaries(reader).items()]
     script = Script(reader, parts) if rewrite and reader.source==text else None
     if not parts and not (script and script.changes): raise ConfigError(f'{where}: {_LOOKED_FOR}')
     if script is None: return Migration(parts, script_changes=_others(reader))
@@ -325,9 +334,10 @@ def _is_path(old:str)->bool:
     if '\n' in old or len(old) > 1000 or '=' in old or '{' in old: return False
     return bool(old.strip()) and (Path(old).suffix in ('.py', '.json', '.yaml', '.yml', '.ipynb', '.txt') or Path(old).exists())
 
+@checked
 def migrate_config(
     old, # Keyword arguments as a dict, JSON or Python as text, or the path of a file or folder with one of these
-    from_version=None, # Version of SAELens that the config was for, such as 3 or "3.22"; read or guessed if None
+    from_version:str|float|None=None, # Version of SAELens that the config was for, such as 3 or "3.22"; read or guessed if None
     **names, # Values for names that a script leaves open, such as device="cpu"
 )->Migration: # Code, config, and what became of each option
     "Convert the config of SAELens v1 to v5; nothing is run"

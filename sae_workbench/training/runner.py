@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
+from types import GenericAlias
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
@@ -21,6 +23,7 @@ from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
+from ..activations.scale import most_norm_batches
 from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
@@ -40,7 +43,8 @@ def check_rows_of(
 ):
     "Warn if the run reads more rows than the cache holds: it then differs from the run on the live model"
     estimated = cfg.sae.normalize_activations=='expected_average_only_in'
-    norm = estimated*cfg.n_batches_for_norm_estimate*cfg.train_batch_size_tokens
+    batches = most_norm_batches(cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
+    norm = estimated*batches*cfg.train_batch_size_tokens
     if (have := manifest['rows']) >= norm + cfg.training_tokens: return
     warnings.warn(f"the cache holds {have:,} rows, and the run reads {norm + cfg.training_tokens:,}"
                   + f" ({norm:,} of them for n_batches_for_norm_estimate)"*bool(norm)
@@ -117,6 +121,7 @@ class _Describing(_Making):
 # %% ../../nbs/training/runner.ipynb #f01c000a
 class _Parts(_Describing):
     "Model, data, SAE and evaluator of a run"
+    @checked
     def __init__(self,
         cfg:LanguageModelSAERunnerConfig, # All options
         override_dataset=None, # Used instead of dataset_path
@@ -292,6 +297,7 @@ class _Stopped(_Run):
         found.checkpoint = where
         return found
 
+    @checked
     def save_checkpoint(self, trainer:SAETrainer)->Path|None: # None without a checkpoint_path, or if the disk is full
         "Write a checkpoint named after the tokens seen so far, in a folder of this run's own"
         if self.checkpointing is None or not self.team.is_first: return None
@@ -303,8 +309,12 @@ class _Stopped(_Run):
 # %% ../../nbs/training/runner.ipynb #56ffd989
 class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
+    __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAETrainingRunner[…], as v6 annotates
+
+    @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"
+        if self.trainer is None: raise ConfigError("there is nothing to save yet: call run() first")
         folder, tokens = self.place/path, self.trainer.n_training_samples
         written = self.team.first_does(lambda: self._write_first(folder))   # before an evaluation that may fail
         try: metrics = self._last_metrics()
