@@ -163,7 +163,7 @@ class MapRows:
 
     mark = None
     def sample(self)->str: # 16 hex digits
-        "A hash of 16 rows from everywhere, by which the data are recognised"
+        "A hash of 16 rows from everywhere, which identifies the data"
         if self.mark is None:
             n = len(self.dataset)
             rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
@@ -459,7 +459,7 @@ class ContextIterator(ChunkReader):
         return self.ready.popleft()
 
     def next_epoch(self):
-        "Begin the data again"
+        "Start the next epoch"
         if self.epoch == 0:
             empty = f", {n} of them left out as empty" if (n := self.maker.empty) else ''
             warnings.warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
