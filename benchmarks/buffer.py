@@ -10,7 +10,7 @@ import argparse, json, os, subprocess, sys, time
 D, PORTION, BATCH = 512, 2048, 2048   # width, rows a model batch brings, rows in a training batch
 
 def status(key):
-    with open('/proc/self/status') as f: return next(int(l.split()[1]) for l in f if l.startswith(key + ':')) * 1024
+    with open('/proc/self/status', encoding='utf-8') as f: return next(int(l.split()[1]) for l in f if l.startswith(key + ':')) * 1024
 
 def measure(lib, size):
     import torch
@@ -27,7 +27,7 @@ def measure(lib, size):
     warm = make(2 * BATCH)
     for _ in range(4): next(warm)
     del warm
-    try: open('/proc/self/clear_refs', 'w').write('5')   # forget the peak of the imports
+    try: open('/proc/self/clear_refs', 'w', encoding='utf-8').write('5')   # forget the peak of the imports
     except OSError: pass
     base, t = status('VmRSS'), time.perf_counter()
     batches = make()

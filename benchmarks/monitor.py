@@ -65,7 +65,7 @@ def memory(lines=100_000, redraws=3600):
     "Grow a log while its monitor redraws"
     import psutil
     me = psutil.Process()
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder)/'log.jsonl', 'w', buffering=1 << 16) as log:
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder)/'log.jsonl', 'w', buffering=1 << 16, encoding='utf-8') as log:
         names = [f'losses/{n}' for n in ('overall_loss', 'mse_loss', 'l1_loss')] + ['metrics/l0', 'metrics/explained_variance', 'sparsity/dead_features']
 
         def write(a, b):

@@ -44,7 +44,7 @@ def worker(library, arch, *numbers):
     "Make steps on request; tell how long they took and what the loss was"
     import torch
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-    out = os.fdopen(os.dup(1), 'w', buffering=1)
+    out = os.fdopen(os.dup(1), 'w', buffering=1, encoding='utf-8')
     os.dup2(2, 1)   # what the libraries print goes elsewhere
     trainer, x = build(library, arch, *map(int, numbers))
     for line in sys.stdin:

@@ -220,7 +220,7 @@ def fork(case: dict, folder: Path, **disturb) -> int:
         disturbance = Disturbance(**disturb)
         disturbance.install()
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder/'stderr.txt', 'a') as err:
+        with open(folder/'stderr.txt', 'a', encoding='utf-8') as err:
             os.dup2(err.fileno(), 2)
         result(case, folder, disturbance)
         code = 0
@@ -269,8 +269,8 @@ def undisturbed(case: dict, home: Path) -> Path:
             cache(folder.parent)
         begin = time.perf_counter()
         plain = {k: v for k, v in case.items() if k != 'tick'}
-        assert ended(fork(plain, folder)) == 0, (folder/'stderr.txt').read_text()
-        (folder/'seconds').write_text(str(time.perf_counter() - begin))
+        assert ended(fork(plain, folder)) == 0, (folder/'stderr.txt').read_text(encoding='utf-8')
+        (folder/'seconds').write_text(str(time.perf_counter() - begin), encoding='utf-8')
     return folder
 
 
@@ -293,7 +293,7 @@ def run_case(case: dict, home: Path, number: int) -> dict:
 
     for disturb in case.get('disturb', []):
         note(ended(fork(case, folder, **disturb)))
-    longest = float((whole/'seconds').read_text())
+    longest = float((whole/'seconds').read_text(encoding='utf-8'))
     while codes.count(-signal.SIGKILL) < case.get('kills', 0):   # from outside, at any moment
         anew, wait = not folder.exists(), random.uniform(0, longest)
         pid = fork(case, folder)
@@ -303,14 +303,14 @@ def run_case(case: dict, home: Path, number: int) -> dict:
         if anew and codes[-1] == 0:   # a whole run takes less than that
             longest = wait
     codes.append(ended(fork(case, folder)))
-    error = (folder/'stderr.txt').read_text()[-2000:] if codes[-1] else ''
+    error = (folder/'stderr.txt').read_text(encoding='utf-8')[-2000:] if codes[-1] else ''
     checkpoints = sorted(p.name for p in folder.rglob('*') if (p/'manifest.json').exists())
     left = [str(p) for p in folder.rglob('.*.tmp')]
     return dict(case=case, codes=codes, unlike=different + ([] if codes[-1] else unlike(folder, whole)), error=error, checkpoints=checkpoints, left=left)
 
 
 if __name__ == '__main__':
-    cases, home = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    cases, home = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8')), Path(sys.argv[2])
     random.seed(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     for i, case in enumerate(cases):
         print(json.dumps(run_case(case, home, i)), flush=True)

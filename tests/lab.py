@@ -26,7 +26,7 @@ MISSING = [name for name in ('jupyterlab', 'playwright', 'ipykernel') if find_sp
 def write_notebook(path: Path, cells: list[str]) -> Path:
     kernel = dict(name='python3', display_name='Python 3', language='python')
     made = [dict(cell_type='code', id=f'c{i}', metadata={}, source=s, execution_count=None, outputs=[]) for i, s in enumerate(cells)]
-    path.write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
     return path
 
 
@@ -41,8 +41,8 @@ def server(folder: Path):
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PLOTLY_RENDERER')} | own | dict(PYTHONPATH=paths)
     settings = Path(own['JUPYTER_CONFIG_DIR'], 'lab/user-settings/@jupyterlab/apputils-extension')
     settings.mkdir(parents=True)
-    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}')
-    with open(folder/'lab.log', 'w') as log:
+    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}', encoding='utf-8')
+    with open(folder/'lab.log', 'w', encoding='utf-8') as log:
         lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *SETTINGS, f'--port={port}', f'--ServerApp.root_dir={folder}'], env=env, cwd=folder, stdout=log, stderr=log)
         try:
             until(lambda: socket.socket().connect_ex(('127.0.0.1', port)) == 0, 60)

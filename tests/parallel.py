@@ -190,7 +190,7 @@ def child(case: dict, folder: Path, rank: int, size: int) -> None:
     try:
         warnings.simplefilter('ignore')
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with open(folder/f'stderr-{rank}.txt', 'a') as err:
+        with open(folder/f'stderr-{rank}.txt', 'a', encoding='utf-8') as err:
             os.dup2(err.fileno(), 2)
         if size > 1:
             os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
@@ -234,13 +234,13 @@ def run(case: dict, folder: Path) -> dict:
             return dict(case=case, codes='hangs')
         else:
             time.sleep(.005)
-    errors = [(folder/f'stderr-{r}.txt').read_text()[-1500:] for r in range(size)]
+    errors = [(folder/f'stderr-{r}.txt').read_text(encoding='utf-8')[-1500:] for r in range(size)]
     return dict(case=case, codes=[codes[r] for r in range(size)], errors=errors, seconds=max(ended.values()) - min(ended.values()),
                 took=time.time() - (began or begin))
 
 
 if __name__ == '__main__':
-    cases, home = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    cases, home = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8')), Path(sys.argv[2])
     for i, case in enumerate(cases):
         folder = home/case['folder']
         if case.get('source') == 'cached' and not (folder.parent/'acts').exists(): faults.cache(folder.parent)

@@ -32,7 +32,7 @@ def put(file: Path, data: dict) -> None:
     "Write tensors or plain data by the file's ending; JSON is YAML"
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in ('.json', '.yaml'):
-        file.write_text(json.dumps(data))
+        file.write_text(json.dumps(data), encoding='utf-8')
     elif file.suffix == '.safetensors':
         save_file({k: v.contiguous() for k, v in data.items()}, file)
     elif file.suffix == '.npz':

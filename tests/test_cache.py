@@ -179,7 +179,7 @@ def test_from_a_cache_to_an_sae(tmp_path, capsys):
 
 def test_pretokenised_contexts_are_those_of_sae_lens():
     "tests/fixtures/make_pretokenized.py wrote the table"
-    table = json.loads((Path(__file__).parent/'fixtures'/'pretokenized.json').read_text())
+    table = json.loads((Path(__file__).parent/'fixtures'/'pretokenized.json').read_text(encoding='utf-8'))
     tok, dataset = word_tokenizer(' '.join(table['words'])), Dataset.from_dict({'text': table['texts']})
     assert len(table['cases']) == 64
     for *values, contexts in table['cases']:

@@ -152,17 +152,17 @@ def program(*args, **kw):
 
 
 def test_the_program_prints_a_config_that_it_reads_again(tmp_path):
-    (tmp_path/'run.yaml').write_text('sae: {architecture: topk, d_in: 8, d_sae: 16, k: 4}\nlr: 1e-3\ntraining_tokens: 2_000_000\n')
+    (tmp_path/'run.yaml').write_text('sae: {architecture: topk, d_in: 8, d_sae: 16, k: 4}\nlr: 1e-3\ntraining_tokens: 2_000_000\n', encoding='utf-8')
     first = program('--config', 'run.yaml', '--lr', '1e-4', '--sae.k', '3', '--print-config', cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    (tmp_path/'printed.yaml').write_text(first.stdout)
+    (tmp_path/'printed.yaml').write_text(first.stdout, encoding='utf-8')
     assert program('--config', 'printed.yaml', '--print-config', cwd=tmp_path).stdout == first.stdout
     cfg = LanguageModelSAERunnerConfig.load(tmp_path/'printed.yaml')
     assert (cfg.lr, cfg.lr_end, cfg.sae.k, cfg.training_tokens) == (1e-4, 1e-5, 3, 2_000_000)
 
 
 def test_the_program_refuses_misspelt_keys(tmp_path):
-    (tmp_path/'run.yaml').write_text('sae: {architecture: topk, d_in: 8, d_sae: 16, k: 4}\nlearning_rate: 1e-3\n')
+    (tmp_path/'run.yaml').write_text('sae: {architecture: topk, d_in: 8, d_sae: 16, k: 4}\nlearning_rate: 1e-3\n', encoding='utf-8')
     for args, says in ((['--config', 'run.yaml'], 'learning_rate: not an option'),
                        (['--d_in', '8', '--d_sae', '16', '--training_tokes', '5'], "did you mean 'training_tokens'"),
                        (['--d_in', '8', '--d_sae', '16', '--expansion_factor', '5'], 'set the width itself')):

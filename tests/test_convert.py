@@ -55,7 +55,7 @@ def test_folder(name, tmp_path, capsys):
     same(before, SAE.load_from_disk(out))
     same(before, after)
     assert (sparsity is None) == (carried is None) and (sparsity is None or torch.equal(sparsity, carried))
-    assert json.loads((out/'cfg.json').read_text())['metadata']['sae_lens_version'] and 'SAE.load_from_disk' in (out/'README.md').read_text()
+    assert json.loads((out/'cfg.json').read_text(encoding='utf-8'))['metadata']['sae_lens_version'] and 'SAE.load_from_disk' in (out/'README.md').read_text(encoding='utf-8')
     written = {p: p.read_bytes() for p in out.iterdir()}
     code, said = run(capsys, *args)
     assert code == 2 and 'exists already' in said and written == {p: p.read_bytes() for p in out.iterdir()}

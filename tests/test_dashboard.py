@@ -57,8 +57,8 @@ def test_opens_quietly(stats, tmp_path):
 def test_search_sort_and_turn_pages(stats, tmp_path):
     path = dashboard(stats, tmp_path/'page.html', [3, 1, 7, 4, 2, 6], title='all well')
     policy = re.compile('<meta http-equiv="Content-Security-Policy".*?>')
-    assert len(policy.findall(path.read_text())) == 1
-    path.write_text(policy.sub('', path.read_text()).replace('</body>', f'<script>{ACTIONS}</script></body>'))   # escaping alone protects now
+    assert len(policy.findall(path.read_text(encoding='utf-8'))) == 1
+    path.write_text(policy.sub('', path.read_text(encoding='utf-8')).replace('</body>', f'<script>{ACTIONS}</script></body>'), encoding='utf-8')   # escaping alone protects now
     text, console = dom(path, tmp_path/'profile')
     assert not console
     result, title = re.search(r'RESULT(\[.*\])END(.*?)<', text).groups()
@@ -69,6 +69,6 @@ def test_search_sort_and_turn_pages(stats, tmp_path):
 
 def test_the_policy_stops_scripts(stats, tmp_path):
     path = dashboard(stats, tmp_path/'page.html', [1])
-    path.write_text(path.read_text().replace('</main>', f'{EVIL}</main>'))   # as if something had not been escaped
+    path.write_text(path.read_text(encoding='utf-8').replace('</main>', f'{EVIL}</main>'), encoding='utf-8')   # as if something had not been escaped
     text, console = dom(path, tmp_path/'profile')
     assert '<title>hacked' not in text and 'Content Security Policy' in console

@@ -13,5 +13,5 @@ def test_demo(tmp_path):
     done = subprocess.run([sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()', 'demo', '--quick', '--output', 'sae'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'SAE.load_from_disk("sae")' in done.stdout
-    metrics = json.loads((tmp_path/'sae'/'metrics.json').read_text())
+    metrics = json.loads((tmp_path/'sae'/'metrics.json').read_text(encoding='utf-8'))
     assert metrics['explained_variance'] > 0.5 and metrics['ce_loss_score'] > 0.5

@@ -40,7 +40,7 @@ RUNS_A_MODEL = ('live', 'stream', 'shuffled_stream', 'module', 'loader', 'layers
 
 def run_cases(cases: list[dict], folder: Path, seed: int = 0) -> list[dict]:
     "What became of some cases, and no exception in any of them"
-    (folder/'cases.json').write_text(json.dumps(cases))
+    (folder/'cases.json').write_text(json.dumps(cases), encoding='utf-8')
     done = subprocess.run([sys.executable, str(HERE/'faults.py'), str(folder/'cases.json'), str(folder), str(seed)], env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -84,7 +84,7 @@ def test_many_kills(tmp_path):
         done = [d for found in pool.map(of, SOURCES) for d in found]
     log = [dict(d['case'], codes=d['codes'], unlike=d['unlike'], error=d['error']) for d in done]
     if (place := os.environ.get('FAULTS_LOG')):
-        Path(place).write_text('\n'.join(map(json.dumps, log)) + '\n')
+        Path(place).write_text('\n'.join(map(json.dumps, log)) + '\n', encoding='utf-8')
     assert len(done) == len(cases) and not [d for d in log if d['unlike'] or d['error']]
     assert sum(d['codes'].count(-9) for d in log if 'kills' not in d and -9 in d['codes']) >= 200
 
@@ -298,7 +298,7 @@ def test_lost_files_cost_no_run(lost, tmp_path):
         notes = [*(tmp_path/'run').rglob('run.json')]
         if lost == 'cut': os.truncate(tmp_path/'run/sae/log.jsonl', 700)
         elif lost == 'note': notes[0].unlink()
-        elif lost == 'damaged note': notes[0].write_text('{"config": ')
+        elif lost == 'damaged note': notes[0].write_text('{"config": ', encoding='utf-8')
         elif lost.endswith('jsonl'): (tmp_path/'run'/lost).unlink()
         else: shutil.rmtree(tmp_path/'run'/lost)
         if 'note' in lost: raise SystemExit
@@ -436,8 +436,8 @@ def test_only_what_the_run_wrote_is_deleted(tmp_path):
     "keep_last and the cleaning at the start leave alone what merely has a similar name"
     for name in ('96', '2024'):
         (tmp_path/name).mkdir()
-        (tmp_path/name/'mine.txt').write_text('mine')
-    (tmp_path/'.notes.tmp').write_text('mine')
+        (tmp_path/name/'mine.txt').write_text('mine', encoding='utf-8')
+    (tmp_path/'.notes.tmp').write_text('mine', encoding='utf-8')
     (tmp_path/'.96.123.tmp').mkdir()   # of a killed run
     small(tmp_path, n_checkpoints=4, keep_last_checkpoints=2).fit()
     assert [p.name for p in Checkpoints(tmp_path).all()] == ['512', '384']
@@ -445,7 +445,7 @@ def test_only_what_the_run_wrote_is_deleted(tmp_path):
 
 
 def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path):
-    (tmp_path/'file').write_text('')
+    (tmp_path/'file').write_text('', encoding='utf-8')
     (tmp_path/'link').symlink_to(tmp_path/'nowhere'/'below')
     for place in ('file', 'file/below', 'link'):
         with pytest.raises(ConfigError, match='is not a folder'): small(tmp_path/place)
@@ -617,7 +617,7 @@ def tiny_model(tmp_path_factory) -> Path:
     word_tokenizer(' '.join(f'w{i}' for i in range(27))).save_pretrained(folder)
     g = torch.Generator().manual_seed(0)
     rows = torch.randint(30, (400, 16), generator=g).tolist()
-    (folder/'data.jsonl').write_text('\n'.join(json.dumps(dict(tokens=r)) for r in rows))
+    (folder/'data.jsonl').write_text('\n'.join(json.dumps(dict(tokens=r)) for r in rows), encoding='utf-8')
     return folder
 
 
@@ -648,7 +648,7 @@ def wait_for(condition, process, seconds=120):
 def test_the_same_command_goes_on(tiny_model, tmp_path):
     one = command(tiny_model, tmp_path/'one')
     log = tmp_path/'one'/'sae'/'log.jsonl'
-    wait_for(lambda: log.exists() and log.read_text().count('\n') > 40, one)
+    wait_for(lambda: log.exists() and log.read_text(encoding='utf-8').count('\n') > 40, one)
     one.send_signal(signal.SIGTERM)
     said = one.communicate(timeout=240)[1]
     assert one.returncode == 143 and 'stopped by SIGTERM at step' in said, said[-2000:]
@@ -662,7 +662,7 @@ def test_the_same_command_goes_on(tiny_model, tmp_path):
     a, b = (SAE.load_from_disk(tmp_path/n/'sae') for n in ('whole', 'one'))
     for k, v in a.state_dict().items():
         assert torch.equal(v, b.state_dict()[k]), k
-    lines = [[{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (tmp_path/n/'sae'/'log.jsonl').read_text().splitlines()] for n in ('whole', 'one')]
+    lines = [[{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (tmp_path/n/'sae'/'log.jsonl').read_text(encoding='utf-8').splitlines()] for n in ('whole', 'one')]
     assert lines[0] == lines[1] and len(lines[0]) > 50
 
 

@@ -69,7 +69,7 @@ def module_name(path) -> str: return '.'.join(path.relative_to(ROOT/PACKAGE).wit
 
 @pytest.mark.parametrize('path', FILES, ids=module_name)
 def test_imports_go_down(path):
-    assert not complaints(module_name(path), path.read_text())
+    assert not complaints(module_name(path), path.read_text(encoding='utf-8'))
 
 
 def test_every_module_has_a_notebook():

@@ -43,7 +43,7 @@ def leaves(node, at=()):
 
 def change_config(rng: random.Random, file: Path) -> None:
     "Another value for a key, or one key less or more"
-    data = json.loads(file.read_text())
+    data = json.loads(file.read_text(encoding='utf-8'))
     for _ in range(rng.choice([1, 1, 2, 4])):
         if not (places := list(leaves(data))):
             break
@@ -58,7 +58,7 @@ def change_config(rng: random.Random, file: Path) -> None:
             node[f'{last}_'] = node[last]
         else:
             node[last] = copy.deepcopy(rng.choice(WILD))
-    file.write_text(json.dumps(data, ensure_ascii=True))
+    file.write_text(json.dumps(data, ensure_ascii=True), encoding='utf-8')
 
 
 def read(file: Path) -> dict:

@@ -12,7 +12,7 @@ from sae_workbench import migrate_config
 from sae_workbench.core.old_options import OLD_NAMES
 from sae_workbench.training.translate import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
 
-FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text())
+FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text(encoding='utf-8'))
 SHAPES = [(kind, version) for kind in FACTS for version in FACTS[kind]]
 STAMPS = ('sae_lens_version', 'sae_lens_training_version')
 
@@ -204,9 +204,9 @@ def test_a_notebook_and_a_folder(tmp_path):
     cells = [{'cell_type': 'code', 'source': ['!pip install sae-lens\n', '%matplotlib inline\n', 'd = 64']},
              {'cell_type': 'markdown', 'source': ['text']},
              {'cell_type': 'code', 'source': ['cfg = LanguageModelSAERunnerConfig(d_in=d, expansion_factor=2)']}]
-    (tmp_path/'a.ipynb').write_text(json.dumps({'cells': cells}))
+    (tmp_path/'a.ipynb').write_text(json.dumps({'cells': cells}), encoding='utf-8')
     assert migrate_config(tmp_path/'a.ipynb').config.sae.d_sae == 128
-    (tmp_path/'cfg.json').write_text(json.dumps(saved('5.11.0')))
+    (tmp_path/'cfg.json').write_text(json.dumps(saved('5.11.0')), encoding='utf-8')
     assert migrate_config(str(tmp_path)).config.sae.d_sae == 2048
 
 
@@ -260,7 +260,7 @@ def test_the_command(tmp_path):
 
 
 def test_an_old_yaml_file(tmp_path):
-    (tmp_path/'old.yaml').write_text('d_in: 768\nexpansion_factor: 8\narchitecture: gated\nl1_coefficient: 5\n')
+    (tmp_path/'old.yaml').write_text('d_in: 768\nexpansion_factor: 8\narchitecture: gated\nl1_coefficient: 5\n', encoding='utf-8')
     cfg = migrate_config(tmp_path/'old.yaml').config
     assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.sae.l1_coefficient) == ('gated', 6144, 5)
 

@@ -123,7 +123,7 @@ def test_a_hand_at_the_monitor(tmp_path):
         nb.keep('monitor_done_1280')
         nb.command('docmanager:save')
         page.wait_for_timeout(1500)
-    saved = path.read_text()
+    saved = path.read_text(encoding='utf-8')
     assert saved.count('<svg') >= 6   # the still picture of the whole run
 
 
@@ -196,4 +196,4 @@ def test_runs_of_other_processes(tmp_path):
         assert nb.run(2) == '(LogMonitor: first at step 799, LogMonitor: k=4 at step 799, k=8 at step 299)'
         nb.command('docmanager:save')
         nb.page.wait_for_timeout(1500)
-    assert path.read_text().count('<svg') >= 12   # the still pictures of both
+    assert path.read_text(encoding='utf-8').count('<svg') >= 12   # the still pictures of both

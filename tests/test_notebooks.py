@@ -18,7 +18,7 @@ def test_notebook(name):
 
 def write_notebook(path, *cells):
     cells = [dict(cell_type='code', execution_count=None, id=str(i), metadata={}, outputs=[], source=[c]) for i, c in enumerate(cells)]
-    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)), encoding='utf-8')
     return path
 
 

@@ -21,7 +21,7 @@ def home(tmp_path_factory): return tmp_path_factory.mktemp('parallel')
 
 
 def run(home: Path, *cases: dict) -> list[dict]:
-    (home/'cases.json').write_text(json.dumps(cases))
+    (home/'cases.json').write_text(json.dumps(cases), encoding='utf-8')
     done = subprocess.run([sys.executable, str(HERE/'parallel.py'), str(home/'cases.json'), str(home)], env=ENV, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -87,7 +87,7 @@ def test_whole_runs(home, source, architecture, more):
         for r in results[1:]:
             assert all(torch.equal(v, results[0][k]) for k, v in r.items())
         folder = home/name/f'{n}'
-        lines = [[json.loads(line) for line in next((home/name/f'{m}').rglob('log.jsonl')).read_text().splitlines()] for m in (1, n)]
+        lines = [[json.loads(line) for line in next((home/name/f'{m}').rglob('log.jsonl')).read_text(encoding='utf-8').splitlines()] for m in (1, n)]
         assert [line['step'] for line in lines[0]] == [line['step'] for line in lines[1]] and len(list(folder.rglob('log*.jsonl'))) == 1
         names = [sorted(p.parent.name for p in (home/name/f'{m}').rglob('manifest.json')) for m in (1, n)]
         assert names[0] == names[1] and len(names[0]) == 3 and not list(folder.rglob('.*.tmp'))
@@ -180,7 +180,7 @@ def test_signals_at_any_moment(home, source, architecture, n):
         fine([last])
         for s in stopped:
             if log:
-                with open(log, 'a') as f: f.write(json.dumps(dict(source=source, architecture=architecture, signals=s['case']['signals'], codes=s['codes'])) + '\n')
+                with open(log, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(source=source, architecture=architecture, signals=s['case']['signals'], codes=s['codes'])) + '\n')
             assert s['codes'] != 'hangs' and set(s['codes']) <= ENDS, s
             for code, error in zip(s['codes'], s['errors']):   # KeyboardInterrupt alone: when the run is over
                 assert code != 2 or 'another process of this run failed' in error or error.endswith('KeyboardInterrupt\n'), s
@@ -231,7 +231,7 @@ assert threads() == before
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='reads /proc')
 def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
     "Such a thread is aborted if it lets go of a tensor then, and torchrun calls the run failed"
-    (tmp_path/'train.py').write_text(THREADS)
+    (tmp_path/'train.py').write_text(THREADS, encoding='utf-8')
     done = subprocess.run([*TORCHRUN, str(tmp_path/'train.py')], env=ENV, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
@@ -257,7 +257,7 @@ trainer.fit()
 def test_torchrun_starts_it_again(tmp_path):
     "`--max-restarts`: processes that were killed go on from the last checkpoint, without waiting for those that are dead"
     from sae_workbench import SAE, Checkpoints
-    (tmp_path/'train.py').write_text(RESTARTED)
+    (tmp_path/'train.py').write_text(RESTARTED, encoding='utf-8')
     for rank in ('', '0', '1'):
         more = [tmp_path/f'ck{rank}', *rank]
         done = subprocess.run([*TORCHRUN, '--max-restarts', '1', tmp_path/'train.py', *more], env=ENV, capture_output=True, text=True, timeout=200)
@@ -275,7 +275,7 @@ def test_the_command_under_torchrun(tiny_model, tmp_path):   # noqa: F811
     assert whole.wait(600) == 0, whole.communicate()[1][-3000:]
     one = command(tiny_model, tmp_path/'one', *many, program=torchrun)
     log = tmp_path/'one'/'sae'/'log.jsonl'
-    wait_for(lambda: log.exists() and log.read_text().count('\n') > 3, one)
+    wait_for(lambda: log.exists() and log.read_text(encoding='utf-8').count('\n') > 3, one)
     one.send_signal(signal.SIGTERM)
     said = one.communicate(timeout=300)[1]
     assert one.returncode != 0 and 'stopped by SIGTERM at step' in said, said[-3000:]

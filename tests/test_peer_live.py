@@ -73,8 +73,8 @@ def test_sae_lens_opens_what_we_upload(tmp_path):
 
 def test_stored_numbers_are_the_peers(tmp_path):
     peer('make_fixtures.py', tmp_path)
-    fresh, tensors = json.loads((tmp_path/'index.json').read_text()), load_file(tmp_path/'tensors.safetensors')
-    if (stored := json.loads((FIXTURES/'index.json').read_text())['sae_lens']) != fresh['sae_lens']: pytest.skip(f"sae-lens is {fresh['sae_lens']}, the numbers are of {stored}")
+    fresh, tensors = json.loads((tmp_path/'index.json').read_text(encoding='utf-8')), load_file(tmp_path/'tensors.safetensors')
+    if (stored := json.loads((FIXTURES/'index.json').read_text(encoding='utf-8'))['sae_lens']) != fresh['sae_lens']: pytest.skip(f"sae-lens is {fresh['sae_lens']}, the numbers are of {stored}")
     name = lambda c: (c['kind'], c['name'])
     old, new = ({name(c): c for c in cs} for cs in (CASES, fresh['cases']))
     assert old.keys() == new.keys()

@@ -236,7 +236,7 @@ def published(folder, producer: str, path: str | None, said: dict) -> SAE:
         (folder/at).rename(folder/path)
         at = path
     for file in [*folder.rglob('*.json'), *folder.rglob('*.yaml')]:
-        file.write_text(json.dumps(changed(json.loads(file.read_text()), said)))
+        file.write_text(json.dumps(changed(json.loads(file.read_text(encoding='utf-8')), said)), encoding='utf-8')
     for file in folder.rglob('*.safetensors'):
         t = load_file(file)
         if said.get('skip_connection') is False:

@@ -57,8 +57,8 @@ def put(what: str, path: Path) -> None:
         Checkpoints(path.parent/'other').save(other).rename(path)
     elif what == 'cache':
         path.mkdir()
-        (path/'manifest.json').write_text('{"format": "sae_workbench.cache"}')
-    elif what == 'file': path.write_text('mine')
+        (path/'manifest.json').write_text('{"format": "sae_workbench.cache"}', encoding='utf-8')
+    elif what == 'file': path.write_text('mine', encoding='utf-8')
     elif what == 'empty': path.mkdir()
     else:
         (path.parent/'elsewhere').mkdir(exist_ok=True)
@@ -127,9 +127,9 @@ def test_a_second_run_keeps_the_first_sae(tmp_path):
 
 def test_files_of_somebody_else_in_the_output_folder_are_kept(tmp_path):
     (tmp_path/'sae').mkdir()
-    for name in (*RESULTS, 'log.jsonl', 'notes.txt'): (tmp_path/'sae'/name).write_text('{"mine": 1}')
+    for name in (*RESULTS, 'log.jsonl', 'notes.txt'): (tmp_path/'sae'/name).write_text('{"mine": 1}', encoding='utf-8')
     with pytest.warns(UserWarning, match='kept in'): run_of(tmp_path).run()
-    assert {p.read_text() for p in (tmp_path/'sae'/'earlier-1').iterdir()} == {'{"mine": 1}'}
+    assert {p.read_text(encoding='utf-8') for p in (tmp_path/'sae'/'earlier-1').iterdir()} == {'{"mine": 1}'}
     assert (tmp_path/'sae'/'notes.txt').exists() and len([*(tmp_path/'sae'/'earlier-1').iterdir()]) == len(RESULTS) + 1
 
 
@@ -213,7 +213,7 @@ def test_a_failing_last_evaluation_costs_no_sae(what, tmp_path, monkeypatch):
     with pytest.raises((MemoryError, Interrupted)) as e: run.run()
     assert torch.equal(weights(tmp_path/'sae'), run.trainer.sae.to_inference().W_dec)
     if what == 'evaluation': assert 'The trained SAE is in' in e.value.__notes__[0]
-    assert json.loads((tmp_path/'sae'/'cfg.json').read_text())['metadata']['training_tokens'] == 24*32
+    assert json.loads((tmp_path/'sae'/'cfg.json').read_text(encoding='utf-8'))['metadata']['training_tokens'] == 24*32
 
 
 # Starting with the weights of another SAE

@@ -168,7 +168,7 @@ def test_no_link_is_broken(site):
 
 
 def test_every_public_name_leads_to_its_reference(site):
-    api = (site/'nbs'/'api.html').read_text()
+    api = (site/'nbs'/'api.html').read_text(encoding='utf-8')
     links = {unescape(name): link for link, name in re.findall(r'<a href="([^"]+)"><code>([^<]+)</code></a>', api.replace('<wbr>', ''))}
     place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench._MODULE_OF.items()}
     assert links['SAETransformerBridge'] == 'analysis/bridge.html'   # a class that is made when it is asked for
@@ -176,13 +176,13 @@ def test_every_public_name_leads_to_its_reference(site):
 
 
 def test_parameters_of_an_inherited_init_are_told(site):
-    html = (site/'nbs'/'saes'/'transcoder.html').read_text()
+    html = (site/'nbs'/'saes'/'transcoder.html').read_text(encoding='utf-8')
     entry = re.split('<h3[^>]*>TopKSkipTranscoder</h3>', html)[1].split('<h3')[0]
     assert '<code>cfg</code>' in entry and '<code>use_error_term</code>' in entry.replace('<wbr>', '')
 
 
 def test_llms_txt_names_every_page(site):
-    text = (site/'llms.txt').read_text()
+    text = (site/'llms.txt').read_text(encoding='utf-8')
     names = [p.replace('.html', '.llms.md') for p in PAGES]
     assert not [n for n in names if f'/{n})' not in text or not (site/n).is_file()]
 
@@ -247,7 +247,7 @@ def test_tabs_of_the_migration_guide(page, address):
 
 
 def test_no_link_is_left_as_markdown(site):
-    prose = {page: re.sub(r'(?s)<(pre|script|style|code)\b.*?</\1>', '', page.read_text()) for page in site.rglob('*.html')}
+    prose = {page: re.sub(r'(?s)<(pre|script|style|code)\b.*?</\1>', '', page.read_text(encoding='utf-8')) for page in site.rglob('*.html')}
     assert not [f'{page.name}: {found[0]}' for page, text in prose.items() for found in re.finditer(r'.{0,60}\]\([^)\s]*\)', text)]
 
 

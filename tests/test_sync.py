@@ -30,7 +30,7 @@ def nbdev(command: str, folder: Path) -> None:
 
 def texts(folder: Path, pattern: str) -> dict[str, str]:
     "The files below a folder by relative path"
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
+    return {p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8') for p in folder.rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
 
 
 def differences(ours: dict[str, str], made: dict[str, str]) -> list[str]:
@@ -55,11 +55,11 @@ def test_notebooks_are_clean(copy):
 
 
 def test_readme_is_made_from_the_index():
-    assert readme.make() == (ROOT/'README.md').read_text(), 'run python tools/readme.py'
+    assert readme.make() == (ROOT/'README.md').read_text(encoding='utf-8'), 'run python tools/readme.py'
 
 
 def test_readme_has_the_command_that_ci_runs():
-    command = re.findall(r'^```sh\n(.*-m pytest.*)\n```$', (ROOT/'README.md').read_text(), re.M)
+    command = re.findall(r'^```sh\n(.*-m pytest.*)\n```$', (ROOT/'README.md').read_text(encoding='utf-8'), re.M)
     assert len(command) == 1 and '.venv/bin/python -m pytest' in command[0]
 
 
@@ -79,5 +79,5 @@ def mixed(cell: dict) -> bool:
 
 
 def test_imports_stand_in_cells_of_their_own():
-    found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in json.loads((ROOT/name).read_text())['cells'] if mixed(cell)]
+    found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'] if mixed(cell)]
     assert not found

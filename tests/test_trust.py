@@ -59,7 +59,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_a_token_is_in_no_file_of_a_run(trained):
     assert not holding(trained, TOKEN)
-    assert json.loads((trained/'out'/'runner_cfg.json').read_text())['model_from_pretrained_kwargs'] == dict(revision='main')
+    assert json.loads((trained/'out'/'runner_cfg.json').read_text(encoding='utf-8'))['model_from_pretrained_kwargs'] == dict(revision='main')
 
 
 def test_the_folder_of_the_sae_names_no_folder_of_the_author_nor_the_host(trained):
@@ -90,7 +90,7 @@ def test_nothing_that_is_given_away_names_a_secret_or_a_home(tmp_path):
     sae = secretive()
     sae.save_model(tmp_path/'saved')
     save_pretrained(sae, tmp_path/'shared')
-    (tmp_path/'card.md').write_text(model_card({'': sae.cfg}, folder=tmp_path/'shared') + model_card({'x': sae.cfg}, repo='me/x'))
+    (tmp_path/'card.md').write_text(model_card({'': sae.cfg}, folder=tmp_path/'shared') + model_card({'x': sae.cfg}, repo='me/x'), encoding='utf-8')
     assert not holding(tmp_path, TOKEN) and not holding(tmp_path, 'alice') and not holding(tmp_path, str(tmp_path))
     assert sae.get_name() == 'sae_model_layer_16'
     assert SAE.load_from_disk(tmp_path/'saved').cfg.metadata.model_from_pretrained_kwargs == dict(cache_dir='cache')
@@ -99,7 +99,7 @@ def test_nothing_that_is_given_away_names_a_secret_or_a_home(tmp_path):
 def test_a_config_in_any_form_is_written_without_its_token(tmp_path):
     cfg = run_config(tmp_path)
     for name in ('a.yaml', 'a.json'): cfg.save(tmp_path/name)
-    forms = [cfg.to_yaml(), cfg.to_json(), python_code(cfg), yaml_code(cfg), ' '.join(command_line(cfg)), *(p.read_text() for p in tmp_path.iterdir())]
+    forms = [cfg.to_yaml(), cfg.to_json(), python_code(cfg), yaml_code(cfg), ' '.join(command_line(cfg)), *(p.read_text(encoding='utf-8') for p in tmp_path.iterdir())]
     assert all('revision' in form and TOKEN not in form for form in forms)
     assert cfg.model_from_pretrained_kwargs['token'] == TOKEN   # the run itself has it
 
@@ -116,7 +116,7 @@ def test_weights_and_biases_gets_neither_token_nor_paths(tmp_path, monkeypatch):
     wandb = Wandb()
     wandb.Artifact = Artifact
     monkeypatch.setitem(__import__('sys').modules, 'wandb', wandb)
-    for name in ('cfg.json', '.lock', '.lock.json'): (tmp_path/name).write_text('')
+    for name in ('cfg.json', '.lock', '.lock.json'): (tmp_path/name).write_text('', encoding='utf-8')
     logger = WandBLogger(LoggingConfig(), run_config(tmp_path).to_dict(), tmp_path)
     logger.on_start(None)
     assert TOKEN not in str(wandb.config) and HOME not in str(wandb.config) and str(tmp_path) not in str(wandb.config)
@@ -148,12 +148,12 @@ def test_no_order_to_the_terminal_leaves_a_command(tmp_path, capsys):
     sae = secretive()
     sae.cfg.metadata.model_name = None
     sae.save_model(tmp_path/f'a{ORDER}')
-    cfg = json.loads((tmp_path/f'a{ORDER}'/'cfg.json').read_text())
+    cfg = json.loads((tmp_path/f'a{ORDER}'/'cfg.json').read_text(encoding='utf-8'))
     (tmp_path/'keys').mkdir()
-    (tmp_path/'keys'/'cfg.json').write_text(json.dumps(cfg | {f'k{ORDER}': 1}))
+    (tmp_path/'keys'/'cfg.json').write_text(json.dumps(cfg | {f'k{ORDER}': 1}), encoding='utf-8')
     (tmp_path/'keys'/'sae_weights.safetensors').write_bytes((tmp_path/f'a{ORDER}'/'sae_weights.safetensors').read_bytes())
     (tmp_path/'named').mkdir()
-    (tmp_path/'named'/'cfg.json').write_text(json.dumps(cfg | dict(architecture=f'topk{ORDER}')))
+    (tmp_path/'named'/'cfg.json').write_text(json.dumps(cfg | dict(architecture=f'topk{ORDER}')), encoding='utf-8')
     (tmp_path/'named'/'sae_weights.safetensors').write_bytes((tmp_path/f'a{ORDER}'/'sae_weights.safetensors').read_bytes())
     for args in (['dashboard', str(tmp_path/f'a{ORDER}')], ['evals', str(tmp_path/'keys')], ['dashboard', str(tmp_path/'keys')], ['evals', str(tmp_path/'named')],
                  ['convert', str(tmp_path/f'no{ORDER}'), str(tmp_path/'x')], ['search', f'nothing{ORDER}'], ['migrate', str(tmp_path/f'no{ORDER}')],

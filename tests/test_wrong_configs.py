@@ -26,8 +26,8 @@ WRONG = {
     # sizes, counts, rates
     "TopK(d_in=0)": "d_in=0: must be at least 1",
     "TopK(d_in='8')": "d_in='8': must be a whole number",
-    "TopK(d_sae=16.0)": "d_sae=16.0: must be a whole number; write 16",
-    "Run(training_tokens=1e6)": "training_tokens=1000000.0: must be a whole number; write 1_000_000",
+    "TopK(d_sae=16.5)": "d_sae=16.5: must be a whole number",
+    "Run(training_tokens=math.inf)": "training_tokens=inf: must be a whole number",
     "TopK(d_sae=True)": "d_sae=True: must be a whole number",
     "StandardTrainingSAEConfig(d_in=8)": "d_sae is required",
     "TopK(k=0)": "k=0: must be at least 1",
@@ -181,6 +181,7 @@ OLD = {
 }
 
 RIGHT = [
+    "Run(training_tokens=1e6)", "TopK(d_sae=16.0)", "Run(exclude_special_tokens=[0., 1.])",
     "TopK()", "Standard(lp_norm=.5, dtype='torch.bfloat16')", "Gated(l1_coefficient=5)", "JumpReLU(l0_coefficient=0)",
     "JumpReLU(jumprelu_sparsity_loss_mode='tanh', jumprelu_tanh_scale=2, pre_act_loss_coefficient=3e-6)",
     "JumpReLU(jumprelu_sparsity_loss_mode='quadratic', target_l0=4)", "TopK(dtype=torch.float64, decoder_init_norm=None)",
@@ -281,7 +282,7 @@ def test_what_fits_gets_as_far_as_the_missing_weights(tiny, name, hook, d_in):
 
 
 def test_a_model_that_nobody_knows_is_left_to_the_later_check(tmp_path):
-    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 16}')
+    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 16}', encoding='utf-8')
     for name in (str(tmp_path), 'no/such-model'):
         Run(model_name=name).check_model()
 

@@ -68,7 +68,7 @@ def fence_tabs(notebook: dict) -> None:
 
 def finish_page(path: Path, doc_url: str) -> None:
     "Figures and tabs, and links between our own pages that stay inside the site"
-    notebook = json.loads(path.read_text())
+    notebook = json.loads(path.read_text(encoding='utf-8'))
     front = notebook['cells'][0]['source']
     front[:] = [line for line in front if not line.startswith('output-file:')]   # a page is called as its notebook anyway
     up = '../'*(len(path.relative_to(PROC/'nbs').parts) - 1) or './'
@@ -77,7 +77,7 @@ def finish_page(path: Path, doc_url: str) -> None:
     notebook['metadata'].pop('widgets', None)
     text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
     text = re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text)   # private names have no entry to link to
-    path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text))   # nbdev links inside links too
+    path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text), encoding='utf-8')   # nbdev links inside links too
 
 
 def stage() -> None:
@@ -125,10 +125,10 @@ def use_local_katex() -> None:
         shutil.copy2(source/name, target/name)
     shutil.copytree(source/'fonts', target/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'), dirs_exist_ok=True)
     for page in SITE.rglob('*.html'):
-        text = page.read_text()
+        text = page.read_text(encoding='utf-8')
         if KATEX_CDN in text:
             up = '../'*(len(page.relative_to(SITE).parts) - 1)
-            page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'))
+            page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'), encoding='utf-8')
 
 
 def break_long_names(page: str) -> str:
@@ -145,25 +145,25 @@ def render(renderer: str) -> None:
     if renderer == 'smalldocs':
         use_local_katex()
     for page in SITE.rglob('*.html'):
-        page.write_text(break_long_names(page.read_text()))
+        page.write_text(break_long_names(page.read_text(encoding='utf-8')), encoding='utf-8')
     for style in SITE.rglob('*.css'):   # the themes ask for fonts from elsewhere, and have others to fall back on
-        style.write_text(re.sub(r'@import\s*url\([^)]*fonts\.googleapis[^)]*\)\s*;?', '', style.read_text()))
+        style.write_text(re.sub(r'@import\s*url\([^)]*fonts\.googleapis[^)]*\)\s*;?', '', style.read_text(encoding='utf-8')), encoding='utf-8')
     write_llms_txt()
     if not (SITE/'index.html').exists():
-        (SITE/'index.html').write_text(REDIRECT)
+        (SITE/'index.html').write_text(REDIRECT, encoding='utf-8')
 
 
 def write_llms_txt(site: Path = SITE) -> None:
     "The index of the site for language models, in reading order and with what each page is about"
-    about = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+    about = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']
     lines = [f"# {about['title']}", '', f"> {about['description']}", '']
     for section, names in sections():
         lines += [f'## {section}', '']
         for name in names:
-            title, _, what = ''.join(json.loads((ROOT/name).read_text())['cells'][0]['source']).partition('\n')
+            title, _, what = ''.join(json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'][0]['source']).partition('\n')
             lines.append(f"- [{title.lstrip('# ')}]({about['site-url']}/{Path(name).with_suffix('.llms.md')}): {what.strip().lstrip('> ')}")
         lines.append('')
-    (site/'llms.txt').write_text('\n'.join(lines))
+    (site/'llms.txt').write_text('\n'.join(lines), encoding='utf-8')
 
 
 def targets(page: str) -> set[str]:
@@ -173,7 +173,7 @@ def targets(page: str) -> set[str]:
 
 def broken_links(site: Path = SITE) -> list[str]:
     "Links from one page of the site to a page, file or anchor that is not there"
-    pages = {page.resolve(): page.read_text() for page in site.rglob('*.html')}
+    pages = {page.resolve(): page.read_text(encoding='utf-8') for page in site.rglob('*.html')}
     anchors = {page: targets(text) for page, text in pages.items()}
     broken = set()
     for page, text in pages.items():

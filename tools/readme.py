@@ -42,9 +42,9 @@ def parts(notebook: dict):
 
 def make(root: Path = ROOT) -> str:
     "The text of README.md"
-    notebook = json.loads((root/'nbs'/'index.ipynb').read_text())
+    notebook = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))
     return '\n\n'.join(filter(None, parts(notebook))) + '\n'
 
 
 if __name__ == '__main__':
-    (ROOT/'README.md').write_text(make())
+    (ROOT/'README.md').write_text(make(), encoding='utf-8')

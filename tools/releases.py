@@ -33,7 +33,7 @@ def columns(release: dict) -> dict:
 
 
 def main(source: str) -> None:
-    releases = json.loads(Path(source).read_text())
+    releases = json.loads(Path(source).read_text(encoding='utf-8'))
     text = json.dumps({name: columns(r) for name, r in releases.items()}, separators=(',', ':'))
     OUT.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     print(f"{OUT}: {len(releases)} releases, {sum(len(r['saes']) for r in releases.values())} SAEs, {OUT.stat().st_size} bytes")

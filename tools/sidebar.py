@@ -18,14 +18,14 @@ def listed(root: Path = ROOT) -> list[str]:
                 yield from walk(item['contents'])
             elif 'href' in item:
                 yield item['href']
-    site = yaml.safe_load((root/'_quarto.yml').read_text())['website']
+    site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
     return [name for name in walk(site['sidebar']['contents']) if name.endswith('.ipynb')]
 
 
 def sections(root: Path = ROOT) -> list[tuple[str, list[str]]]:
     "The sidebar's sections with their notebooks; what stands in none comes under Start"
     found = {}
-    for item in yaml.safe_load((root/'_quarto.yml').read_text())['website']['sidebar']['contents']:
+    for item in yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']:
         alone = isinstance(item, str)
         found.setdefault('Start' if alone else item['section'], []).extend([item] if alone else item['contents'])
     return list(found.items())
@@ -39,7 +39,7 @@ def on_disk(root: Path = ROOT) -> list[str]:
 
 def module_of(notebook: Path) -> str | None:
     "The module that a notebook exports, such as `core.errors`; None for one that only tells"
-    for cell in json.loads(notebook.read_text())['cells']:
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         found = re.search(r'^#\|\s*default_exp\s+(\S+)', ''.join(cell['source']), re.M)
         if found and cell['cell_type'] == 'code':
             return found[1]

@@ -22,7 +22,7 @@ from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
 from ..core.arguments import checked
-from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule
+from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule, Whole
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
 from ..core.output import say
@@ -38,7 +38,7 @@ class _CacheOptions(Config):
     hook_name:str|list[str] # A hook or submodule name; several are written in the same passes
     d_in:Count|None # Width of the activations; None takes what is found, needed where several hooks differ
     training_tokens:Count # Activations to write from each hook
-    context_size:int = -1 # Tokens in a context; -1 for that of a data set that is tokenised already
+    context_size:Whole = -1 # Tokens in a context; -1 for that of a data set that is tokenised already
     model_class_name:Literal[tuple(LOADERS)] = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     new_cached_activations_path:str|None = None # The folder, with one in it for each hook of a list; derived if None
     shuffle:bool = True # A reader takes the activations in random order, unless it is told otherwise
@@ -219,7 +219,8 @@ class CacheActivationsRunner(_CacheSources):
     def run(self)->dict: # The manifest; by hook if hook_name is a list
         "Write what is not there yet, and say how to train from it"
         cfg, folders = self.cfg, self.folders()
-        manifests = write_caches(self.sources, folders, {h: self.options(h) for h in self.hooks})
+        manifests = write_caches(self.sources, folders, {h: self.options(h) for h in self.hooks},
+                                 show=cfg.verbose)
         for h in self.hooks if cfg.verbose else (): self._say(manifests[h], folders[h])
         return manifests[cfg.hook_name] if isinstance(cfg.hook_name, str) else manifests
 

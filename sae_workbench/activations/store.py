@@ -88,6 +88,16 @@ class TokenStore:
     @property
     def n_dataset_processed(self)->int: return self.need('contexts').n_rows
 
+    @property
+    def tokens_column(self)->str:
+        "The column of the dataset that is read"
+        return self.need('contexts').column
+
+    @property
+    def is_dataset_tokenized(self)->bool:
+        "Whether that column holds token ids"
+        return self.need('contexts').kind=='tokens'
+
 # %% ../../nbs/activations/store.ipynb #1b0a86d0
 class TrainingTokens(TokenStore):
     "Drawing from the training data, and a new start"

@@ -19,7 +19,8 @@ from ..activations.store import shuffled
 from ..activations.tokens import TokenContexts, open_dataset
 from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
 from ..core.errors import ConfigError, LoadError, unknown
-from ..core.files import write_json
+from ..core.files import write_json, write_text
+from ..core.folders import together
 from ..core.output import say
 from ..core.plain import plain
 from ..core.private import shareable
@@ -88,14 +89,14 @@ def write_results(
 )->list[Path]: # The files
     "A JSON file for each record, one for all, and a CSV file without the metrics of single latents"
     from pandas import json_normalize
-    folder.mkdir(parents=True, exist_ok=True)
     def name(r):
         what = r['unique_id'], r['eval_cfg']['context_size'], r['eval_cfg']['dataset']
         return re.sub(r'[^\w.-]+', '_', '_'.join(map(str, what))) + '.json'
     texts = {name(r): r for r in records} | {'all_eval_results.json': records}
-    for file, data in texts.items(): write_json(folder/file, _without_nan(data))
     flat = [{k: v for k, v in r.items() if k != 'feature_metrics'} for r in records]
-    json_normalize(flat).to_csv(folder/'all_eval_results.csv', index=False)
+    with together(folder) as new:
+        for file, data in texts.items(): write_json(new/file, _without_nan(data))
+        write_text(new/'all_eval_results.csv', json_normalize(flat).to_csv(index=False))
     return [folder/f for f in (*texts, 'all_eval_results.csv')]
 
 # %% ../../nbs/faces/evals_command.ipynb #4f3e1071

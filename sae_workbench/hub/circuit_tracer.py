@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError
-from ..core.files import atomic, check_finite, write_tensors
+from ..core.files import check_finite, write_tensors, write_text
+from ..core.folders import together
 from ..core.private import shareable
 from .formats import Format, Raw, register_format
 from .weights import Facts
@@ -113,10 +114,11 @@ def save_transcoder_set(
         raise ConfigError(f"{path}: holds layers of another set: {', '.join(sorted(more)[:4])}")
     tensors = {i: _ours_to_theirs(t) for i, t in layers.items()}
     for i, t in tensors.items(): check_finite(t, f'the transcoder of layer {i}')
-    for i, t in tensors.items(): write_tensors(Path(path)/f'layer_{i}.safetensors', t)
     facts = {k: v for k, v in every[0].items() if k not in ('d_in', 'd_sae', 'skip')}
     config = shareable(dict(model_kind='transcoder_set', scan=scan) | facts)
-    with atomic(Path(path)/'config.yaml') as f: f.write_text(yaml.safe_dump(config, sort_keys=False))
+    with together(path) as new:
+        for i, t in tensors.items(): write_tensors(new/f'layer_{i}.safetensors', t)
+        write_text(new/'config.yaml', yaml.safe_dump(config, sort_keys=False))
     return Path(path)
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #f20b30f1

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from ..core.errors import LoadError
 from ..core.files import check_inside
+from ..core.folders import COMMIT, settle
 
 # %% ../../nbs/hub/places.ipynb #e0c782ab
 MOST_FILES = 100_000   # that are looked at, should somebody name the root of a disk
@@ -68,6 +69,7 @@ class Folder(Place):
     def get(self, name:str)->Path:
         "The file"
         path = self.root/name
+        settle(path.parent)
         if path.is_file():
             check_inside(path, self.within)
             return path
@@ -76,8 +78,10 @@ class Folder(Place):
 
     def names(self, under:str='', deep:bool=True)->list[str]:
         "Files of a folder, and of the folders in it"
-        found = (self.root/under).glob('**/*' if deep else '*')
-        return sorted(p.relative_to(self.root).as_posix() for p in islice(found, MOST_FILES) if p.is_file())
+        def found(): return islice((self.root/under).glob('**/*' if deep else '*'), MOST_FILES)
+        for p in [p for p in found() if p.name==COMMIT]: settle(p.parent)   # a save that was killed
+        paths = (p.relative_to(self.root) for p in found() if p.is_file())
+        return sorted(p.as_posix() for p in paths if not any(part.startswith(COMMIT) for part in p.parts))
 
 # %% ../../nbs/hub/places.ipynb #a0ae4810
 @contextmanager

@@ -16,7 +16,8 @@ from torch import Tensor
 from pydantic import SkipValidation
 from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, UploadError
-from ..core.files import atomic, read_json, read_text, write_tensors
+from ..core.files import read_json, read_text, write_tensors, write_text
+from ..core.folders import together
 from ..core.output import Bar
 from .places import Hub, safe_name
 from ..saes.base import CFG_FILE, SAE
@@ -36,11 +37,10 @@ def save_pretrained(
     path, sae = Path(path), sae.to_inference() if hasattr(sae, 'to_inference') else sae
     if log_sparsity is not None and tuple(log_sparsity.shape) != (sae.cfg.d_sae,):
         raise ConfigError(f"log_sparsity: expected shape ({sae.cfg.d_sae},), got {tuple(log_sparsity.shape)}")
-    sae.save_model(path)
-    if log_sparsity is None: (path/SPARSITY).unlink(missing_ok=True)   # of an SAE that was there before
-    else: write_tensors(path/SPARSITY, dict(sparsity=log_sparsity.float()))
-    if card:
-        with atomic(path/'README.md') as f: f.write_text(model_card({'': sae.cfg}, folder=path))
+    with together(path, gone=(SPARSITY,)) as new:   # the frequencies of an SAE that was there before
+        sae.save_model(new)
+        if log_sparsity is not None: write_tensors(new/SPARSITY, dict(sparsity=log_sparsity.float()))
+        if card: write_text(new/'README.md', model_card({'': sae.cfg}, folder=path))
     return path
 
 # %% ../../nbs/hub/share.ipynb #2314107a

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from ..core.arguments import checked
 from ..core.errors import LoadError, did_you_mean
-from ..core.files import once, read_tensors, read_text, write_tensors
+from ..core.files import header_texts, once, read_tensors, read_text, write_tensors
 
 # %% ../../nbs/hub/weights.ipynb #da6d15d6
 _KINDS = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false',
@@ -125,8 +125,8 @@ def _safetensors_shapes(path:Path)->dict[str, tuple]:
 
 # %% ../../nbs/hub/weights.ipynb #4bb552e1
 def _safetensors_values(path:Path)->dict:
-    with safe_open(path, framework='pt') as f: text = (f.metadata() or {}).get('values')
-    try: values = json.loads(text) if text else {}
+    with safe_open(path, framework='pt') as f: text = header_texts(path, f.metadata()).get('values')
+    try: values = json.loads(text) if isinstance(text, str) and text else {}
     except (ValueError, RecursionError) as e:
         raise LoadError(f"{path}: the header's values are not JSON ({e})") from None
     return values if isinstance(values, dict) else {}

@@ -20,7 +20,12 @@ class TopK(nn.Module):
     "Keeps the k largest entries of each row, after a ReLU"
     def __init__(self,
         k:int, # Entries kept per row
-    ): super().__init__(); self.k = k
+        use_sparse_activations:bool=False, # Return a sparse COO tensor
+    ):
+        super().__init__()
+        self.k, self.use_sparse_activations = k, use_sparse_activations
+
+    def extra_repr(self)->str: return f'k={self.k}'
 
     @staticmethod
     def rank(x:Tensor)->Tensor:
@@ -39,7 +44,8 @@ class TopK(nn.Module):
     def forward(self, x:Tensor)->Tensor:
         "(…, d_sae) to (…, d_sae)"
         top = self.rank(x).topk(self.k, dim=-1, sorted=False).indices
-        return torch.zeros_like(x).scatter(-1, top, self.clip(x.gather(-1, top)))
+        kept = torch.zeros_like(x).scatter(-1, top, self.clip(x.gather(-1, top)))
+        return kept.to_sparse() if self.use_sparse_activations else kept
 
 # %% ../../nbs/saes/topk.ipynb #16d41c02
 @dataclass

@@ -9,7 +9,7 @@ __all__ = []
 from importlib import import_module
 from ..core.errors import did_you_mean
 
-# %% ../../nbs/synthetic/names.ipynb #179d5287
+# %% ../../nbs/synthetic/names.ipynb #eb9e899c
 _PUBLIC = {
     'firing_probabilities': [
         'FiringProbabilityConfig', 'ZipfianFiringProbabilityConfig', 'LinearFiringProbabilityConfig',
@@ -29,6 +29,13 @@ _PUBLIC = {
         'compute_low_rank_correlation_matrix_stats'],
     'hierarchy': ['HierarchyNode', 'HierarchyConfig', 'Hierarchy', 'generate_hierarchy', 'hierarchy_modifier'],
     'activation_generator': ['ActivationGenerator', 'ActivationsModifier', 'ActivationsModifierInput'],
+    'synthetic_model': [
+        'SyntheticModel', 'SyntheticModelConfig', 'OrthogonalizationConfig', 'LowRankCorrelationConfig',
+        'SYNTHETIC_MODEL_CONFIG_FILENAME', 'SYNTHETIC_MODEL_WEIGHTS_FILENAME', 'SYNTHETIC_MODEL_HIERARCHY_FILENAME'],
+    'evals': [
+        'eval_sae_on_synthetic_data', 'SyntheticDataEvalResult', 'mean_correlation_coefficient', 'feature_uniqueness',
+        'compute_classification_metrics', 'ClassificationMetrics', 'ClassificationMetricsCalculator', 'L0Calculator',
+        'DeadLatentsCalculator', 'ShrinkageCalculator', 'cosine_similarities'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

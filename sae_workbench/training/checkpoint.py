@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'LENGTH', 'FIXED', 'KEEPS_DATA', 'RUN_NOTE', 'position_of', 'save_checkpoint', 'is_longer', 'other_run',
-           'load_checkpoint', 'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing',
-           'find_run']
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'RUN_NOTE', 'SPARE', 'position_of', 'save_checkpoint', 'is_longer',
+           'other_run', 'load_checkpoint', 'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted',
+           'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import itertools, math, os, re, warnings
@@ -254,7 +254,8 @@ class Checkpoints(_Folder):
         return True
 
     def _not_written(self, path:Path, e:OSError, must:bool):
-        there = next(filter(self._is_good, self.all()), None)
+        try: there = next(filter(self._is_good, self.all()), None)
+        except OSError as unseen: there = f'not known ({unseen})'   # no file can be opened, say
         says = f"the checkpoint {path} could not be written ({e}); the last good one is {there}"
         if must:
             error = SaveError(says)
@@ -301,6 +302,15 @@ def cannot_go_back(
 
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
+SPARE = 8   # file descriptors, more than writing a checkpoint takes at a time
+
+def noted(
+    folder:str|Path, # Of a run's checkpoints, or of its output
+)->dict|None: # Its id, its config and whether it has ended; None without a note that can be read
+    "What a run has noted about itself in a folder"
+    try: said = read_json(Path(folder)/RUN_NOTE)
+    except (LoadError, OSError): return None
+    return said if isinstance(said.get('config'), dict) and 'finished' in said else None
 
 def noted(
     folder:str|Path, # Of a run's checkpoints, or of its output
@@ -323,6 +333,7 @@ class _Wanted:
         self.checkpoints, self.n, self.final = Checkpoints(folder, keep_last), n_checkpoints, final
         self.run_config, self.held, self.marks = run_config, None, []
         self.last = None   # the checkpoint that was written last
+        self.spare = []   # file descriptors for a run whose own are used up
 
     def look_at(self, data):
         "A warning if there is no way back to a position in the data"
@@ -344,6 +355,8 @@ class _Held(_Wanted):
         if self.held is not None: return
         self.held = ExitStack()
         self.held.enter_context(only_one(self.checkpoints.folder))
+        self.held.callback(self.use_spare)
+        self.spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(SPARE)]
         remove_temporaries(self.checkpoints.folder)
         now = position_of(trainer)
         if any(now): self.same_run(trainer)
@@ -355,6 +368,10 @@ class _Held(_Wanted):
             f"{later[0]} is later than this run, which is at {_name(trainer)}: go on from there "
             "(resume='auto', or Checkpoints(…).load), or choose another folder")
         self.note(trainer, finished=False)
+
+    def use_spare(self):
+        "Make room for the files of a last checkpoint, should something have opened all that a process may open"
+        while self.spare: os.close(self.spare.pop())
 
     def same_run(self, trainer):
         "Take the id of the run that this one goes on with"
@@ -408,6 +425,7 @@ class Checkpointing(_Saving):
     def on_nonfinite(self, trainer, error):
         "Keep the good weights, and say in the error where they are"
         self.last = None
+        self.use_spare()
         try: self.save(trainer)
         except NonFiniteError: pass   # the weights themselves; what there was before is left alone
         error.checkpoint = self.last or self.checkpoints.latest()

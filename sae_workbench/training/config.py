@@ -10,6 +10,7 @@ __all__ = ['Schedule', 'ModelClass', 'Folder', 'CompileMode', 'StoreDevice', 'Lo
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, Natural, NonNegative
@@ -18,6 +19,7 @@ from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
+from ..activations.scale import NormBatches
 from ..saes.base import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
@@ -110,7 +112,7 @@ class SAETrainerConfig(Config):
     checkpoint_path:Name|None = None # Folder for checkpoints
     save_final_checkpoint:bool = False # One more at the end
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, and how often
-    n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
+    n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
     keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
     on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     rules = (
@@ -311,7 +313,7 @@ class _RunOptions(_TrainOptions):
     sae_lens_version:str = FORMAT_VERSION # Whose file layout is written
     sae_lens_training_version:str = FORMAT_VERSION # The same, kept for v6
     exclude_special_tokens:bool|list[Natural] = False # Leave out BOS, EOS and the like, or these token ids
-    n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
+    n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
     rules = _DATA_RULES + _SAE_RULES + _TRAIN_RULES
 
     @classmethod
@@ -358,6 +360,8 @@ class _Choices:
 @dataclass
 class LanguageModelSAERunnerConfig(_Choices, _RunOptions):
     "Everything about a run on the activations of a language model"
+    __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAERunnerConfig[TopKTrainingSAEConfig], as v6 annotates
+
     def check_model(self,
         model_config=None, # Hugging Face's or TransformerLens's; fetched by name if None
     ):

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..core.aside import move_aside
 from ..core.files import read_json, write_json, write_tensors, write_text
 from ..core.errors import LoadError, SaveError
+from ..core.folders import together
+from ..core.private import shareable
 from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
 from ..saes.card import model_card
-from ..core.private import shareable
 from .checkpoint import RUN_FILE, SPARSITY_FILE
 
 # %% ../../nbs/training/results.ipynb #245773a7
@@ -34,10 +35,11 @@ def write_sae(
     "Write a trained SAE, which can be loaded from then on"
     folder = Path(folder)
     try:
-        write_json(folder/ID_FILE, dict(run=run))
-        sae.save_model(folder)
-        write_tensors(folder/SPARSITY_FILE, {'sparsity': log_sparsity})
-        write_json(folder/RUN_FILE, shareable(run_config))
+        with together(folder) as new:
+            write_json(new/ID_FILE, dict(run=run))
+            sae.save_model(new)
+            write_tensors(new/SPARSITY_FILE, {'sparsity': log_sparsity})
+            write_json(new/RUN_FILE, shareable(run_config))
     except SaveError: raise
     except OSError as e: raise SaveError(f"{folder}: the trained SAE could not be written ({e})") from e
     return folder
@@ -50,9 +52,10 @@ def write_metrics(
 ):
     "Add what an evaluation has found: to the config, as a file of its own, and in a card"
     folder = Path(folder)
-    write_json(folder/CFG_FILE, shareable(sae.cfg.to_dict()))
-    write_json(folder/METRICS_FILE, metrics)
-    write_text(folder/CARD_FILE, model_card({'': sae.cfg}, folder=shown or folder, more=ABOUT))
+    with together(folder) as new:
+        write_json(new/CFG_FILE, shareable(sae.cfg.to_dict()))
+        write_json(new/METRICS_FILE, metrics)
+        write_text(new/CARD_FILE, model_card({'': sae.cfg}, folder=shown or folder, more=ABOUT))
 
 # %% ../../nbs/training/results.ipynb #67fcb151
 def _written_by(folder:Path)->str|None:

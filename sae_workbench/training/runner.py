@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
+from types import GenericAlias
 import torch
 from torch import Tensor, nn
 from ..core.arguments import checked
@@ -22,6 +23,7 @@ from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
+from ..activations.scale import most_norm_batches
 from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar, WandBLogger
@@ -41,7 +43,8 @@ def check_rows_of(
 ):
     "Warn if the run reads more rows than the cache holds: it then differs from the run on the live model"
     estimated = cfg.sae.normalize_activations=='expected_average_only_in'
-    norm = estimated*cfg.n_batches_for_norm_estimate*cfg.train_batch_size_tokens
+    batches = most_norm_batches(cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
+    norm = estimated*batches*cfg.train_batch_size_tokens
     if (have := manifest['rows']) >= norm + cfg.training_tokens: return
     warnings.warn(f"the cache holds {have:,} rows, and the run reads {norm + cfg.training_tokens:,}"
                   + f" ({norm:,} of them for n_batches_for_norm_estimate)"*bool(norm)
@@ -306,6 +309,8 @@ class _Stopped(_Run):
 # %% ../../nbs/training/runner.ipynb #56ffd989
 class LanguageModelSAETrainingRunner(_Stopped):
     "Trains an SAE on the activations of a language model"
+    __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAETrainingRunner[…], as v6 annotates
+
     @checked
     def save(self, path:str|Path)->Path:
         "Write the folder of the trained SAE, and print what it is"

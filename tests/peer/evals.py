@@ -91,7 +91,7 @@ def main():
     found['topk']['all'] = evaluate('sae_lens', lm, CASES['topk'], *LOSSES, *ROWS)
     found['topk']['norms'] = evaluate('sae_lens', lm, CASES['topk'], 'compute_l2_norms')
     path = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent/'fixtures'/'peer'/'evals.json')
-    path.write_text(json.dumps(dict(sae_lens=sae_lens.__version__, cases=found), separators=(',', ':')) + '\n')
+    path.write_text(json.dumps(dict(sae_lens=sae_lens.__version__, cases=found), separators=(',', ':')) + '\n', encoding='utf-8')
     print(f'{len(found)} cases, {path.stat().st_size} bytes: {path}')
 
 if __name__ == '__main__': main()

@@ -250,7 +250,7 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     save_file(dict(sorted(tensors.items())), OUT/'tensors.safetensors')
     lines = ',\n'.join(json.dumps(c) for c in index.pop('cases'))
-    (OUT/'index.json').write_text(f'{json.dumps(index)[:-1]}, "cases": [\n{lines}\n]}}\n')
+    (OUT/'index.json').write_text(f'{json.dumps(index)[:-1]}, "cases": [\n{lines}\n]}}\n', encoding='utf-8')
     print(f'{len(CASES)} cases, {len(tensors)} tensors, {sum(f.stat().st_size for f in OUT.iterdir())/1e6:.2f} MB in {OUT}')
 
 if __name__ == '__main__': main()

@@ -48,11 +48,11 @@ def step(lib, case, data, prepare=lambda sae: None):
     return dict(**dict(buffers=buffers) if buffers else {}, sae_out=dense(out.sae_out), feature_acts=dense(out.feature_acts), hidden_pre=dense(out.hidden_pre),
                 loss=out.loss.detach(), losses=values(out.losses), grads={n: grad(p) for n,p in sae.named_parameters()})
 
-def read_folder(path): return dict(cfg=json.loads((path/'cfg.json').read_text()), tensors=load_file(path/'sae_weights.safetensors'))
+def read_folder(path): return dict(cfg=json.loads((path/'cfg.json').read_text(encoding='utf-8')), tensors=load_file(path/'sae_weights.safetensors'))
 
 def write_folder(path, saved):
     path.mkdir(parents=True, exist_ok=True)
-    (path/'cfg.json').write_text(json.dumps(saved['cfg']))
+    (path/'cfg.json').write_text(json.dumps(saved['cfg']), encoding='utf-8')
     save_file(saved['tensors'], path/'sae_weights.safetensors')
     return path
 
