@@ -157,7 +157,7 @@ class _Tensors(HookedModule):
 
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "The function from pre-activations to latents; ReLU unless an architecture says otherwise"
-        return torch.relu
+        return nn.ReLU()
 
     def initialize_weights(self):
         "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
@@ -264,6 +264,23 @@ class _InOut(_Weights):
 # %% ../../nbs/saes/base.ipynb #2e26a1a7
 class _Normed(_InOut):
     "Normalisation of the rows, there and back"
+    @property
+    def ln_mu(self)->Tensor|None:
+        "(…, 1) the means of the rows last seen in this thread, with layer_norm"
+        return self._last.shift if self._measured('layer_norm') else None
+
+    @property
+    def ln_std(self)->Tensor|None:
+        "(…, 1) their standard deviations"
+        return self._last.scale if self._measured('layer_norm') else None
+
+    @property
+    def x_norm_coeff(self)->Tensor|None:
+        "(…, 1) what the rows last seen in this thread were multiplied by, with constant_norm_rescale"
+        return 1/self._last.scale if self._measured('constant_norm_rescale') else None
+
+    def _measured(self, how:str)->bool: return self.cfg.normalize_activations==how and self._last.scale is not None
+
     def run_time_activation_norm_fn_in(self, x:Tensor)->Tensor:
         "Scale the rows, and remember how"
         x, self._last.scale, self._last.shift = normalize_rows(x, self.cfg.normalize_activations)
@@ -372,6 +389,12 @@ class _Folding(_Coding):
         self.W_enc.data.mul_(n)
         for name in self._latent_biases:
             if getattr(self, name, None) is not None: getattr(self, name).data.mul_(n)
+
+    def fold_and_get_W_dec_norm(self)->Tensor:
+        "The same; returns the old norms (d_sae,)"
+        n = self.get_W_dec_norm()
+        self.fold_W_dec_norm()
+        return n
 
     @checked
     @torch.no_grad()
