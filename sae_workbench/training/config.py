@@ -27,7 +27,7 @@ from .optim import SCHEDULES
 @dataclass
 class LoggingConfig(Config):
     "What is logged, where and how often"
-    log_to_wandb:bool = False # Also log to Weights & Biases
+    log_to_wandb:bool = False # Also log to Weights & Biases; True where a W&B project, entity or id is given
     log_activations_store_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_optimizer_state_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_weights_to_wandb:bool = True # Upload the weights as a W&B artifact
@@ -43,6 +43,12 @@ class LoggingConfig(Config):
              "(the user or team goes into wandb_entity)"),
         Rule(lambda c: not c.log_to_wandb or c.wandb_id is None or re.fullmatch(r'[^/\\#?%:]{1,128}', c.wandb_id),
              "wandb_id={c.wandb_id!r}: W&B takes 1 to 128 characters without / \\ # ? % :"))
+
+    @classmethod
+    def completed(cls, given:dict[str, Any])->dict[str, Any]:
+        "Who names a W&B project, entity or id wants W&B, unless `log_to_wandb` is given, too"
+        named = any(given.get(n) is not None for n in ('wandb_project', 'wandb_entity', 'wandb_id'))
+        return dict(log_to_wandb=True) | given if named else given
 
     @classmethod
     def _stood(cls)->tuple[str, ...]: return ('logger',)
