@@ -199,9 +199,9 @@ def test_checkpoint_path_is_the_runs_own_folder_afterwards(model, tmp_path, monk
         cfg = run_config(**given, logger=LoggingConfig(wandb_id=id, log_to_wandb=False))
         LanguageModelSAETrainingRunner(cfg, tokens(99), model).run()
         assert cfg.checkpoint_path == f'here/{id}'
-    quiet = run_config(output_path=None, checkpoint_path='here')   # nothing was written for this one
+    quiet = run_config(output_path='quiet', checkpoint_path='here')   # no checkpoint was written for this one
     LanguageModelSAETrainingRunner(quiet, tokens(99), model).run()
-    assert quiet.checkpoint_path == 'here'
+    assert quiet.checkpoint_path == 'here' and len(list((tmp_path/'here').iterdir())) == 2
 
 
 def test_resuming_finds_the_run_whose_folder_the_config_names(model, tmp_path):
