@@ -17,7 +17,8 @@ class Ours:
 
 OURS = Ours()
 VERSIONS = 'sae_lens_version', 'sae_lens_training_version'
-DIFFERENT_ON_PURPOSE = {('LanguageModelSAERunnerConfig', 'n_batches_in_buffer'): 64, ('LoggingConfig', 'log_to_wandb'): False, ('LoggingConfig', 'wandb_project'): 'sae_workbench_training'}
+DIFFERENT_ON_PURPOSE = {('SAETrainerConfig', 'n_batches_for_norm_estimate'): 'auto', ('LanguageModelSAERunnerConfig', 'n_batches_for_norm_estimate'): 'auto',
+    ('LanguageModelSAERunnerConfig', 'n_batches_in_buffer'): 64, ('LoggingConfig', 'log_to_wandb'): False, ('LoggingConfig', 'wandb_project'): 'sae_workbench_training'}
 
 def unpack(o, tensors=TENSORS):
     "A stored answer with its tensors"

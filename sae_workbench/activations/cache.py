@@ -284,7 +284,8 @@ class SteppedWriter(CacheWriter):
         if not self.left: return 0
         before, x = self.position(), next(self.source, None)
         if x is None: return 0
-        if not isinstance(x, Tensor) or x.ndim != 2: raise DataError(f"activations {shown(x)}; needed is (rows, d_in)")
+        if not isinstance(x, Tensor): raise DataError(f"activations {shown(x)}; needed is a tensor (rows, d_in)")
+        if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
         if self.limit and not self.shard.tensors:
             row = cache_bytes(1, x.shape[1], self.shard.dtype or x.dtype)
             check_space(self.cache.folder, n_caches*self.left*row)
@@ -301,11 +302,12 @@ class SteppedWriter(CacheWriter):
 # %% ../../nbs/activations/cache.ipynb #80075618
 def fill(
     writers:list[SteppedWriter], # Each knows its source and its folder
+    show:bool=True, # A bar, if it takes longer than two seconds
 )->list[dict]: # The manifests
     "Write until there are enough rows or the sources end"
     busy, limits = [*writers], [w.limit for w in writers]
     total, written = None if None in limits else sum(limits), sum(w.cache.rows for w in writers)
-    with Bar(total=total, initial=written, unit=' rows', desc='caching', delay=2, leave=False) as bar:
+    with Bar(total=total, initial=written, unit=' rows', desc='caching', delay=2, leave=False, disable=not show) as bar:
         while busy:
             writer = min(busy, key=lambda w: w.taken)
             rows = writer.step(len(writers))
@@ -363,6 +365,7 @@ def write_caches(
     make_sources:Callable[[list], Mapping], # A source for each of some keys: those that are not finished
     folders:Mapping[str, str|Path], # A folder for each key
     options:Mapping[str, dict], # For each key the further arguments of write_cache
+    show:bool=True, # A bar, if it takes longer than two seconds
 )->dict[str, dict]: # The manifests
     "Write several caches side by side, from sources that share the passes of a model"
     plans = {k: make_plan(**options.get(k, {})) for k in folders}
@@ -372,7 +375,7 @@ def write_caches(
     with only_writer([Path(folders[k]) for k in left]):
         sources = make_sources(left) if left else {}
         writers = [SteppedWriter(sources[k], GrowingCache(folders[k], plans[k])) for k in left]
-        return done | dict(zip(left, fill(writers)))
+        return done | dict(zip(left, fill(writers, show)))
 
 # %% ../../nbs/activations/cache.ipynb #3049c5ec
 class CachedRows:

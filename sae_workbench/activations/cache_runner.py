@@ -219,7 +219,8 @@ class CacheActivationsRunner(_CacheSources):
     def run(self)->dict: # The manifest; by hook if hook_name is a list
         "Write what is not there yet, and say how to train from it"
         cfg, folders = self.cfg, self.folders()
-        manifests = write_caches(self.sources, folders, {h: self.options(h) for h in self.hooks})
+        manifests = write_caches(self.sources, folders, {h: self.options(h) for h in self.hooks},
+                                 show=cfg.verbose)
         for h in self.hooks if cfg.verbose else (): self._say(manifests[h], folders[h])
         return manifests[cfg.hook_name] if isinstance(cfg.hook_name, str) else manifests
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAE_CLASS_REGISTRY', 'SAE_TRAINING_CLASS_REGISTRY', 'Registry', 'register_sae_class', 'register_sae_training_class',
-           'get_sae_class', 'get_sae_training_class']
+           'no_inference_class', 'get_sae_class', 'get_sae_training_class']
 
 # %% ../../nbs/core/registry.ipynb #bf88f6a0
 from .arguments import checked
@@ -58,11 +58,27 @@ def register_sae_training_class(
     SAE_TRAINING_CLASS_REGISTRY.register(architecture, sae_training_class, sae_training_config_class)
 
 # %% ../../nbs/core/registry.ipynb #e4008b59
+def no_inference_class(
+    architecture:str, # A training architecture
+    config_class:type, # Its training config
+)->str: # The call that is missing, with the classes that it inherits from
+    "What to say where a training architecture has no inference class"
+    lineage = config_class.__mro__
+    pairs = [(sae, cfg) for sae, cfg in SAE_CLASS_REGISTRY.values() if cfg in lineage]
+    near = min(pairs, key=lambda pair: lineage.index(pair[1]), default=None)
+    sae, cfg = (c.__name__ for c in near) if near else ('YourSAE', 'YourSAEConfig')
+    same = f"; it is the right one if encode and decode are those of {sae}" if near else ""
+    return (f"architecture {architecture!r} has no inference class, so an SAE that is trained could not be saved: "
+            f"add register_sae_class({architecture!r}, {sae}, {cfg}){same}")
+
 @checked
 def get_sae_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(SAE class, config class)`
     "The inference class of an architecture and its config"
+    for_training = SAE_TRAINING_CLASS_REGISTRY.get(architecture)
+    if for_training and architecture not in SAE_CLASS_REGISTRY:
+        raise ConfigError(no_inference_class(architecture, for_training[1]))
     return SAE_CLASS_REGISTRY.lookup(architecture)
 
 @checked
@@ -70,4 +86,7 @@ def get_sae_training_class(
     architecture:str, # A registered name
 )->tuple[type, type]: # `(TrainingSAE class, config class)`
     "The training class of an architecture and its config"
+    if architecture in SAE_CLASS_REGISTRY and architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ConfigError(unknown('training architecture', architecture, SAE_TRAINING_CLASS_REGISTRY) +
+                          "; it can be loaded, but no register_sae_training_class call says how it is trained")
     return SAE_TRAINING_CLASS_REGISTRY.lookup(architecture)

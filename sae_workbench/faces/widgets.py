@@ -11,6 +11,7 @@ import html, sys, time
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from ..analysis.examples import SHADES
 
 # %% ../../nbs/faces/widgets.ipynb #fc5cd156
 def is_live()->bool: # Whether there are a kernel and ipywidgets
@@ -56,7 +57,7 @@ LOOK = """
 .sae-face>.widget-html-content{line-height:1.4!important;min-width:0;overflow-x:auto}
 .sae-face .sae-title{font-weight:600;font-size:1.05em;margin:.5em 0 .3em}
 .sae-face .sae-dim{opacity:.75;font-size:12.5px;line-height:1.4}
-.sae-face .sae-bad{color:#c62828;font-size:12.5px;line-height:1.4;font-weight:500}
+.sae-face .sae-bad{color:color-mix(in srgb,#c62828 55%,currentColor);font-size:12.5px;line-height:1.4;font-weight:500}
 .sae-face table.sae-facts{border-collapse:collapse;width:100%;margin:0;font-size:13px}
 .sae-face table.sae-facts tr{background:none!important}
 .sae-face table.sae-facts td{padding:.2em .5em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.22)}
@@ -215,8 +216,8 @@ function render({ model, el }) {
     el.replaceChildren(...model.get('tokens').map(([text, shade, hint], i) => {
       const s = document.createElement('span');
       s.textContent = text; s.title = hint; s.tabIndex = 0; s.role = 'button'; s.dataset.lmSuppressShortcuts = 'true';
-      const grade = .1 + .55*Math.min(1, Math.abs(shade));
-      if (shade) s.style.background = `rgba(${shade > 0 ? '255,140,0' : '0,120,255'},${grade})`;
+      const grade = .12 + .5*Math.min(1, Math.abs(shade));
+      if (shade) s.style.background = `rgba(${shade > 0 ? 'ABOVE' : 'BELOW'},${grade})`;
       s.onclick = () => { model.set('picked', model.get('picked') === i ? -1 : i); model.save_changes(); };
       s.onkeydown = e => { if (e.key === 'Enter') { s.click(); e.stopPropagation(); } };
       return s;
@@ -228,7 +229,7 @@ function render({ model, el }) {
   draw();
 }
 export default { render };
-"""
+""".replace('ABOVE', SHADES[0]).replace('BELOW', SHADES[1])
 
 # %% ../../nbs/faces/widgets.ipynb #ee8aecc9
 _TOKENS_LOOK = """

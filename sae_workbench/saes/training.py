@@ -18,7 +18,7 @@ from ..core.config import Positive, Rule, plain
 from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import Pattern, can_be_sparse, training_products
-from ..core.registry import get_sae_class, get_sae_training_class
+from ..core.registry import SAE_CLASS_REGISTRY, get_sae_class, get_sae_training_class, no_inference_class
 from .base import SAE, WEIGHTS_FILE, SAEConfig, _config_from_dict, _Measures
 
 # %% ../../nbs/saes/training.ipynb #13842a26
@@ -42,7 +42,9 @@ class TrainingSAEConfig(SAEConfig):
 
     def get_inference_config_class(self)->type[SAEConfig]:
         "The config class of the SAE that inference uses"
-        return get_sae_class(self.architecture())[1]
+        name = self.architecture()
+        if name not in SAE_CLASS_REGISTRY: raise ConfigError(no_inference_class(name, type(self)))
+        return get_sae_class(name)[1]
 
     def get_training_architecture_details(self)->dict[str, Any]:
         "The options that only training knows"
@@ -137,6 +139,7 @@ class _Trainable(SAE[T]):
     def __init__(self, cfg:T, use_error_term:bool=False):
         if not isinstance(cfg, TrainingSAEConfig):
             raise ConfigError(f"{type(self).__name__} needs a training config, not a {type(cfg).__name__}")
+        cfg.get_inference_config_class()   # its error belongs here, not where the trained SAE is to be saved
         super().__init__(cfg, use_error_term)
         self.turn_off_forward_pass_hook_z_reshaping()   # training batches come with the heads joined already
         self.mse_loss_fn = mse_loss

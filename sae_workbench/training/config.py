@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
+from ..activations.scale import NormBatches
 from ..saes.base import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
@@ -117,7 +118,7 @@ class SAETrainerConfig(Config):
     checkpoint_path:Name|None = None # Folder for checkpoints
     save_final_checkpoint:bool = False # One more at the end
     logger:LoggingConfig = field(default_factory=LoggingConfig) # What is logged, and how often
-    n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
+    n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
     keep_last_checkpoints:Count|None = None # Older ones are deleted when a new one was written; all stay if None
     on_nonfinite:Literal['stop', 'skip'] = 'stop' # What NaN or infinity does: end the run, or leave the step out
     rules = (
@@ -318,7 +319,7 @@ class _RunOptions(_TrainOptions):
     sae_lens_version:str = FORMAT_VERSION # Whose file layout is written
     sae_lens_training_version:str = FORMAT_VERSION # The same, kept for v6
     exclude_special_tokens:bool|list[Natural] = False # Leave out BOS, EOS and the like, or these token ids
-    n_batches_for_norm_estimate:Count = 1000 # Batches for the estimate of expected_average_only_in
+    n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
     rules = _DATA_RULES + _SAE_RULES + _TRAIN_RULES
 
     @classmethod
@@ -340,11 +341,11 @@ class _Choices:
         elif self.act_store_device is None: self.act_store_device = chosen(str(self.device))
 
     @classmethod
-    def from_dict(cls, config_dict:dict[str, Any]):
+    def from_dict(cls, cfg_dict:dict[str, Any]):
         "The config that `to_dict` described; an option that does not exist is refused"
-        try: return super().from_dict(config_dict)
+        try: return super().from_dict(cfg_dict)
         except ConfigError as e:
-            if 'sae' in config_dict: raise
+            if 'sae' in cfg_dict: raise
             raise ConfigError(f"{e}\nA flat config of SAELens v1 to v5 is converted by sae_workbench.migrate_config") from None
 
     @property

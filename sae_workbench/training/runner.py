@@ -23,6 +23,7 @@ from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
+from ..activations.scale import most_norm_batches
 from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
@@ -44,7 +45,8 @@ def check_rows_of(
 ):
     "Warn if the run reads more rows than the cache holds: it then differs from the run on the live model"
     estimated = cfg.sae.normalize_activations=='expected_average_only_in'
-    norm = estimated*cfg.n_batches_for_norm_estimate*cfg.train_batch_size_tokens
+    batches = most_norm_batches(cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
+    norm = estimated*batches*cfg.train_batch_size_tokens
     if (have := manifest['rows']) >= norm + cfg.training_tokens: return
     warnings.warn(f"the cache holds {have:,} rows, and the run reads {norm + cfg.training_tokens:,}"
                   + f" ({norm:,} of them for n_batches_for_norm_estimate)"*bool(norm)

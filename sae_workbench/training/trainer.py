@@ -17,15 +17,15 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 from ..core.arguments import checked
+from ..core.batches import rows_of
 from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain, read_state, write_state
 from ..core.folders import remove
 from ..core.hooks import only_own_hooks
 from ..core.metrics import log_sparsity
-from ..core.output import Bar
 from ..core.processes import Alone, processes
 from ..core.seeds import random_state, set_random_state, set_torch_random_state, torch_random_state
-from ..activations.scale import ActivationScaler, NormEstimate
+from ..activations.scale import ActivationScaler, NormEstimate, most_norm_batches, norm_is_known
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
 from .checkpoint import TRAINER_FILE, Checkpointing, is_of_run, position_of, save_checkpoint
@@ -43,6 +43,7 @@ class Callback:
     "Is told what happens during training; every method may be left out"
     def on_begin(self, trainer): "A run begins, or goes on; no data was read yet"
     def on_restart(self, trainer): "A run that died before its first checkpoint begins again in the same folder"
+    def on_norm(self, trainer, most:int): "The mean norm is estimated, from at most so many batches; before each of them"
     def on_start(self, trainer): "The first step is next, the norm of the activations is known"
     def on_step(self, trainer, output:TrainStepOutput): "A step was made, number `trainer.n_training_steps` from 0"
     def after_step(self, trainer): "A step is complete and the counters stand behind it: the moment for a checkpoint"
@@ -205,7 +206,7 @@ class _Given(_TrainStep):
     def __init__(self,
         cfg:SAETrainerConfig, # The options of the loop
         sae:TrainingSAE, # What is trained, in place
-        data_provider:Iterable[Tensor], # Batches (rows, d_in)
+        data_provider:Iterable[Tensor], # Batches (rows, d_in), or tuples that begin with them, as a DataLoader gives
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Are told what happens
@@ -260,7 +261,7 @@ class _Fed(_Given):
 
     def next_batch(self)->Tensor:
         "The next batch, or an error that says how far the run was"
-        try: return self._compared(next(self.data_provider))
+        try: return self._compared(rows_of(next(self.data_provider)))
         except NonFiniteError as e:
             self._skip(NonFiniteError(f"{self._at(self.cfg.train_batch_size_samples)}: {e}; {self._not_changed()}"))
             return self.next_batch()   # a source goes on behind what it refused to give
@@ -282,13 +283,13 @@ class _Start(_Fed):
     "Before the first step"
     def _prepare(self)->Iterator[None]:
         "Estimate the factor of `expected_average_only_in`, from batches that are not trained on"
-        scaler, n = self.activation_scaler, self.cfg.n_batches_for_norm_estimate
         if not self._scaling_is_due(): return
-        for _ in Bar(range(self.norm.batches, n), 'mean norm of the activations', leave=False, delay=2,
-                      disable=not self.team.is_first):
+        wanted, steps = self.cfg.n_batches_for_norm_estimate, self.cfg.total_training_steps
+        while not norm_is_known(self.norm, wanted, steps):
+            self.tell('on_norm', most_norm_batches(wanted, steps))
             self.norm.add(self._finite_batch())
             yield
-        scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
+        self.activation_scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
 
     def _finite_batch(self)->Tensor:
         while True:
