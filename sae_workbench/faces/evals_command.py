@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from torch import nn
 from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
-from ..activations.offline import MODEL, load_smollm2, offline_text
+from ..activations.offline import MODEL, load_smollm2, official_name, offline_text
 from ..activations.store import shuffled
 from ..activations.tokens import TokenContexts, open_dataset
 from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
@@ -64,7 +64,7 @@ def _model(sae:SAE, a:Namespace)->tuple[str, str, dict]: # Class, name and optio
     return found
 
 def _load_model(kind:str, name:str, kwargs:dict, a:Namespace)->nn.Module:
-    if name in ('smollm2', MODEL): return load_smollm2(a.device)
+    if official_name(name)==MODEL: return load_smollm2(a.device)
     return load_model(kind, name, a.device, kwargs)
 
 def _text(name:str):

@@ -155,7 +155,10 @@ def _rows()->list[_Row]:
 
 # %% ../../nbs/hub/registry.ipynb #f40376ab
 def _hits(row:_Row, words:list[str], layer:int|None)->int:
-    found = sum(w==row.width if re.fullmatch(r'\d+[km]', w) and row.width else w in row.words for w in words)
+    def fits(w):   # a size such as 160m is the SAE's width or stands in the model's name
+        sized = row.width and re.fullmatch(r'\d+[km]', w)
+        return w==row.width or w in _words(row.entry.model) if sized else w in row.words
+    found = sum(map(fits, words))
     return found + (layer is not None and layer==row.layer)
 
 @checked
