@@ -15,7 +15,7 @@ AWAY = re.compile(r'[a-z][a-z+.-]*:|//')
 
 def texts(name: str):
     "The Markdown of a notebook: its cells, and what its code shows as Markdown"
-    for cell in json.loads((ROOT/name).read_text())['cells']:
+    for cell in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells']:
         if cell['cell_type'] == 'markdown':
             yield ''.join(cell['source'])
         yield from (''.join(out['data']['text/markdown']) for out in cell.get('outputs', []) if 'text/markdown' in out.get('data', {}))
@@ -48,7 +48,7 @@ def test_links_to_notebooks_become_pages_of_the_site():
 
 
 def test_readme_leads_to_files():
-    found = (m[1] or m[2] for m in LINK.finditer((ROOT/'README.md').read_text()))
+    found = (m[1] or m[2] for m in LINK.finditer((ROOT/'README.md').read_text(encoding='utf-8')))
     there = [link for link in found if not AWAY.match(link)]
     assert len(there) > 20
     assert not [link for link in there if not (ROOT/unquote(link.partition('#')[0])).is_file()]
@@ -65,7 +65,7 @@ def test_badges_open_their_own_notebook():
 def test_the_addresses_are_those_of_the_settings():
     assert addresses.written() == addresses.decided()
     assert not addresses.follow(check=True), 'run python tools/addresses.py'
-    owners = {m[1] for path in addresses.files() for m in re.finditer(r'github\.com(?:/github)?/([\w.-]+)/sae-workbench\b', path.read_text())}
+    owners = {m[1] for path in addresses.files() for m in re.finditer(r'github\.com(?:/github)?/([\w.-]+)/sae-workbench\b', path.read_text(encoding='utf-8'))}
     assert owners == {addresses.decided()[0].split('/')[-2]}
 
 
@@ -81,14 +81,14 @@ def copy(tmp_path) -> Path:
 
 @pytest.mark.parametrize('settings', [{'user': 'ada'}, {'user': 'ada', 'doc_host': 'https://sae.example.org', 'doc_baseurl': '/nbs'}])
 def test_all_pages_follow_the_settings(copy, settings):
-    old, text = addresses.written(), (copy/'settings.ini').read_text()
+    old, text = addresses.written(), (copy/'settings.ini').read_text(encoding='utf-8')
     for key, value in settings.items():
         text = re.sub(rf'^{key} = .*$', f'{key} = {value}', text, flags=re.M)
-    (copy/'settings.ini').write_text(text)
+    (copy/'settings.ini').write_text(text, encoding='utf-8')
     changed = addresses.follow(copy)
     assert {'_quarto.yml', 'pyproject.toml', 'README.md', 'nbs/index.ipynb', 'nbs/tutorials/steering.ipynb'} <= set(changed)
     assert addresses.written(copy) == addresses.decided(copy) == (
         'https://github.com/ada/sae-workbench', settings.get('doc_host', 'https://ada.github.io/sae-workbench'))
-    left = [path for path in addresses.files(copy) for address in addresses.spellings(*old) if address in path.read_text()]
+    left = [path for path in addresses.files(copy) for address in addresses.spellings(*old) if address in path.read_text(encoding='utf-8')]
     assert not left
     assert not addresses.follow(copy)

@@ -27,7 +27,7 @@ def decided(root: Path = ROOT) -> tuple[str, str]:
 
 def written(root: Path = ROOT) -> tuple[str, str]:
     "The two addresses as they were written last"
-    site = yaml.safe_load((root/'_quarto.yml').read_text())['website']
+    site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
     return site['repo-url'], site['site-url']
 
 

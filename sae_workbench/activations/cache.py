@@ -284,7 +284,8 @@ class SteppedWriter(CacheWriter):
         if not self.left: return 0
         before, x = self.position(), next(self.source, None)
         if x is None: return 0
-        if not isinstance(x, Tensor) or x.ndim != 2: raise DataError(f"activations {shown(x)}; needed is (rows, d_in)")
+        if not isinstance(x, Tensor): raise DataError(f"activations {shown(x)}; needed is a tensor (rows, d_in)")
+        if x.ndim != 2: raise DataError(f"activations of shape {tuple(x.shape)}; needed is (rows, d_in)")
         if self.limit and not self.shard.tensors:
             row = cache_bytes(1, x.shape[1], self.shard.dtype or x.dtype)
             check_space(self.cache.folder, n_caches*self.left*row)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 from torch import Tensor
 from ..core.arguments import checked, floats
+from ..core.batches import rows_of
 from ..core.config import Count
 from ..core.errors import DataError, LoadError, NonFiniteError
 from ..core.files import read_json, write_json
@@ -82,7 +83,8 @@ def mean_norm(
 )->float: # Mean Euclidean norm of the rows
     "The mean norm of the rows of some batches"
     so_far = NormEstimate()
-    for x in Bar(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2): so_far.add(x)
+    for x in Bar(islice(batches, n), 'mean norm of the activations', total=n, leave=False, delay=2):
+        so_far.add(rows_of(x))
     return so_far.mean()
 
 # %% ../../nbs/activations/scale.ipynb #98444f55

@@ -55,7 +55,7 @@ class TensorSource:
     "Activations that are in memory"
     @checked
     def __init__(self,
-        acts:Tensor, # (n, d_in)
+        acts:Tensor, # (n, d_in), or a NumPy array
         rows:int=4096, # Rows at a time
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+import numpy as np
 import torch
 from torch import Tensor, nn
 from .attach import place_of
@@ -25,7 +26,7 @@ from ..activations.scale import ActivationScaler
 from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows, evaluating
 from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
-from ..core.arguments import checked
+from ..core.arguments import as_tensor, checked
 from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
@@ -446,7 +447,7 @@ def run_evals(
     activation_store, # ActivationsStore, token ids (n, context), rows (n, d_in), a cache's folder, or another source
     model:nn.Module|None=None, # The language model; the store's own if None
     activation_scaler:ActivationScaler|None=None, # The trainer's, while scaling is not folded into the weights
-    eval_config:EvalConfig|None=None, # What to measure
+    eval_config:EvalConfig|None=None, # What to measure; if None all that the source can give
     model_kwargs:Mapping[str, Any]|None=None, # Further arguments of the model's call
     exclude_special_tokens:Sequence[int]|Tensor|bool=True, # Leave out special tokens, or these token ids; of contexts only
     verbose:bool=False, # Show progress
@@ -456,10 +457,12 @@ def run_evals(
 )->tuple[EvalMetrics, dict[str, list[float]]]: # Metrics by group and name; metrics of each latent
     "Measure an SAE, and two baselines beside it"
     _check_kind(sae)
+    if isinstance(activation_store, np.ndarray): activation_store = as_tensor(activation_store)
     source, model = _parts(activation_store, model)
     on_contexts = _has_contexts(source)
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
-    cfg = _applicable(eval_config or EvalConfig(), on_contexts and model is not None, hasattr(sae, 'W_enc'))
+    cfg = get_eval_everything_config() if eval_config is None else eval_config
+    cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
     if hasattr(sae.cfg, 'd_out'): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")

@@ -6,7 +6,7 @@
 __all__ = ['capture', 'replacing']
 
 # %% ../../nbs/core/capture.ipynb #e7455089
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
@@ -134,7 +134,7 @@ def _points(model:nn.Module, names)->dict[str, Point]:
 @checked
 def capture(
     model:nn.Module, # Any model
-    names:str|Iterable[str]|Mapping[str, Point|nn.Module], # Hook or submodule names, or names with what they stand for
+    names:str|Mapping[str, Point|nn.Module]|Sequence[str], # Hook or submodule names, or names with what they stand for
     *args, # What the model is called with
     stop:bool=True, # Leave the forward pass after the last of the names
     **kwargs, # Named arguments of the call

@@ -211,7 +211,7 @@ def _take(folder:Path):
     from filelock import FileLock, SoftFileLock, Timeout
     try:
         lock = FileLock(folder/LOCK, thread_local=False)
-        lock.acquire(blocking=False)
+        with naming(folder/LOCK): lock.acquire(blocking=False)
         return lock
     except Timeout: raise
     except (OSError, NotImplementedError) as e:   # this file system has no locks

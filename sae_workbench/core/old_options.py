@@ -190,7 +190,8 @@ _NAMES = (
     OldName('SparseAutoencoder', 'write SAE', 'SAE'),
     OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
             'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
-    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig',
+    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer '
+            'multi_hook_concat_split_iter',
             'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
     OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
@@ -198,8 +199,15 @@ _NAMES = (
     OldName('ReluOutputModel', 'SyntheticSource(…) gives batches of known features'),
     OldName('get_gpt2_res_jb_saes',
             'write SAE.from_pretrained("gpt2-small-res-jb", "blocks.8.hook_resid_pre"), one for each layer'),
-    *_alike('get_neuronpedia_quick_list get_neuronpedia_feature NeuronpediaRunner',
+    OldName('NeuronpediaRunner',
             'neuronpedia_url(sae, latent=…) is the page of a latent, and dashboard(…) makes pages of your own'),
+    *_alike('make_neuronpedia_list_with_features NeuronpediaFeature NeuronpediaActivation test_key',
+            'get_neuronpedia_quick_list(sae, latents) gives the address of a list, without an account'),
+    *_alike('get_enrichment_df manhattan_plot_enrichment_scores calculate_batch_enrichment_scores '
+            'plot_top_k_feature_projections_by_token_and_category get_baby_name_sets get_letter_gene_sets '
+            'generate_pos_sets get_gene_set_from_regex get_test_gene_sets pad_gene_sets',
+            'token set enrichment is not here; logit_effects(sae, model, latents) has the tokens that a latent '
+            'raises and lowers, and latent_table(…) the statistics of all latents'),
     OldName('DashboardRunner', 'dashboard(…) writes one HTML file'),
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),
     OldName('get_lr_scheduler',

@@ -10,15 +10,17 @@ __all__ = ['MOST_COMPARED', 'N_PEAKS', 'LONGEST', 'COLUMNS', 'SIMILARITY', 'expl
 # %% ../../nbs/faces/explorer.ipynb #280a6eef
 import html, inspect
 from dataclasses import dataclass
+import numpy as np
 import torch
 from torch import Tensor, nn
+from pydantic import SkipValidation
 from ..activations.models import input_device, max_positions, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
 from ..analysis.examples import TextLatents, check_latents, number, strongest, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
-from ..core.arguments import Tokenizer, checked
+from ..core.arguments import Tokenizer, as_tensor, checked
 from ..core.config import Count
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError, SAEWorkbenchError, unknown
@@ -466,7 +468,7 @@ class LatentExplorer(_Said):
 # %% ../../nbs/faces/explorer.ipynb #93424c5d
 @checked
 def explore(
-    sae:SAE|LatentStats, # An SAE, or what `latent_stats` found, which is then all that is needed
+    sae:SkipValidation[SAE|LatentStats], # An SAE, or what `latent_stats` found, which is then all that is needed
     model:nn.Module|None=None, # The model it was trained on; none for rows of activations
     data=None, # Texts (rows with a text), (n, context) token ids, or (n, d_in) activations
     n_tokens:int=32768, # How many tokens of the texts to read
@@ -482,6 +484,7 @@ def explore(
     if data is None: raise DataError('data is needed: texts, token ids or activations on which the latents are seen')
     if model is None: return LatentExplorer(latent_stats(RowLatents(sae, data, **options)))
     tokenizer = tokenizer or tokenizer_of(model)
+    if isinstance(data, np.ndarray) and data.dtype.kind in 'iu': data = as_tensor(data)
     if not isinstance(data, Tensor):
         rows = [dict(text=t) if isinstance(t, str) else t for t in ([data] if isinstance(data, str) else data)]
         data = text_contexts(sae, tokenizer, rows, n_tokens)

@@ -99,9 +99,15 @@ def _dtype(dtype, tensors:dict[str, Tensor], cfg:dict)->str:
     return found if found in DTYPES else 'float32'
 
 # %% ../../nbs/hub/pretrained.ipynb #330ca8e3
+def _same(name:str, value, other:str, too, default=None):
+    "The value of an option that has two names"
+    if too is None or too == value: return value
+    if value != default: raise ConfigError(f"{name}={value!r} and {other}={too!r}: two names of one option; give one")
+    return too
+
 def _asked(dtype, device)->tuple[str|None, str]:
     "The names of a dtype and a device"
-    try: asked = None if dtype is None else dtype_name(dtype), device_name(device)
+    try: asked = None if dtype in (None, 'auto') else dtype_name(dtype), device_name(device)
     except ValueError as e: raise ConfigError(f"dtype={dtype!r}, device={device!r}: {e}") from None
     check_device(device)
     return asked
@@ -109,11 +115,11 @@ def _asked(dtype, device)->tuple[str|None, str]:
 # %% ../../nbs/hub/pretrained.ipynb #06e5ac12
 @checked
 def load_pretrained(
-    cls:type[SAE], # `SAE`, or a narrower class that the SAE must be of
+    cls:type, # `SAE`, or a narrower class that the SAE must be of
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
     device:str='cpu', # Where the weights go
-    dtype:str|None='float32', # Of the weights; as they are read if None
+    dtype:str|None='float32', # Of the weights; as they are read if None or 'auto'
     force_download:bool=False, # Download again what is in the cache
     converter:Any=None, # A format's name or reader, or a function as in v6
     fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -123,9 +129,12 @@ def load_pretrained(
     local_files_only:bool=False, # Only look into the cache
     allow_pickle:bool=False, # Read SAEs that are published as pickles, with torch's weights_only
     verify:bool=True, # Compare files with the hash that the hub's cache knows
+    subfolder:str|None=None, # Another name of sae_id, as in transformers
+    torch_dtype:Any=None, # Another name of dtype, as in transformers
 )->tuple[SAE, dict, Tensor|None]: # The SAE, its config as a dict, and log10 of the firing frequencies if published
     "What is behind `SAE.from_pretrained`"
-    dtype, device = _asked(dtype, device)
+    sae_id = _same('sae_id', sae_id, 'subfolder', subfolder)
+    dtype, device = _asked(_same('dtype', dtype, 'torch_dtype', torch_dtype, 'float32'), device)
     source = locate(release, sae_id)
     overrides = dict(device=device) | _overrides(source.entry)
     if converter is not None and not _is_format(converter):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'FACTS', 'READ_ELSEWHERE', 'T', 'CFG_FILE', 'WEIGHTS_FILE', 'SAEMetadata', 'SAEConfig',
-           'normalize_rows', 'is_old_layout', 'read_sae_folder', 'SAE']
+           'normalize_rows', 'is_old_layout', 'read_sae_folder', 'own_options', 'one_line', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import re, threading, warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -38,15 +38,17 @@ FACTS = ('model_name', 'hook_name', 'hook_name_out', 'hook_head_index', 'hook_he
 
 class SAEMetadata(dict):
     "Facts about an SAE, as attributes or items; `None` for what is not known"
-    def __init__(self, **facts):
-        super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | facts)
+    def __init__(self,
+        facts:Mapping|Iterable[tuple]=(), # As a dict takes them: a mapping or pairs
+        /, **more, # By name
+    ): super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | dict(facts, **more))
 
     def __missing__(self, name): return None
     def __getattr__(self, name):
         if name.startswith('__'): raise AttributeError(name)
         return self[name]
     def __setattr__(self, name, value): self[name] = value
-    def __reduce__(self): return _metadata, (dict(self),)
+    def __reduce__(self): return type(self), (dict(self),)
     def __eq__(self, other): return isinstance(other, dict) and plain(dict(self))==plain(dict(other))
 
     def to_dict(self)->dict[str, Any]:
@@ -58,8 +60,6 @@ class SAEMetadata(dict):
     def from_dict(cls, data:Mapping[str, Any])->'SAEMetadata':
         "From `to_dict`"
         return cls(**data)
-
-def _metadata(facts): return SAEMetadata(**facts)
 
 # %% ../../nbs/saes/base.ipynb #34d99f85
 _Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale']
@@ -157,7 +157,7 @@ class _Tensors(HookedModule):
 
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "The function from pre-activations to latents; ReLU unless an architecture says otherwise"
-        return torch.relu
+        return nn.ReLU()
 
     def initialize_weights(self):
         "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
@@ -264,6 +264,23 @@ class _InOut(_Weights):
 # %% ../../nbs/saes/base.ipynb #2e26a1a7
 class _Normed(_InOut):
     "Normalisation of the rows, there and back"
+    @property
+    def ln_mu(self)->Tensor|None:
+        "(…, 1) the means of the rows last seen in this thread, with layer_norm"
+        return self._last.shift if self._measured('layer_norm') else None
+
+    @property
+    def ln_std(self)->Tensor|None:
+        "(…, 1) their standard deviations"
+        return self._last.scale if self._measured('layer_norm') else None
+
+    @property
+    def x_norm_coeff(self)->Tensor|None:
+        "(…, 1) what the rows last seen in this thread were multiplied by, with constant_norm_rescale"
+        return 1/self._last.scale if self._measured('constant_norm_rescale') else None
+
+    def _measured(self, how:str)->bool: return self.cfg.normalize_activations==how and self._last.scale is not None
+
     def run_time_activation_norm_fn_in(self, x:Tensor)->Tensor:
         "Scale the rows, and remember how"
         x, self._last.scale, self._last.shift = normalize_rows(x, self.cfg.normalize_activations)
@@ -347,6 +364,7 @@ class _Coding(_Formulas):
         x:Tensor, # (…, d_in) activations
     )->Tensor: # (…, d_in) reconstruction, plus the error term if that is on
         "Encode and decode"
+        x = floats(x, 'x', self.W_dec.device)
         out = self._reconstruct(x)
         if self.use_error_term: out = out + self.hook_sae_error(self._error(x))
         return self.hook_sae_output(out)
@@ -371,6 +389,12 @@ class _Folding(_Coding):
         self.W_enc.data.mul_(n)
         for name in self._latent_biases:
             if getattr(self, name, None) is not None: getattr(self, name).data.mul_(n)
+
+    def fold_and_get_W_dec_norm(self)->Tensor:
+        "The same; returns the old norms (d_sae,)"
+        n = self.get_W_dec_norm()
+        self.fold_W_dec_norm()
+        return n
 
     @checked
     @torch.no_grad()
@@ -493,14 +517,14 @@ class _Pretrained(_Files):
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
         device:Device='cpu', # Where the weights go
-        dtype:Dtype|None='float32', # Of the weights; as they are read if None
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, for SAEs that do not say what they are; or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
         revision:str|None=None, # A branch, a tag or a commit of the repository
         cache_dir:str|Path|None=None, # The hub's cache; its usual place if None
         token:str|bool|None=None, # For private and gated repositories; the logged-in user's if None
-        **options, # local_files_only, allow_pickle and verify of load_pretrained
+        **options, # local_files_only, allow_pickle, verify, subfolder and torch_dtype of load_pretrained
     )->'SAE': # Of the registered class for its architecture
         "Load a published SAE"
         return cls.from_pretrained_with_cfg_and_sparsity(
@@ -516,7 +540,7 @@ class _PretrainedParts(_Pretrained):
         release:str|Path, # A release, a repository of the hub (owner/name), or a folder
         sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
         device:Device='cpu', # Where the weights go
-        dtype:Dtype|None='float32', # Of the weights; as they are read if None
+        dtype:Dtype|Literal['auto']|None='float32', # Of the weights; as they are read if None or 'auto'
         force_download:bool=False, # Download again what is in the cache
         converter:Any=None, # A format's name or reader, or a function as in v6
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
@@ -575,6 +599,24 @@ class _Shared(_AsTuple):
         from sae_workbench.hub.share import push_to_hub
         return push_to_hub(self, repo_id, sae_id, **options)
 
+# %% ../../nbs/saes/base.ipynb #b92ea645
+def own_options(
+    cfg:SAEConfig, # Of any architecture
+)->dict[str, Any]: # By name
+    "What the architecture asks for beside the sizes: the numbers and words that are not the default"
+    shared = {f.name for f in fields(SAEConfig)}
+    own = {f.name: (f.default, getattr(cfg, f.name)) for f in fields(cfg) if f.name not in shared}
+    return {n: v for n, (default, v) in own.items() if isinstance(v, (int, float, str)) and v != default}
+
+def one_line(
+    sae:nn.Module, # An SAE of any kind
+)->str:
+    "The class, the sizes, the options, and the model and hook where they are known"
+    cfg, m = sae.cfg, sae.cfg.metadata
+    known = dict(d_in=cfg.d_in, d_sae=cfg.d_sae) | own_options(cfg) | dict(
+        model=m.model_name, hook=m.hook_name or m.hf_hook_name, hook_out=m.hook_name_out or m.hf_hook_name_out)
+    return f"{type(sae).__name__}({', '.join(f'{k}={v!r}' for k, v in known.items() if v is not None)})"
+
 # %% ../../nbs/saes/base.ipynb #f8347752
 class SAE(_Shared, Generic[T]):
     "A sparse autoencoder for inference; base of all architectures"
@@ -585,13 +627,13 @@ class SAE(_Shared, Generic[T]):
     def load_from_disk(cls,
         path:str|Path, # A folder that `save_model` wrote, by this library or by SAELens v6
         device:Device='cpu', # Where the weights go
-        dtype:Dtype|None=None, # Of the weights; the file's if None
+        dtype:Dtype|Literal['auto']|None=None, # Of the weights; the file's if None or 'auto'
         converter:Callable=read_sae_folder, # Reads (path, device, cfg_overrides) to (config dict, tensors)
         fold_W_dec_norm:bool=False, # Make decoder rows unit vectors after loading
     )->'SAE': # Of the registered class for the file's architecture
         "Load an SAE from a folder"
         check_device(device)
-        overrides = None if dtype is None else {'dtype': dtype_name(dtype)}
+        overrides = None if dtype in (None, 'auto') else {'dtype': dtype_name(dtype)}
         cfg, tensors = converter(path, device, cfg_overrides=overrides)
         sae = cls._from_parts(cfg, tensors, Path(path))
         if fold_W_dec_norm: sae.fold_W_dec_norm()
@@ -621,6 +663,8 @@ class SAE(_Shared, Generic[T]):
         sae.load_state_dict(tensors, assign=True)
         try: return sae.to(device=device, dtype=dtype)
         except NonFiniteError as e: raise LoadError(f"{weights_file}: {e} (dtype=…)") from e
+
+    def __repr__(self)->str: return one_line(self)
 
     def get_name(self)->str:
         "A name made of model, hook and width"

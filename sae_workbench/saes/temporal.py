@@ -97,7 +97,7 @@ class _Tensors(SAE[TemporalSAEConfig]):
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "TopK or ReLU, as the config says"
         k = self.cfg.kval_topk if self.cfg.sae_diff_type=='topk' else None
-        return torch.relu if k is None else TopK(k)
+        return nn.ReLU() if k is None else TopK(k)
 
     def run_time_activation_norm_fn_in(self, x:Tensor)->Tensor:
         "Scale the input"

@@ -25,6 +25,8 @@ class TopK(nn.Module):
         super().__init__()
         self.k, self.use_sparse_activations = k, use_sparse_activations
 
+    def extra_repr(self)->str: return f'k={self.k}'
+
     @staticmethod
     def rank(x:Tensor)->Tensor:
         "By what entries are compared"

@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 from ..core.arguments import checked
+from ..core.batches import rows_of
 from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain
 from ..core.hooks import only_own_hooks
@@ -202,7 +203,7 @@ class _Given(_TrainStep):
     def __init__(self,
         cfg:SAETrainerConfig, # The options of the loop
         sae:TrainingSAE, # What is trained, in place
-        data_provider:Iterable[Tensor], # Batches (rows, d_in)
+        data_provider:Iterable[Tensor], # Batches (rows, d_in), or tuples that begin with them, as a DataLoader gives
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Are told what happens
@@ -255,7 +256,7 @@ class _Fed(_Given):
 
     def next_batch(self)->Tensor:
         "The next batch, or an error that says how far the run was"
-        try: return self._compared(next(self.data_provider))
+        try: return self._compared(rows_of(next(self.data_provider)))
         except NonFiniteError as e:
             self._skip(NonFiniteError(f"{self._at(self.cfg.train_batch_size_samples)}: {e}; {self._not_changed()}"))
             return self.next_batch()   # a source goes on behind what it refused to give
