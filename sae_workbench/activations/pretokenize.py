@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts_of', 'pretokenize_dataset', 'vocabulary_hash',
-           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner']
+           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner', 'pretokenize_runner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
 import hashlib, json, os, tempfile, warnings
@@ -223,3 +223,10 @@ class PretokenizeRunner(_Texts):
             os.replace(folder/'whole', self.cfg.save_path)   # under its name only when it is complete
         elif self.cfg.hf_repo_id: _upload(packed, self.cfg, self._metadata())
         return packed
+
+# %% ../../nbs/activations/pretokenize.ipynb #1c623c67
+def pretokenize_runner(
+    cfg:PretokenizeRunnerConfig, # Data set, tokenizer and how contexts are packed
+): # The pre-tokenised data set
+    "The same as `PretokenizeRunner(cfg).run()`, for scripts of older versions"
+    return PretokenizeRunner(cfg).run()

@@ -335,11 +335,11 @@ class _Choices:
         elif self.act_store_device is None: self.act_store_device = chosen(str(self.device))
 
     @classmethod
-    def from_dict(cls, config_dict:dict[str, Any]):
+    def from_dict(cls, cfg_dict:dict[str, Any]):
         "The config that `to_dict` described; an option that does not exist is refused"
-        try: return super().from_dict(config_dict)
+        try: return super().from_dict(cfg_dict)
         except ConfigError as e:
-            if 'sae' in config_dict: raise
+            if 'sae' in cfg_dict: raise
             raise ConfigError(f"{e}\nA flat config of SAELens v1 to v5 is converted by sae_workbench.migrate_config") from None
 
     @property
