@@ -30,7 +30,7 @@ from ..core.private import shareable
 class _PretokenizeData(Config):
     "Which texts"
     tokenizer_name:str = 'gpt2' # A tokenizer on the hub, or a local folder
-    dataset_path:str = '' # A data set on the hub, a local folder or file
+    dataset_path:str = '' # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
     dataset_name:str|None = None # Which configuration of the data set
     dataset_trust_remote_code:bool|None = None # Kept for v6 scripts; has no effect
     split:str|None = 'train' # Which split

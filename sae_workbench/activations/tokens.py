@@ -304,6 +304,9 @@ def open_dataset(
         return splits[split]
     if p.is_file() and (kind := FILE_TYPES.get(p.suffix[1:])):
         return load_dataset(kind, data_files=str(p), split=split, streaming=streaming)
+    if p.is_file():
+        raise DataError(f"{path}: a file is read by its ending, which is one of {', '.join(FILE_TYPES)}; "
+                        "rename a plain text, one document a line, to .txt")
     try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
         raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e

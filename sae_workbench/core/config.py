@@ -180,9 +180,15 @@ def _owners(cls, name:str)->list[str]:
         if found: return list(dict.fromkeys(c.__name__ for c in found if len(c.__mro__)==len(found[0].__mro__)))
     return []
 
+def _config_in(tp)->type|None:
+    "The config class that a field's type is, or that is one of its choices, as in `Config|None`"
+    if isinstance(tp, ConfigMeta): return tp
+    found = [t for t in typing.get_args(tp) if isinstance(t, ConfigMeta)]
+    return found[0] if len(found)==1 else None
+
 def _nested(cls)->dict[str, type]:
     "The fields that are configs themselves"
-    return {n: tp for n, (tp, _) in _checkers(cls).items() if isinstance(tp, ConfigMeta)}
+    return {n: found for n, (tp, _) in _checkers(cls).items() if (found := _config_in(tp))}
 
 # %% ../../nbs/core/config.ipynb #d4515451
 def option_advice(

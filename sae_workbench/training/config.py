@@ -167,12 +167,12 @@ StoreDevice = Annotated[str, BeforeValidator(_store_device)]
 class _ModelOptions(Config):
     "Which SAE, on which model, on which data"
     sae:TrainingSAEConfig # The SAE: architecture, width and loss
-    model_name:Name = 'gelu-2l' # A model on the hub, or a local folder in Hugging Face's layout
+    model_name:Name = 'gelu-2l' # A model on the hub, or a folder in Hugging Face's layout; smollm2 needs no hub
     model_class_name:ModelClass = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     hook_name:Name = 'blocks.0.hook_mlp_out' # A TransformerLens hook, or a submodule's name for AutoModelForCausalLM
     hook_eval:str = 'NOT_IN_USE' # Kept for v6 scripts; has no effect, as in v6
     hook_head_index:Natural|None = None # Only this head of a hook with heads
-    dataset_path:str = '' # A data set on the hub, or a local folder
+    dataset_path:str = '' # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
     dataset_trust_remote_code:bool = True # Kept for v6 scripts; the datasets library no longer runs a data set's code
     streaming:bool = True # Read the data set as it comes instead of downloading it first
     is_dataset_tokenized:bool = True # Kept for v6 scripts; what the data set holds is seen by its columns

@@ -23,6 +23,7 @@ from ..core.private import shareable, without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
+from ..activations.offline import official_name
 from ..activations.scale import most_norm_batches
 from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.base import SAE
@@ -110,6 +111,7 @@ class _Describing(_Making):
             here = getattr(self.cfg, n)
             from_cache = n in origin and n in about and (self.model is None or not here)
             said = about[n] if from_cache else here
+            if n=='model_name': said = official_name(said)
             self.sae.cfg.metadata[n] = without_secrets(said) if isinstance(said, dict) else said
 
     def eval_tokens(self)->Tensor:
