@@ -8,7 +8,7 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import hashlib, math, threading
+import hashlib, math, threading, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -347,8 +347,9 @@ class ContextSource(SavedModelSource):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
         check_length(activations.model, contexts.context_size)
-        contexts.require(batch_size_prompts, f"a batch for the model needs batch_size_prompts={batch_size_prompts}: "
-                                             "lower it, or use more data or shorter contexts")
+        if contexts.epochs is None and not contexts.holds(batch_size_prompts): warnings.warn(
+            f"{contexts.told()}: a batch for the model, batch_size_prompts={batch_size_prompts}, has some of them "
+            "more than once; lower it, or use more data or shorter contexts", stacklevel=3)
 
     def about(self)->dict[str, Any]: # Plain data
         return super().about() | dict(batch_size_prompts=self.batch_size)

@@ -304,6 +304,9 @@ def open_dataset(
         return splits[split]
     if p.is_file() and (kind := FILE_TYPES.get(p.suffix[1:])):
         return load_dataset(kind, data_files=str(p), split=split, streaming=streaming)
+    if p.is_file():
+        raise DataError(f"{path}: a file is read by its ending, which is one of {', '.join(FILE_TYPES)}; "
+                        "rename a plain text, one document a line, to .txt")
     try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
         raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e
@@ -469,11 +472,18 @@ class ContextIterator(ChunkReader):
 
     @checked
     def require(self, n:Natural, why:str='at least one is needed'):
-        "Make sure that an epoch has `n` contexts; reads ahead no further than that"
+        "Make sure that an epoch has `n` contexts"
+        if not self.holds(n): raise DataError(f"{self.told()}; {why}")
+
+    def holds(self, n:int)->bool:
+        "Whether an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
-            if not self.fill():
-                raise DataError(f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts "
-                                f"of {self.maker.size} tokens; {why}")
+            if not self.fill(): return False
+        return True
+
+    def told(self)->str:
+        "What a message says of a dataset that was read to its end"
+        return f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts of {self.maker.size} tokens"
 
 # %% ../../nbs/activations/tokens.ipynb #9eee912e
 class SavedContexts(ContextIterator):
