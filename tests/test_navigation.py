@@ -31,3 +31,12 @@ def test_a_section_is_one_folder():
     "So that reading order is import order from top to bottom"
     folders = {section: {name.split('/')[1] for name in names if name.count('/') == 2} for section, names in sections()}
     assert all(len(found) <= 1 for found in folders.values())
+
+
+def test_the_reference_begins_with_sae():
+    "What most scripts import comes first, the errors come last, under the headings of the sidebar"
+    cells = json.loads((ROOT/'nbs'/'api.ipynb').read_text())['cells']
+    table = next(''.join(out['data']['text/markdown']) for c in cells for out in c.get('outputs', []) if 'text/markdown' in out.get('data', {}))
+    names = re.findall(r'^\| \[`?(?:<code>)?(\w+)', table, re.M)
+    assert names[0] == 'SAE' and all(n.endswith('Error') for n in names[-8:]) and len(names) > 100
+    assert set(re.findall(r'^## (.+)$', table, re.M)) <= {section for section, _ in sections()}

@@ -134,9 +134,9 @@ class _Batches(Mixer):
 
 # %% ../../nbs/activations/buffer.ipynb #84ae2fc7
 class MixingBuffer(_Batches):
-    "Training batches from a source of activations, mixed"
+    "Mixes the activations of a source into training batches"
     def state_dict(self)->dict:
-        "All that the next batches depend on"
+        "Everything that the next batches depend on"
         return dict(
             rows=self.pool.peek(len(self.pool)), rest=None if self.rest is None else self.rest.clone(),
             size=self.pool.size, batches_left=self.batches_left, ended=self.ended,
@@ -144,7 +144,7 @@ class MixingBuffer(_Batches):
             source=self.source.state_dict() if hasattr(self.source, 'state_dict') else None)
 
     def load_state_dict(self, state:dict):
-        "Go back to a saved moment; the next batches are the ones that came then"
+        "Restore a saved state; the next batches are those that followed it"
         if state['size'] != self.pool.size:
             raise DataError(f"the saved buffer has {state['size']} rows, this one {self.pool.size}")
         if state['source'] is None:

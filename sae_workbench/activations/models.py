@@ -26,6 +26,7 @@ from ..core.hooks import hanging, only_own_hooks
 from ..core.plain import read_json_text
 from ..core.points import resolve
 from ..core.private import HIDDEN, is_local, is_secret
+from .offline import without_hub
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
@@ -167,7 +168,7 @@ LOADERS = {'HookedTransformer': _hooked, 'TransformerBridge': _bridge, 'AutoMode
 @checked
 def load_model(
     model_class_name:Name, # HookedTransformer, TransformerBridge or AutoModelForCausalLM
-    model_name:Name, # A name on the Hugging Face Hub, or a folder
+    model_name:Name, # A name on the Hugging Face Hub, or a folder; smollm2 needs no hub
     device:Device|None=None, # Where the model goes; None lets the library choose
     model_from_pretrained_kwargs:dict[str, Any]|None=None, # Further options of the class's own loading function
     hook_names:list[str]|None=None, # Points that must exist in the model
@@ -176,7 +177,7 @@ def load_model(
     if model_class_name not in LOADERS: raise ConfigError(unknown('model_class_name', model_class_name, LOADERS))
     kwargs = dict(model_from_pretrained_kwargs or {})
     if kwargs.get('n_devices', 1) in (None, 1): kwargs.pop('n_devices', None)
-    try: model = LOADERS[model_class_name](model_name, device, kwargs)
+    try: model = LOADERS[model_class_name](without_hub(model_name), device, kwargs)
     except OSError as e: raise LoadError(f"model {model_name!r} could not be loaded: {e}") from e
     except ValueError as e:
         if 'trust_remote_code' not in str(e): raise

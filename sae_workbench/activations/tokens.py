@@ -188,7 +188,7 @@ class MapRows:
 
     mark = None
     def sample(self)->str: # 16 hex digits
-        "A hash of 16 rows from everywhere, by which the data are recognised"
+        "A hash of 16 rows from everywhere, which identifies the data"
         if self.mark is None:
             n = len(self.dataset)
             rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
@@ -329,6 +329,9 @@ def open_dataset(
         return splits[split]
     if p.is_file() and (kind := FILE_TYPES.get(p.suffix[1:])):
         return load_dataset(kind, data_files=str(p), split=split, streaming=streaming)
+    if p.is_file():
+        raise DataError(f"{path}: a file is read by its ending, which is one of {', '.join(FILE_TYPES)}; "
+                        "rename a plain text, one document a line, to .txt")
     try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
         raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e
@@ -484,7 +487,7 @@ class ContextIterator(ChunkReader):
         return self.ready.popleft()
 
     def next_epoch(self):
-        "Begin the data again"
+        "Start the next epoch"
         if self.epoch == 0:
             empty = f", {n} of them left out as empty" if (n := self.maker.empty) else ''
             warnings.warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
@@ -494,11 +497,18 @@ class ContextIterator(ChunkReader):
 
     @checked
     def require(self, n:Natural, why:str='at least one is needed'):
-        "Make sure that an epoch has `n` contexts; reads ahead no further than that"
+        "Make sure that an epoch has `n` contexts"
+        if not self.holds(n): raise DataError(f"{self.told()}; {why}")
+
+    def holds(self, n:int)->bool:
+        "Whether an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
-            if not self.fill():
-                raise DataError(f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts "
-                                f"of {self.maker.size} tokens; {why}")
+            if not self.fill(): return False
+        return True
+
+    def told(self)->str:
+        "What a message says of a dataset that was read to its end"
+        return f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts of {self.maker.size} tokens"
 
 # %% ../../nbs/activations/tokens.ipynb #9eee912e
 class SavedContexts(ContextIterator):

@@ -133,7 +133,7 @@ DEFAULTS = (
     OldOption('l1_coefficient', ('standard', 'gated'), 'default', 'sae.l1_coefficient',
               '1.0 now, on a penalty that is scaled by decoder norms', '1-5', 1e-3),
     OldOption('log_to_wandb', ('logger',), 'default', 'logger.log_to_wandb',
-              'off now; metrics always go to a local log.jsonl', '1-6', True),
+              'off now unless a W&B option is given; metrics always go to log.jsonl', '1-6', True),
     OldOption('wandb_project', ('logger',), 'default', 'logger.wandb_project',
               "'sae_workbench_training' now", '6', 'sae_lens_training'),
     OldOption('n_batches_in_buffer', _RUN, 'default', 'n_batches_in_buffer',

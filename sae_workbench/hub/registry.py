@@ -48,7 +48,7 @@ def _lookup(name:str, r:dict)->PretrainedSAELookup:
 
 @cache
 def get_pretrained_saes_directory()->dict[str, PretrainedSAELookup]: # Releases by name
-    "All releases that are known"
+    "All known releases"
     text = gzip.decompress(files('sae_workbench.hub').joinpath('releases.json.gz').read_bytes())
     return {name: _lookup(name, r) for name, r in json.loads(text).items()}
 
@@ -154,9 +154,14 @@ def _layer(*names:str)->int|None:
     for name in names:
         if found := _LAYER.search(name.lower()): return int(next(g for g in found.groups() if g))
 
-def _width(*names:str)->str|None:
+def _width(
+    model:str, # Its name may hold a size that looks like a width, such as 70m
+    *names:str, # Where to look
+)->str|None: # Such as 16k
+    of_model = {k for k, _ in _WIDTH.findall(model.lower().replace('_', '-'))}
     for name in names:
-        for k, power in _WIDTH.findall(name.lower().replace('_', '-')): return k or f'{2**int(power)//1024}k'
+        for k, power in _WIDTH.findall(name.lower().replace('_', '-')):
+            if k not in of_model: return k or f'{2**int(power)//1024}k'
 
 # %% ../../nbs/hub/registry.ipynb #3505a263
 class _Row(NamedTuple):
@@ -175,13 +180,16 @@ def _rows()->list[_Row]:
         common = frozenset(_words(f'{r.release} {r.model} {r.repo_id} {r.conversion_func}'))
         for i in r.saes_map:
             e = _entry(r, i)
-            rows.append(_Row(e, _layer(i, e.path), _width(i, e.neuronpedia or '', e.path, r.release),
+            rows.append(_Row(e, _layer(i, e.path), _width(r.model, i, e.neuronpedia or '', e.path, r.release),
                              common | frozenset(_words(f"{i} {e.path} {e.neuronpedia or ''}"))))
     return rows
 
 # %% ../../nbs/hub/registry.ipynb #f40376ab
 def _hits(row:_Row, words:list[str], layer:int|None)->int:
-    found = sum(w==row.width if re.fullmatch(r'\d+[km]', w) and row.width else w in row.words for w in words)
+    def fits(w):   # a size such as 160m is the SAE's width or stands in the model's name
+        sized = row.width and re.fullmatch(r'\d+[km]', w)
+        return w==row.width or w in _words(row.entry.model) if sized else w in row.words
+    found = sum(map(fits, words))
     return found + (layer is not None and layer==row.layer)
 
 @checked
