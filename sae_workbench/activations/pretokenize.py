@@ -93,10 +93,15 @@ def pretokenize_dataset(
     tokenizer, # A Hugging Face tokenizer
     cfg:PretokenizeRunnerConfig, # How
     cache_dir:str|Path|None=None, # Where the contexts are kept; in memory if None
-): # A `datasets.Dataset` with the column input_ids
+): # A `datasets.Dataset` with the column input_ids; an `IterableDataset` where streaming=True and nothing is to be kept
     "Tokenise and pack a dataset"
-    from datasets import Dataset, Features, Sequence, Value
+    from datasets import Dataset, Features, IterableDataset, Sequence, Value
     features = Features(dict(input_ids=Sequence(Value('int32'), length=cfg.context_size)))
+    if cfg.streaming and cache_dir is None and cfg.hf_repo_id is None:
+        contexts_of(dataset, tokenizer, cfg)   # what is wrong with the first texts is told now
+        packed = IterableDataset.from_generator(lambda: _rows(contexts_of(dataset, tokenizer, cfg)), features)
+        if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed)
+        return packed.with_format('torch')
     rows = partial(_rows, contexts_of(dataset, tokenizer, cfg))
     mark = hashlib.sha256(str(cfg).encode()).hexdigest()[:16]   # or datasets would hash the rows' maker
     with tempfile.TemporaryDirectory() as own:
@@ -149,14 +154,6 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
     HfApi().upload_file(
         path_or_fileobj=json.dumps(shareable(metadata), indent=2).encode(), path_in_repo=METADATA_FILE,
         repo_id=cfg.hf_repo_id, repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
-
-def data_mark(
-    dataset, # Texts
-)->str: # 16 hex digits
-    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
-    known = getattr(dataset, '_fingerprint', None)
-    if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 def data_mark(
     dataset, # Texts

@@ -278,7 +278,7 @@ class ConfigMeta(ABCMeta):
         if (twice := sorted(set(names[:len(args)]) & set(kwargs))):
             raise ConfigError(f"{cls.__name__}: given twice: {', '.join(twice)}")
         if all(f.name in kwargs for f in fields): kwargs = {n: v for n, v in kwargs.items() if not is_chosen(v)}
-        good, bad = examine(cls, dict(zip(names, args)) | kwargs)
+        good, bad = examine(cls, cls.completed(dict(zip(names, args)) | kwargs))
         if bad: raise config_error(cls, bad)
         return super().__call__(**good)
 
@@ -323,6 +323,11 @@ def from_plain(
 class _Dicts(metaclass=ConfigMeta):
     "To and from plain data"
     rules = ()
+
+    @classmethod
+    def completed(cls, given:dict[str, Any])->dict[str, Any]:
+        "The options that were given, and those that follow from them; for a config to override"
+        return given
 
     @classmethod
     def _stood(cls)->tuple[str, ...]:   # where options of older versions stood, see core.old_options

@@ -28,7 +28,7 @@ from .optim import SCHEDULES
 @dataclass
 class LoggingConfig(Config):
     "What is logged, where and how often"
-    log_to_wandb:bool = False # Also log to Weights & Biases
+    log_to_wandb:bool = False # Also log to Weights & Biases; True where a W&B project, entity or id is given
     log_activations_store_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_optimizer_state_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_weights_to_wandb:bool = True # Upload the weights as a W&B artifact
@@ -44,6 +44,12 @@ class LoggingConfig(Config):
              "(the user or team goes into wandb_entity)"),
         Rule(lambda c: not c.log_to_wandb or c.wandb_id is None or re.fullmatch(r'[^/\\#?%:]{1,128}', c.wandb_id),
              "wandb_id={c.wandb_id!r}: W&B takes 1 to 128 characters without / \\ # ? % :"))
+
+    @classmethod
+    def completed(cls, given:dict[str, Any])->dict[str, Any]:
+        "Who names a W&B project, entity or id wants W&B, unless `log_to_wandb` is given, too"
+        named = any(given.get(n) is not None for n in ('wandb_project', 'wandb_entity', 'wandb_id'))
+        return dict(log_to_wandb=True) | given if named else given
 
     @classmethod
     def _stood(cls)->tuple[str, ...]: return ('logger',)
@@ -374,7 +380,7 @@ class LanguageModelSAERunnerConfig(_Choices, _RunOptions):
         if bad: raise config_error(type(self), [f"{m} (model {self.model_name!r})" for m in bad])
 
     def to_sae_trainer_config(self)->SAETrainerConfig:
-        "What of this the trainer needs"
+        "The options that the trainer needs"
         same = {f.name: getattr(self, f.name) for f in fields(SAETrainerConfig) if hasattr(self, f.name)}
         rows = dict(total_training_samples=self.training_tokens, train_batch_size_samples=self.train_batch_size_tokens)
         return SAETrainerConfig(**same | rows)
