@@ -9,7 +9,7 @@ __all__ = []
 from importlib import import_module
 from ..core.errors import did_you_mean
 
-# %% ../../nbs/synthetic/names.ipynb #eb9e899c
+# %% ../../nbs/synthetic/names.ipynb #413838b3
 _PUBLIC = {
     'firing_probabilities': [
         'FiringProbabilityConfig', 'ZipfianFiringProbabilityConfig', 'LinearFiringProbabilityConfig',
@@ -36,6 +36,12 @@ _PUBLIC = {
         'eval_sae_on_synthetic_data', 'SyntheticDataEvalResult', 'mean_correlation_coefficient', 'feature_uniqueness',
         'compute_classification_metrics', 'ClassificationMetrics', 'ClassificationMetricsCalculator', 'L0Calculator',
         'DeadLatentsCalculator', 'ShrinkageCalculator', 'cosine_similarities'],
+    'training': ['SyntheticActivationIterator', 'train_toy_sae', 'init_sae_to_match_feature_dict'],
+    'plotting': [
+        'find_best_feature_ordering', 'find_best_feature_ordering_from_sae', 'find_best_feature_ordering_across_saes',
+        'plot_sae_feature_similarity'],
+    'synthetic_sae_runner': [
+        'SyntheticSAERunner', 'SyntheticSAERunnerConfig', 'SyntheticSAERunnerResult', 'RUNNER_CONFIG_FILENAME'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)
