@@ -52,7 +52,7 @@ def check_rows(
 
 # %% ../../nbs/activations/sources.ipynb #84ad97fe
 class TensorSource:
-    "Activations that are in memory"
+    "Batches of activations from a tensor in memory"
     @checked
     def __init__(self,
         acts:Tensor, # (n, d_in), or a NumPy array
@@ -80,7 +80,7 @@ class TensorSource:
 
     kind = 'tensor'
     def mark(self)->str: # 16 hex digits
-        "By what the activations are recognised: a hash of 16 rows from everywhere"
+        "A hash of 16 rows from everywhere, which identifies the activations"
         some = self.acts[torch.linspace(0, len(self.acts) - 1, 16, dtype=torch.float64).long().to(self.acts.device)]
         return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
@@ -139,7 +139,7 @@ class HookedModel:
 
     @cached_property
     def weights(self)->str:
-        "By what the model is recognised"
+        "What identifies the model"
         return weights_mark(self.model)
 
     def about(self)->dict[str, Any]: # Plain data

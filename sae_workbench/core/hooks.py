@@ -37,7 +37,7 @@ class OwnHook:
 
     @property
     def acts(self)->bool:
-        "Whether it acts in the thread that asks"
+        "Whether it acts in the current thread"
         here = _thread
         return self.owner == here.number or not (self.private or here.alone or here.changed[self.changes])
 
@@ -122,7 +122,7 @@ class HookPoint(_Point):
         prepend:bool=False, # Before the functions that hang here already
         alias_names:list[str]|None=None, # Other names of the point; the function is called once for each
     ):
-        "Hang a function on this point, for all threads"
+        "Add a hook function, which acts in all threads"
         if alias_names is not None: hook = _for_each_name(hook, self, alias_names)
         self._hang(hook, dir, is_permanent, lambda fn: fn, level, prepend)
 
@@ -149,14 +149,14 @@ class HookPoint(_Point):
         including_permanent:bool=False, # Those too that were hung to stay
         level:int|None=None, # Only those of this level
     ):
-        "Take the functions down again"
+        "Remove hook functions"
         def goes(handle, permanent):
             return (including_permanent or not permanent) and level in (None, handle.level)
         for d in ('fwd', 'bwd') if dir=='both' else (dir,): self._take_down(d, goes)
         self.clear_context()
 
     def clear_context(self):
-        "Throw the functions' notes away"
+        "Clear `ctx`, the notes of the hook functions"
         self.ctx = {}
 
     def has_hooks(self,

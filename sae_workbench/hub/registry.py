@@ -48,7 +48,7 @@ def _lookup(name:str, r:dict)->PretrainedSAELookup:
 
 @cache
 def get_pretrained_saes_directory()->dict[str, PretrainedSAELookup]: # Releases by name
-    "All releases that are known"
+    "All known releases"
     text = gzip.decompress(files('sae_workbench.hub').joinpath('releases.json.gz').read_bytes())
     return {name: _lookup(name, r) for name, r in json.loads(text).items()}
 

@@ -20,7 +20,7 @@ from .training import TrainStepInput, TrainStepOutput
 # %% ../../nbs/saes/gated.ipynb #5b8e0cf5
 @dataclass
 class GatedSAEConfig(SAEConfig):
-    "A gated SAE"
+    "Options of a gated SAE"
     @classmethod
     def architecture(cls)->str: return 'gated'
 

@@ -19,7 +19,7 @@ from .training import TrainStepInput, TrainStepOutput
 # %% ../../nbs/saes/standard.ipynb #a733012f
 @dataclass
 class StandardSAEConfig(SAEConfig):
-    "A ReLU SAE"
+    "Options of a ReLU SAE"
     @classmethod
     def architecture(cls)->str: return 'standard'
 

@@ -62,7 +62,7 @@ class ContextAttention(nn.Module):
 # %% ../../nbs/saes/temporal.ipynb #75ed4eaa
 @dataclass
 class TemporalSAEConfig(SAEConfig):
-    "A temporal SAE"
+    "Options of a temporal SAE"
     normalize_activations:Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale',
                                   'constant_scalar_rescale'] = 'none' # How inputs are scaled
     n_heads:Count = 8 # Attention heads

@@ -380,7 +380,7 @@ class LanguageModelSAERunnerConfig(_Choices, _RunOptions):
         if bad: raise config_error(type(self), [f"{m} (model {self.model_name!r})" for m in bad])
 
     def to_sae_trainer_config(self)->SAETrainerConfig:
-        "What of this the trainer needs"
+        "The options that the trainer needs"
         same = {f.name: getattr(self, f.name) for f in fields(SAETrainerConfig) if hasattr(self, f.name)}
         rows = dict(total_training_samples=self.training_tokens, train_batch_size_samples=self.train_batch_size_tokens)
         return SAETrainerConfig(**same | rows)

@@ -40,7 +40,7 @@ from .wandb_log import WandBLogger
 
 # %% ../../nbs/training/trainer.ipynb #c0afb9ca
 class Callback:
-    "Is told what happens during training; every method may be left out"
+    "Base of callbacks: the trainer calls these methods; override those that you need"
     def on_begin(self, trainer): "A run begins, or goes on; no data was read yet"
     def on_restart(self, trainer): "A run that died before its first checkpoint begins again in the same folder"
     def on_norm(self, trainer, most:int): "The mean norm is estimated, from at most so many batches; before each of them"
