@@ -86,6 +86,7 @@ __all__ = [name for names in _PUBLIC.values() for name in names]
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
 _MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
+_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'hub.converters')   # v6's annotations
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FILE_TYPES', 'OpenContext', 'Packer', 'one_context',
-           'special_token', 'special_token_ids', 'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of',
-           'MapRows', 'StreamRows', 'find_column', 'columns_to_read', 'first_row', 'open_rows', 'open_dataset',
-           'column_kind', 'cut', 'check_tokenizer', 'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader',
-           'ContextIterator', 'SavedContexts', 'TokenContexts']
+           'concat_and_batch_sequences', 'tokenize_with_chat_template', 'special_token', 'special_token_ids',
+           'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of', 'MapRows', 'StreamRows', 'find_column',
+           'columns_to_read', 'first_row', 'open_rows', 'open_dataset', 'column_kind', 'cut', 'check_tokenizer',
+           'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader', 'ContextIterator', 'SavedContexts',
+           'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
 import copy, hashlib, warnings
@@ -73,6 +74,30 @@ def one_context(
     if begin is not None and size - 1 <= len(tokens) and len(tokens) and tokens[0] != begin:
         tokens = np.concatenate([[begin], tokens])
     if len(tokens) >= size: yield tokens[:size]
+
+# %% ../../nbs/activations/tokens.ipynb #d11a5cac
+def concat_and_batch_sequences(
+    tokens_iterator:Iterable[Tensor], # (length,) token ids of one sequence each
+    context_size:int, # Tokens in a context
+    begin_batch_token_id:int|None=None, # Token at the start of every context
+    begin_sequence_token_id:int|None=None, # Token at the start of every sequence
+    sequence_separator_token_id:int|None=None, # Token between two sequences in one context
+    disable_concat_sequences:bool=False, # One sequence a context; those that are too short are left out
+)->Iterator[Tensor]: # (context_size,) token ids
+    "Contexts of equal length from sequences of any length, as SAELens v6 makes them"
+    packer = Packer(context_size, begin_batch_token_id, begin_sequence_token_id, sequence_separator_token_id)
+    begin = begin_batch_token_id if begin_sequence_token_id is None else begin_sequence_token_id
+    for tokens in tokens_iterator:
+        ids = tokens.cpu().numpy()
+        contexts = one_context(ids, context_size, begin) if disable_concat_sequences else packer.add(ids)
+        for context in contexts: yield torch.from_numpy(context).to(tokens.device)
+
+def tokenize_with_chat_template(
+    conversation:Sequence[Mapping], # Messages with role and content
+    tokenizer, # A tokenizer with a chat template
+)->Tensor: # (length,) token ids
+    "The token ids of one conversation, by the model's chat template"
+    return torch.from_numpy(encode_chat(tokenizer, conversation))
 
 # %% ../../nbs/activations/tokens.ipynb #0d1fca18
 SpecialToken = int | Literal['bos', 'eos', 'sep'] | None

@@ -212,12 +212,8 @@ _NAMES = (
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),
     OldName('get_lr_scheduler',
             'the trainer has it: write lr_scheduler_name, lr_warm_up_steps and lr_decay_steps in its config'),
-    OldName('get_recons_loss', 'run_evals(…)[0]["model_performance_preservation"] has the losses'),
-    OldName('all_loadable_saes', 'list_releases() has them'),
-    *_alike('multiple_evals eval_all_loadable_saes',
-            'call run_evals for each SAE, or use the command sae-workbench evals'),
-    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'),
-    *_alike('PretrainedSaeDiskLoader PretrainedSaeHuggingfaceLoader', 'register_format takes a reader of your own'))
+    OldName('eval_all_loadable_saes', 'write multiple_evals(…), or use the command sae-workbench evals'),
+    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'))
 
 # %% ../../nbs/core/old_options.ipynb #77f90dbc
 _FREE = 'leave it out: decoder norms are free, and fold_W_dec_norm() makes them 1 after training'

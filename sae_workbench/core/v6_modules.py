@@ -41,11 +41,32 @@ _ELSEWHERE = {
     'saes.topk': 'TopK',
     'saes.batchtopk': 'BatchTopK',
     'saes.abstopk': 'AbsTopK',
-    'activations.tokens': 'get_special_token_ids=special_token_ids',
+    'activations.models': 'HookedProxyLM=with_methods',
+    'activations.buffer': 'mixing_buffer',
+    'activations.tokens': '''get_special_token_ids=special_token_ids concat_and_batch_sequences
+        tokenize_with_chat_template''',
     'activations.pretokenize': 'pretokenize_dataset metadata_from_config get_special_token_from_cfg=special_token',
     'training.checkpoint': '''TRAINER_STATE_FILENAME=TRAINER_FILE ACTIVATIONS_STORE_STATE_FILENAME=STORE_FILE
         RUNNER_CFG_FILENAME=RUN_FILE SPARSITY_FILENAME=SPARSITY_FILE''',
     'training.optim': 'get_lr_scheduler CoefficientScheduler',
+    'hub.converters': '''PretrainedSaeHuggingfaceLoader PretrainedSaeDiskLoader NAMED_PRETRAINED_SAE_LOADERS
+        NAMED_PRETRAINED_SAE_CONFIG_GETTERS get_conversion_loader_name load_sae_config_from_huggingface
+        sparsify_disk_loader get_sparsify_config_from_disk sae_lens_disk_loader get_sae_lens_config_from_disk
+        sae_lens_huggingface_loader get_sae_lens_config_from_hf connor_rob_hook_z_huggingface_loader
+        get_connor_rob_hook_z_config_from_hf gemma_2_sae_huggingface_loader get_gemma_2_config_from_hf
+        gemma_3_sae_huggingface_loader get_gemma_3_config_from_hf llama_scope_sae_huggingface_loader
+        get_llama_scope_config_from_hf llama_scope_r1_distill_sae_huggingface_loader
+        get_llama_scope_r1_distill_config_from_hf dictionary_learning_sae_huggingface_loader_1
+        get_dictionary_learning_config_1_from_hf deepseek_r1_sae_huggingface_loader get_deepseek_r1_config_from_hf
+        qwen_scope_sae_huggingface_loader get_qwen_scope_config_from_hf sparsify_huggingface_loader
+        get_sparsify_config_from_hf gemma_2_transcoder_huggingface_loader get_gemma_2_transcoder_config_from_hf
+        mwhanna_transcoder_huggingface_loader get_mwhanna_transcoder_config_from_hf
+        mntss_clt_layer_huggingface_loader get_mntss_clt_layer_config_from_hf temporal_sae_huggingface_loader
+        get_temporal_sae_config_from_hf get_goodfire_huggingface_loader get_goodfire_config_from_hf''',
+    'evals': '''get_downstream_reconstruction_metrics get_sparsity_and_variance_metrics get_recons_loss
+        get_featurewise_weight_based_metrics ExplainedVarianceCalculator LLMSaeEvaluator all_loadable_saes
+        get_saes_from_regex multiple_evals run_evaluations process_args process_results run_evals_cli
+        get_library_version get_git_hash''',
     'hub.registry': '''PretrainedSAELookup get_releases_for_repo_id get_repo_id_and_folder_name get_norm_scaling_factor
         get_config_overrides get_neuronpedia_quick_list open_neuronpedia_feature_dashboard get_neuronpedia_feature
         NEURONPEDIA_DOMAIN'''}

@@ -163,7 +163,7 @@ class ProgressBar(Callback):
         done, rows, shows = trainer.norm.batches, trainer.cfg.train_batch_size_samples, not self.kwargs.get('disable')
         if self.bar is None:
             up_to = 'up to ' if trainer.cfg.n_batches_for_norm_estimate=='auto' else ''
-            if shows: say(f"Before training, {up_to}{most - done:,} batches ({(most - done)*rows:,} rows) are read for "
+            if shows: say(f"Before training, {up_to}{(most - done)*rows:,} rows ({most - done:,} × {rows:,}) are read for "
                           "the mean norm of the activations; n_batches_for_norm_estimate sets how many")
             self.bar = Bar(total=most, initial=done, desc='mean norm', leave=False, delay=2, **self.kwargs)
         self.bar.update(done - self.bar.n)
