@@ -174,7 +174,7 @@ def process_args(
     from sae_workbench.faces.evals_command import parser
     p = parser('python -m sae_workbench.evals')
     p.set_defaults(output_dir='eval_results')
-    return p.parse_args(list(args))
+    return p.parse_args([a.replace('_', '-') if re.fullmatch('--[a-z_0-9]+', a) else a for a in args])
 
 def run_evaluations(
     args:Namespace, # From `process_args`
@@ -197,7 +197,7 @@ def run_evals_cli(
 ):
     "Measure SAEs as the command line says"
     from sae_workbench.faces.evals_command import main
-    main(['--output_dir', process_args(args).output_dir, *args], 'python -m sae_workbench.evals')
+    main(['--output-dir', process_args(args).output_dir, *args], 'python -m sae_workbench.evals')
 
 # %% ../nbs/evals.ipynb #c35c4942
 def multiple_evals(
