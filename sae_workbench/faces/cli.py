@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from .. import __version__
 from ..core.config import ConfigMeta, is_chosen, option_advice
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, shown, unknown
 from ..core.output import end_quietly, say
@@ -327,6 +328,7 @@ def run_command(
 def main(args:Sequence[str]|None=None):
     "The entry point of `sae-workbench`"
     args = list(sys.argv[1:] if args is None else args)
+    if args[:1] in (['-V'], ['--version']): return print(f'sae-workbench {__version__}')
     if not args or args[0] in ('-h', '--help'):
         print('usage: sae-workbench COMMAND [options]\n')
         for name, (_, what) in COMMANDS.items(): print(f'  {name:9} {what}')
