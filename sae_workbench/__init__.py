@@ -10,8 +10,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from .core.errors import did_you_mean
-from .core.old_options import OLD_NAMES
-from .core.v6_modules import V6Modules
+from .core.v6_modules import V6Modules, answer_as_v6, gone
 
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
@@ -92,14 +91,15 @@ __all__ = [name for names in _PUBLIC.values() for name in names]
 if not _has_bridges(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
+_MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
+_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'hub.converters')   # v6's annotations
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
-    if name not in _MODULE_OF and name in OLD_NAMES:
-        raise ImportError(f"sae_workbench has no {name}: {OLD_NAMES[name].why}")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}")
+        nothing = f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}"
+        raise AttributeError(gone(name) or nothing)
     value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)
     return value
 
@@ -107,3 +107,4 @@ def __dir__(): return sorted([*__all__, '__version__'])
 
 # %% ../nbs/api.ipynb #df18ee9f
 if not any(isinstance(f, V6Modules) for f in sys.meta_path): sys.meta_path.append(V6Modules())
+for _package in ('training', 'analysis'): answer_as_v6(import_module(f'sae_workbench.{_package}'))

@@ -672,16 +672,13 @@ def test_the_wandb_run_is_gone_on_with(tmp_path, monkeypatch):
     "What is asked of W&B's client; offline it writes its own files"
     import wandb
     from sae_workbench import LoggingConfig
-    from sae_workbench.training.callbacks import WandBLogger
+    from sae_workbench.training.wandb_log import WandBLogger
     asked, init = [], wandb.init
     monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setenv('WANDB_DIR', str(tmp_path))
     monkeypatch.setenv('WANDB_SILENT', 'true')
     monkeypatch.setattr(wandb, 'init', lambda **kw: asked.append(kw) or init(**kw))
-    def trainer():
-        t = small(tmp_path/'ck', logger=LoggingConfig(log_to_wandb=True))
-        t.callbacks.append(WandBLogger(t.cfg.logger))
-        return t
+    def trainer(): return small(tmp_path/'ck', logger=LoggingConfig(log_to_wandb=True))
     first = trainer()
     class Stops:
         def after_step(self, trainer):

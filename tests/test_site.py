@@ -95,6 +95,14 @@ FAINT = r"""() => {
     }
     return bad;
 }"""   # texts below the contrast that WCAG 2 asks for at level AA: 4.5, or 3 for large letters
+STICKS_OUT = """() => [...document.querySelectorAll('main pre')].filter(e => e.getClientRects().length && e.scrollWidth > e.clientWidth + 1
+    && !e.innerText.includes('!pip install')).map(e => e.scrollWidth + ': ' + e.innerText.slice(0, 60))"""
+CUT_OFF = """() => [...document.querySelectorAll('main table')].filter(e => {
+    if (!e.getClientRects().length || e.getBoundingClientRect().right <= document.documentElement.clientWidth + 1) return false;
+    for (let box = e; box && box.tagName !== 'MAIN'; box = box.parentElement)
+        if (['auto', 'scroll'].includes(getComputedStyle(box).overflowX) && box.getBoundingClientRect().right <= document.documentElement.clientWidth + 1) return false;
+    return true;
+}).map(e => e.innerText.slice(0, 60))"""   # tables that leave the window, and that nothing scrolls
 FIGURES = """() => [...document.querySelectorAll('.plotly-graph-div')].map(e => {
     const style = s => [...e.querySelectorAll(s)].map(e => getComputedStyle(e));
     return { paper: style('.main-svg')[0].backgroundColor, plot: style('.bglayer .bg').some(s => +s.fillOpacity), texts: style('text').map(s => s.fill) };
@@ -206,6 +214,41 @@ def test_page(name, page, address):
     assert not wide
     assert not page.errors
     assert not [url for url in page.asked if not url.startswith(KATEX_CDN)]   # unless .assets/katex is there
+
+
+@pytest.mark.parametrize('name', [name for name in PAGES if '/tutorials/' in name or '/guides/' in name])
+def test_code_outputs_and_tables_fit(name, page, address):
+    "Code fits a desktop's page; on a phone outputs wrap, and what a table has beyond the window is reached by scrolling"
+    page.set_viewport_size(dict(width=1440, height=900))
+    page.goto(address + name)
+    assert not page.evaluate(STICKS_OUT)
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(300)
+    assert not page.evaluate(STICKS_OUT.replace("'main pre'", "'main .cell-output pre:not(.sourceCode)'"))
+    assert not page.evaluate(CUT_OFF)
+
+
+@pytest.mark.parametrize('name', ['nbs/tutorials/which_architecture.html', 'nbs/tutorials/train_your_first_sae.html', 'nbs/saes/topk.html'])
+def test_panels_stand_one_below_the_other_on_a_phone(name, page, address):
+    widths = """() => [...document.querySelectorAll('.plotly-graph-div')].filter(e => e.querySelectorAll('.cartesianlayer > .subplot').length > 1)
+        .map(e => [...e.querySelectorAll('.bglayer rect, .plot rect')].length && [...e._fullLayout._subplots.cartesian].map(id => e._fullLayout._plots[id].xaxis._length))"""
+    page.set_viewport_size(PHONE)
+    page.goto(address + name)
+    page.wait_for_function("() => [...document.querySelectorAll('.plotly-graph-div')].every(e => e.querySelector('.main-svg'))", timeout=20_000)
+    page.wait_for_timeout(500)
+    panels = page.evaluate(widths)
+    assert panels and all(width > 150 for figure in panels for width in figure)
+    page.set_viewport_size(DESKTOP)
+    page.wait_for_timeout(1500)
+    assert len(page.evaluate(widths)) == len(panels)
+
+
+@pytest.mark.parametrize('name', ['nbs/saes/topk.html', 'nbs/saes/transcoder.html', 'nbs/training/config.html'])
+def test_the_table_of_contents_shows_whole_names(name, page, address):
+    page.set_viewport_size(dict(width=1440, height=900))
+    page.goto(address + name)
+    cut = "() => [...document.querySelectorAll('#TOC a')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+    assert page.locator('#TOC a').count() > 3 and not page.evaluate(cut)
 
 
 @pytest.mark.parametrize('text', FOUND)

@@ -13,7 +13,7 @@ from sae_workbench import (SAE, ConfigError, LanguageModelSAERunnerConfig, Langu
 from sae_workbench.faces.cli import COMMANDS, command_line, run_command
 from sae_workbench.faces.chooser import python_code, yaml_code
 from sae_workbench.hub.share import save_pretrained
-from sae_workbench.training.callbacks import WandBLogger
+from sae_workbench.training.wandb_log import WandBLogger
 from torch import nn
 
 TOKEN = 'hf_' + 'SECRET'*5

@@ -1,10 +1,21 @@
 """Scripts of SAELens v6 that train: what they write in annotations, read from configs and stores, call on runners"""
-import pytest, torch
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
 from sae_workbench import (
-    SAE, ActivationsStore, CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
-    LoggingConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE,
-    TopKTrainingSAEConfig, TrainingSAE)
+    SAE, CacheActivationsRunnerConfig, GatedTrainingSAE, GatedTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
+    LoggingConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
+    TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE)
+from sae_workbench.activations.tokens import word_tokenizer
+from sae_workbench.core.errors import ConfigError
+from sae_workbench.faces.cli import parse_config
 from sae_workbench.saes.topk import TopK
+from sae_workbench.training.preempt import Interrupted
+from sae_workbench.training.wandb_log import WandBLogger
 
 
 def topk(**kw): return TopKTrainingSAEConfig(**dict(d_in=8, d_sae=32, k=3) | kw)
@@ -34,3 +45,215 @@ def test_topk_with_sparse_activations():
     x = torch.randn(3, 4, 16)
     f = TopK(3, use_sparse_activations=True)(x)
     assert f.layout == torch.sparse_coo and torch.equal(f.to_dense(), TopK(3)(x))
+
+
+# Weights & Biases
+
+@pytest.fixture
+def wandb(monkeypatch):
+    "W&B's package, which keeps what it is sent"
+    class Run:
+        id, project, finished = 'abc', 'mine', False
+        def __init__(self): self.sent = []
+        def log(self, metrics, step): self.sent.append((step, metrics))
+        def finish(self, exit_code): self.finished = True
+    package = type('wandb', (), dict(run=None, Histogram=list, begun=[], Run=Run))
+    package.init = lambda **kw: package.begun.append(kw) or Run()
+    monkeypatch.setitem(sys.modules, 'wandb', package)
+    return package
+
+
+def train(logger, sae=None, **kw):
+    sae = sae or TopKTrainingSAE(topk())
+    trainer = SAETrainer(SAETrainerConfig(64*20, 64, logger=logger, **kw), sae, SyntheticSource(16, 8, batch_size=64),
+                         evaluator=lambda sae, data, scaler: {'eval/ce_loss_score': .9, 'eval/l0': 3., 'eval/kl_div_score': .8})
+    trainer.fit()
+    return next((cb for cb in trainer.callbacks if isinstance(cb, WandBLogger)), None)
+
+
+def test_who_names_a_project_logs_to_wandb(wandb, capsys):
+    "v6 logs unless it is told not to, so its scripts name a project and no more; what is said is said once"
+    assert [LoggingConfig(**kw).log_to_wandb for kw in ({}, dict(run_name='a'), dict(wandb_log_frequency=5))] == [False]*3
+    for kw in (dict(wandb_project='mine'), dict(wandb_entity='me'), dict(wandb_id='abc')):
+        assert LoggingConfig(**kw).log_to_wandb and not LoggingConfig(log_to_wandb=False, **kw).log_to_wandb
+    cfg = LanguageModelSAERunnerConfig(sae=topk(), logger=LoggingConfig(wandb_project='mine'))
+    assert LanguageModelSAERunnerConfig.from_yaml(cfg.to_yaml()) == cfg and cfg.to_dict()['logger']['log_to_wandb'] is True
+    line = ['--architecture', 'topk', '--d-in', '8', '--d-sae', '32', '--k', '3', '--wandb-project', 'mine']
+    assert parse_config(line).logger.log_to_wandb and not parse_config([*line, '--log-to-wandb', 'false']).logger.log_to_wandb
+    train(LoggingConfig(wandb_project='mine'))
+    assert wandb.begun[0]['project'] == 'mine'
+    said = ''.join(capsys.readouterr())
+    assert said.count("Logging to Weights & Biases, project 'mine'; log_to_wandb=False keeps it off") == 1
+    assert train(LoggingConfig()) is None and len(wandb.begun) == 1
+
+
+def test_wandb_keys_are_those_of_v6(wandb):
+    "Sweeps and plots look for these names"
+    logger, runs = LoggingConfig(wandb_project='mine', wandb_log_frequency=5, eval_every_n_wandb_logs=2), []
+    wandb.init = lambda **kw: runs.append(wandb.Run()) or runs[-1]
+    gated = GatedTrainingSAE(GatedTrainingSAEConfig(d_in=8, d_sae=32))
+    for sae in (StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=32)), gated): train(logger, sae, feature_sampling_window=10)
+    at = [{s: {k: v for step, m in run.sent if step == s for k, v in m.items()} for s in (4, 9, 10)} for run in runs]
+    step = {'losses/overall_loss', 'losses/mse_loss', 'losses/l1_loss', 'metrics/explained_variance', 'metrics/explained_variance_legacy',
+            'metrics/explained_variance_legacy_std', 'metrics/l0', 'sparsity/mean_passes_since_fired', 'sparsity/dead_features',
+            'details/current_learning_rate', 'details/n_training_samples', 'details/l1_coefficient'}
+    assert step <= at[0][4].keys()
+    evaluation = {'model_performance_preservation/ce_loss_score', 'model_behavior_preservation/kl_div_score', 'sparsity/l0',
+                  'weights/W_dec_norms', 'weights/b_e'}
+    assert evaluation <= at[0][9].keys() and {'weights/b_gate', 'weights/b_mag'} <= at[1][9].keys()
+    assert at[0][9]['model_performance_preservation'] == {'ce_loss_score': .9}   # which W&B writes with a dot, as v6's own runs have it
+    window = {'metrics/mean_log10_feature_sparsity', 'plots/feature_density_line_chart', 'sparsity/below_1e-5', 'sparsity/below_1e-6'}
+    assert window == at[0][10].keys()
+    assert [s for s, _ in runs[0].sent] == sorted(s for s, _ in runs[0].sent)   # W&B leaves out what comes late
+
+
+def test_a_wandb_run_that_is_open_is_used_and_left_open(wandb):
+    "As in the function of a sweep, which reads its options from a run of its own"
+    wandb.run = wandb.Run()
+    train(LoggingConfig(wandb_project='mine'))
+    assert wandb.run.sent and not wandb.run.finished and not wandb.begun
+    train(LoggingConfig(wandb_project='mine', wandb_id='another'))
+    assert wandb.begun[0]['id'] == 'another'
+
+
+def test_a_missing_wandb_is_told_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    cfg = LanguageModelSAERunnerConfig(sae=topk(), model_name='there/is-none', dataset_path='none', logger=LoggingConfig(wandb_project='mine'),
+                                       output_path=None, checkpoint_path=None)
+    with pytest.raises(ConfigError, match='needs the package wandb.*log_to_wandb=False'): LanguageModelSAETrainingRunner(cfg)
+
+
+# Stores and data sets
+
+@pytest.fixture(scope='module')
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=30, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16)
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **sizes))
+
+
+def tokens(n, column='tokens'):
+    g = torch.Generator().manual_seed(0)
+    return [{column: torch.randint(30, (16,), generator=g).tolist()} for _ in range(n)]
+
+
+def run_config(folder=None, **kw):
+    places = dict(output_path=folder and str(folder/'sae'), checkpoint_path=folder and str(folder/'ck'))
+    return LanguageModelSAERunnerConfig(**dict(
+        sae=topk(), model_class_name='AutoModelForCausalLM', hook_name='model.layers.0', context_size=16, training_tokens=4096,
+        train_batch_size_tokens=64, store_batch_size_prompts=8, n_eval_batches=1, verbose=False, **places) | kw)
+
+
+def of_kind(kind, rows): return {'list': list, 'map': Dataset.from_list, 'stream': lambda r: Dataset.from_list(r).to_iterable_dataset()}[kind](rows)
+
+
+@pytest.mark.parametrize('kind', ['list', 'map', 'stream'])
+def test_a_data_set_smaller_than_a_batch_of_the_model_cycles(kind, model):
+    with pytest.warns(UserWarning) as said:
+        runner = LanguageModelSAETrainingRunner(run_config(training_tokens=1024), of_kind(kind, tokens(3)), model)
+        assert len(runner.activations_store.get_batch_tokens()) == 8
+        runner.run()
+    said = [str(w.message) for w in said]
+    assert sum('gives 3 contexts of 16 tokens: a batch for the model, batch_size_prompts=8, has some of them more than once' in s for s in said) == 1
+    assert runner.trainer.n_training_samples == 1024
+
+
+def test_a_store_says_what_it_reads(model):
+    "v6's attributes of a store"
+    for column, tokenized in (('tokens', True), ('input_ids', True)):
+        store = LanguageModelSAETrainingRunner(run_config(), tokens(9, column), model).activations_store
+        assert (store.tokens_column, store.is_dataset_tokenized) == (column, tokenized)
+    model.tokenizer = word_tokenizer(' '.join(f'w{i}' for i in range(27)))
+    try: store = LanguageModelSAETrainingRunner(run_config(), [dict(text='w1 w2 w3 ' * 9)] * 50, model).activations_store
+    finally: del model.tokenizer
+    assert (store.tokens_column, store.is_dataset_tokenized) == ('text', False)
+
+
+def test_pretokenizing_a_stream_stays_lazy():
+    read = []
+    def look(row): read.append(row); return row
+    texts = Dataset.from_list([dict(text='a b c d ' * 20)] * 500).to_iterable_dataset().map(look)
+    cfg = PretokenizeRunnerConfig(context_size=16, streaming=True, shuffle=False, pretokenize_batch_size=5)
+    packed = PretokenizeRunner(cfg, texts, word_tokenizer('a b c d')).run()
+    assert isinstance(packed, IterableDataset) and len(read) < 50
+    assert next(iter(packed))['input_ids'].shape == (16,) and len(read) < 100
+
+
+# Runs and checkpoints
+
+def test_checkpoint_path_is_the_runs_own_folder_afterwards(model, tmp_path, monkeypatch):
+    "Scripts read cfg.checkpoint_path after the run, to find final_4096 in it; another run from the same config lies beside it"
+    cfg, seen = run_config(tmp_path, save_final_checkpoint=True), []
+    runner = LanguageModelSAETrainingRunner(cfg, tokens(99), model)
+    runner.callbacks.append(type('Looks', (), dict(on_start=lambda self, trainer: seen.append((cfg.checkpoint_path, trainer.cfg.checkpoint_path))))())
+    runner.run()
+    own = Path(cfg.checkpoint_path)
+    assert own.parent == tmp_path/'ck' and (own/'final_4096'/'sae_weights.safetensors').is_file() and seen == [(str(own), str(own))]
+    assert json.loads((own/'final_4096'/'runner_cfg.json').read_text())['checkpoint_path'] == str(own)
+    LanguageModelSAETrainingRunner(cfg, tokens(99), model).run()
+    assert Path(cfg.checkpoint_path).parent == tmp_path/'ck' and len(list((tmp_path/'ck').iterdir())) == 2
+    monkeypatch.chdir(tmp_path)
+    given = dict(output_path=None, checkpoint_path='here', save_final_checkpoint=True)
+    for id in ('a', 'b'):
+        cfg = run_config(**given, logger=LoggingConfig(wandb_id=id, log_to_wandb=False))
+        LanguageModelSAETrainingRunner(cfg, tokens(99), model).run()
+        assert cfg.checkpoint_path == f'here/{id}'
+    quiet = run_config(output_path='quiet', checkpoint_path='here')   # no checkpoint was written for this one
+    LanguageModelSAETrainingRunner(quiet, tokens(99), model).run()
+    assert quiet.checkpoint_path == 'here' and len(list((tmp_path/'here').iterdir())) == 2
+
+
+def test_resuming_finds_the_run_whose_folder_the_config_names(model, tmp_path):
+    cfg = run_config(tmp_path, resume='auto', n_checkpoints=3)
+    runner = LanguageModelSAETrainingRunner(cfg, tokens(99), model)
+    class Stops:
+        def after_step(self, trainer):
+            if trainer.n_training_steps == 40: trainer.stop()
+    runner.callbacks.append(Stops())
+    with pytest.raises(Interrupted): runner.run()
+    own = cfg.checkpoint_path
+    again = LanguageModelSAETrainingRunner(cfg, tokens(99), model)
+    again.run()
+    assert cfg.checkpoint_path == own and len(list((tmp_path/'ck').iterdir())) == 1 and again.trainer.ended
+
+
+def test_v6s_methods_that_save(model, tmp_path):
+    "runner.save_checkpoint(checkpoint_path), save_final_sae, trainer.save_checkpoint, save_trainer_state, load_trainer_state"
+    cfg = run_config(tmp_path, n_checkpoints=1)
+    runner = LanguageModelSAETrainingRunner(cfg, tokens(99), model)
+    made = []
+    class Saves:
+        def after_step(self, trainer):
+            if trainer.n_training_steps != 20: return
+            made.append(runner.save_checkpoint(tmp_path/'mine'))
+            made.append(trainer.save_checkpoint('early'))
+            made.append(trainer.save_checkpoint('early'))   # v6 writes over it
+            made.append(trainer.save_checkpoint('elsewhere', base_path=tmp_path))
+            trainer.save_trainer_state(tmp_path/'state')
+            trainer.sae.save_model(tmp_path/'state')
+            assert runner.save_checkpoint(None) is None
+    runner.callbacks.append(Saves())
+    runner.run()
+    assert made == [tmp_path/'mine', *[Path(cfg.checkpoint_path)/'early']*2, tmp_path/'elsewhere']
+    for path in made:
+        other = LanguageModelSAETrainingRunner(run_config(resume_from_checkpoint=str(path)), tokens(99), model)
+        other.run()
+        for k, v in runner.sae.state_dict().items(): assert torch.equal(v, other.sae.state_dict()[k]), (path, k)
+    folder = runner.save_final_sae(runner.sae, tmp_path/'final', runner.trainer.log_feature_sparsity)
+    assert {'cfg.json', 'sae_weights.safetensors', 'sparsity.safetensors', 'runner_cfg.json'} <= {p.name for p in folder.iterdir()}
+    assert SAE.load_from_disk(folder).cfg.d_sae == 32
+    trainer = SAETrainer(cfg.to_sae_trainer_config(), TopKTrainingSAE(topk()), runner.activations_store)
+    trainer.sae.load_weights_from_checkpoint(tmp_path/'state')
+    trainer.load_trainer_state(tmp_path/'state')
+    assert (trainer.n_training_steps, trainer.n_training_samples) == (20, 1280)
+    with pytest.raises(ConfigError, match='give base_path'):
+        SAETrainer(SAETrainerConfig(640, 64), TopKTrainingSAE(topk()), SyntheticSource(16, 8, batch_size=64)).save_checkpoint('a')
+
+
+def test_save_checkpoint_fn_is_told(tmp_path):
+    told = []
+    trainer = SAETrainer(SAETrainerConfig(640, 64, checkpoint_path=str(tmp_path)), TopKTrainingSAE(topk()), SyntheticSource(16, 8, batch_size=64),
+                         save_checkpoint_fn=lambda checkpoint_path: told.append(checkpoint_path))
+    trainer.fit()
+    assert trainer.save_checkpoint('mine') == tmp_path/'mine' and told == [tmp_path/'mine']

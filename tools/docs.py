@@ -132,8 +132,10 @@ def use_local_katex() -> None:
 
 
 def break_long_names(page: str) -> str:
-    "Let code in tables break after an underscore, a dot or an equals sign, and nowhere else"
+    "Let code in tables break after an underscore, a dot or an equals sign, and names in the table of contents between their words too"
     def cell(found): return re.sub(r'(?<=[_=])(?=\w)|(?<=\.)(?=[a-zA-Z])', '<wbr>', found[0])
+    def entry(found): return re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '<wbr>', cell(found))
+    page = re.sub(r'<nav\b[^>]*\bid="TOC".*?</nav>', lambda toc: re.sub(r'(?<=>)[^<>&]+(?=<)', entry, toc[0]), page, flags=re.S)
     return re.sub(r'<td\b.*?</td>', lambda td: re.sub(r'(?<=<code>)[^<]+(?=</code>)', cell, td[0]), page, flags=re.S)
 
 

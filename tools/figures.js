@@ -21,10 +21,38 @@
     return look;
   }
 
-  function fitting(e, { template, annotations }) {   // the titles of panels are annotations
+  // Panels side by side, one below the other: each keeps its height and gets the whole width, and its title goes with it.
+  function stacked(layout) {
+    const names = Object.keys(layout).filter(k => /^[xy]axis\d*$/.test(k) && layout[k].domain);
+    const panels = names.filter(k => k[0] === 'x').map(k => ({ x: k, y: (layout[k].anchor || 'y').replace('y', 'yaxis') }));
+    const columns = [...new Set(panels.map(p => layout[p.x].domain[0]))].sort((a, b) => a - b);
+    if (columns.length < 2 || panels.some(p => !layout[p.y]?.domain)) return null;
+    const tops = [...new Set(panels.map(p => layout[p.y].domain[1]))].sort((a, b) => b - a);
+    const n = columns.length*tops.length, gap = .35/n, share = (1 - gap*(n - 1))/n, changes = {}, places = [];
+    for (const { x, y } of panels) {
+      const [left, right] = layout[x].domain, [bottom, top] = layout[y].domain;
+      const row = tops.indexOf(top)*columns.length + columns.indexOf(left), end = 1 - row*(share + gap);
+      changes[x] = { ...layout[x], domain: [0, 1] };
+      changes[y] = { ...layout[y], domain: [Math.max(0, end - share), end], ...(layout[y].showticklabels === false && { showticklabels: true }) };
+      places.push({ left, right, bottom, top, to: end });
+    }
+    const moved = a => {
+      const p = places.find(p => a.xref === 'paper' && a.yref === 'paper' && a.x >= p.left && a.x <= p.right && Math.abs(a.y - p.top) < .02);
+      return p ? { ...a, x: .5, y: p.to } : a;
+    };
+    if (layout.annotations) changes.annotations = layout.annotations.map(moved);
+    return { ...changes, height: columns.length*(layout.height || 450) };
+  }
+
+  function fitting(e, layout) {   // the titles of panels are annotations
+    const apart = Object.keys(layout).filter(k => /^[xy]axis/.test(k) || k === 'height');
+    const given = Object.fromEntries(apart.map(k => [k, layout[k]]));
+    const panels = (narrow.matches && stacked(structuredClone(layout))) || structuredClone({ ...given, annotations: layout.annotations });
     const scale = Math.min(1, Math.max(.6, e.clientWidth/900));
     const smaller = a => ({ ...a, font: { ...a.font, size: scale*(a.font?.size || 12) } });
-    return { template: themed(template), ...(annotations && { annotations: annotations.map(smaller) }) };
+    if (panels.annotations) panels.annotations = panels.annotations.map(smaller); else delete panels.annotations;
+    e.style.height = (panels.height || 450) + 'px';
+    return { template: themed(layout.template), ...panels };
   }
 
   window.drawFigure = (id, { data, layout, config }) => {

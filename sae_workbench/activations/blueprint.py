@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from ..core.errors import HookError
 from .models import model_d_in
+from .offline import without_hub
 
 # %% ../../nbs/activations/blueprint.ipynb #de7d9fee
 class ModelSizes(NamedTuple):
@@ -165,7 +166,7 @@ def read_model_config(
 ): # A Hugging Face config, or None
     "A model's config, without its weights"
     from transformers import AutoConfig
-    given = model_from_pretrained_kwargs or {}
+    given, model_name = model_from_pretrained_kwargs or {}, without_hub(model_name, fetch=False)
     kwargs = {'trust_remote_code': False} | {k: given[k] for k in _FETCH if k in given}
     short = model_class_name!='AutoModelForCausalLM' and re.fullmatch(r'[\w.-]+', model_name)
     for name in dict.fromkeys((model_name, _official(model_name)) if short else (model_name,)):

@@ -466,7 +466,7 @@ class ReadAgain(TensorSource):
         return x
 
     def mark(self)->str: # 16 hex digits
-        "By what the cache is recognised, wherever its folder is: the hashes of its shards"
+        "Hashes of the shards, which identify the cache wherever its folder is"
         shards = ''.join(str(s.get('sha256')) for s in self.manifest['shards'])
         return hashlib.sha256(shards.encode()).hexdigest()[:16]
 

@@ -32,8 +32,8 @@ from ..core.private import without_secrets
 @dataclass
 class _CacheOptions(Config):
     "Which activations, and where they go"
-    dataset_path:str # A data set on the hub, a local folder or file; its texts may be tokenised already
-    model_name:str # A model on the hub, or a local folder in Hugging Face's layout
+    dataset_path:str # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
+    model_name:str # A model on the hub, or a folder in Hugging Face's layout; smollm2 needs no hub
     model_batch_size:Count # Contexts per forward pass of the model
     hook_name:str|list[str] # A hook or submodule name; several are written in the same passes
     d_in:Count|None # Width of the activations; None takes what is found, needed where several hooks differ

@@ -103,5 +103,5 @@ def share_passes(
     source:SavedModelSource, # A source that runs a model
     team:Alone, # The processes
 )->SavedModelSource|SharedPasses: # The source itself where there is one process
-    "Let processes share the passes of a source"
+    "Let processes run a model on different batches and share the activations"
     return source if team.size==1 else SharedPasses(source, team)

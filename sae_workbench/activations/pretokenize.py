@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts_of', 'pretokenize_dataset', 'vocabulary_hash',
-           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner']
+           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner', 'pretokenize_runner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
 import hashlib, json, os, tempfile, warnings
@@ -30,7 +30,7 @@ from ..core.private import shareable
 class _PretokenizeData(Config):
     "Which texts"
     tokenizer_name:str = 'gpt2' # A tokenizer on the hub, or a local folder
-    dataset_path:str = '' # A data set on the hub, a local folder or file
+    dataset_path:str = '' # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
     dataset_name:str|None = None # Which configuration of the data set
     dataset_trust_remote_code:bool|None = None # Kept for v6 scripts; has no effect
     split:str|None = 'train' # Which split
@@ -93,10 +93,15 @@ def pretokenize_dataset(
     tokenizer, # A Hugging Face tokenizer
     cfg:PretokenizeRunnerConfig, # How
     cache_dir:str|Path|None=None, # Where the contexts are kept; in memory if None
-): # A `datasets.Dataset` with the column input_ids
+): # A `datasets.Dataset` with the column input_ids; an `IterableDataset` where streaming=True and nothing is to be kept
     "Tokenise and pack a dataset"
-    from datasets import Dataset, Features, Sequence, Value
+    from datasets import Dataset, Features, IterableDataset, Sequence, Value
     features = Features(dict(input_ids=Sequence(Value('int32'), length=cfg.context_size)))
+    if cfg.streaming and cache_dir is None and cfg.hf_repo_id is None:
+        contexts_of(dataset, tokenizer, cfg)   # what is wrong with the first texts is told now
+        packed = IterableDataset.from_generator(lambda: _rows(contexts_of(dataset, tokenizer, cfg)), features)
+        if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed)
+        return packed.with_format('torch')
     rows = partial(_rows, contexts_of(dataset, tokenizer, cfg))
     mark = hashlib.sha256(str(cfg).encode()).hexdigest()[:16]   # or datasets would hash the rows' maker
     with tempfile.TemporaryDirectory() as own:
@@ -149,14 +154,6 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
     HfApi().upload_file(
         path_or_fileobj=json.dumps(shareable(metadata), indent=2).encode(), path_in_repo=METADATA_FILE,
         repo_id=cfg.hf_repo_id, repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
-
-def data_mark(
-    dataset, # Texts
-)->str: # 16 hex digits
-    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
-    known = getattr(dataset, '_fingerprint', None)
-    if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 def data_mark(
     dataset, # Texts
@@ -223,3 +220,10 @@ class PretokenizeRunner(_Texts):
             os.replace(folder/'whole', self.cfg.save_path)   # under its name only when it is complete
         elif self.cfg.hf_repo_id: _upload(packed, self.cfg, self._metadata())
         return packed
+
+# %% ../../nbs/activations/pretokenize.ipynb #1c623c67
+def pretokenize_runner(
+    cfg:PretokenizeRunnerConfig, # Data set, tokenizer and how contexts are packed
+): # The pre-tokenised data set
+    "The same as `PretokenizeRunner(cfg).run()`, for scripts of older versions"
+    return PretokenizeRunner(cfg).run()

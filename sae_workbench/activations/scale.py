@@ -91,7 +91,7 @@ def mean_norm(
 @checked
 @dataclass
 class ActivationScaler:
-    "Multiplies activations by one number; by nothing until it has been estimated"
+    "Multiplies activations by one factor, which is 1 until it has been estimated"
     scaling_factor:float|None = None # What to multiply by; None leaves activations as they are
 
     def scale(self, acts:Tensor)->Tensor:

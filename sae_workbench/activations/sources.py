@@ -8,7 +8,7 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import hashlib, math, threading
+import hashlib, math, threading, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -52,7 +52,7 @@ def check_rows(
 
 # %% ../../nbs/activations/sources.ipynb #84ad97fe
 class TensorSource:
-    "Activations that are in memory"
+    "Batches of activations from a tensor in memory"
     @checked
     def __init__(self,
         acts:Tensor, # (n, d_in), or a NumPy array
@@ -80,7 +80,7 @@ class TensorSource:
 
     kind = 'tensor'
     def mark(self)->str: # 16 hex digits
-        "By what the activations are recognised: a hash of 16 rows from everywhere"
+        "A hash of 16 rows from everywhere, which identifies the activations"
         some = self.acts[torch.linspace(0, len(self.acts) - 1, 16, dtype=torch.float64).long().to(self.acts.device)]
         return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
@@ -139,7 +139,7 @@ class HookedModel:
 
     @cached_property
     def weights(self)->str:
-        "By what the model is recognised"
+        "What identifies the model"
         return weights_mark(self.model)
 
     def about(self)->dict[str, Any]: # Plain data
@@ -347,8 +347,9 @@ class ContextSource(SavedModelSource):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
         check_length(activations.model, contexts.context_size)
-        contexts.require(batch_size_prompts, f"a batch for the model needs batch_size_prompts={batch_size_prompts}: "
-                                             "lower it, or use more data or shorter contexts")
+        if contexts.epochs is None and not contexts.holds(batch_size_prompts): warnings.warn(
+            f"{contexts.told()}: a batch for the model, batch_size_prompts={batch_size_prompts}, has some of them "
+            "more than once; lower it, or use more data or shorter contexts", stacklevel=3)
 
     def about(self)->dict[str, Any]: # Plain data
         return super().about() | dict(batch_size_prompts=self.batch_size)

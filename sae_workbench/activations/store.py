@@ -80,7 +80,7 @@ class TokenStore:
         self.contexts = None if no_tokens else TokenContexts(self.dataset, self.tokenizer, **self.packing)
 
     def need(self, part:str): # contexts or activations
-        "A part that a store without a model or a dataset lacks"
+        "A part of the store; an error if the store was made without it"
         if getattr(self, part) is not None: return getattr(self, part)
         what = dict(contexts='dataset', activations='model')[part]
         raise ConfigError(f"this store reads cached activations and has no {what}, which is needed for this")
@@ -201,7 +201,7 @@ class BatchStore(RawStore):
         return dict(source=self.source.state_dict()) if self.cache else dict(contexts=self.contexts.state_dict())
 
     def load_state_dict(self, state:dict):
-        "Go back to a saved moment"
+        "Restore a saved state"
         if 'buffer' in state: return self.get_data_loader().load_state_dict(state['buffer'])
         self.buffer = None
         if 'source' in state: self.source.load_state_dict(state['source'])
@@ -257,7 +257,7 @@ class RunStore(SavedStore):
         return store
 
     def load_state_dict(self, state:dict):
-        "Go back to a saved moment; an error if the model or the data are not those of then"
+        "Restore a saved state; an error if the model or the data differ"
         try: super().load_state_dict(state)
         except DataError as e: raise DataError(
             f"{e}; a new run needs another checkpoint_path; resume_overrides=['dataset_path'], or ['model_name'], goes "

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FILE_TYPES', 'OpenContext', 'Packer', 'one_context',
-           'special_token', 'special_token_ids', 'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of',
-           'MapRows', 'StreamRows', 'find_column', 'columns_to_read', 'first_row', 'open_rows', 'open_dataset',
-           'column_kind', 'cut', 'check_tokenizer', 'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader',
-           'ContextIterator', 'SavedContexts', 'TokenContexts']
+           'concat_and_batch_sequences', 'tokenize_with_chat_template', 'special_token', 'special_token_ids',
+           'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of', 'MapRows', 'StreamRows', 'find_column',
+           'columns_to_read', 'first_row', 'open_rows', 'open_dataset', 'column_kind', 'cut', 'check_tokenizer',
+           'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader', 'ContextIterator', 'SavedContexts',
+           'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
 import copy, hashlib, warnings
@@ -73,6 +74,30 @@ def one_context(
     if begin is not None and size - 1 <= len(tokens) and len(tokens) and tokens[0] != begin:
         tokens = np.concatenate([[begin], tokens])
     if len(tokens) >= size: yield tokens[:size]
+
+# %% ../../nbs/activations/tokens.ipynb #d11a5cac
+def concat_and_batch_sequences(
+    tokens_iterator:Iterable[Tensor], # (length,) token ids of one sequence each
+    context_size:int, # Tokens in a context
+    begin_batch_token_id:int|None=None, # Token at the start of every context
+    begin_sequence_token_id:int|None=None, # Token at the start of every sequence
+    sequence_separator_token_id:int|None=None, # Token between two sequences in one context
+    disable_concat_sequences:bool=False, # One sequence a context; those that are too short are left out
+)->Iterator[Tensor]: # (context_size,) token ids
+    "Contexts of equal length from sequences of any length, as SAELens v6 makes them"
+    packer = Packer(context_size, begin_batch_token_id, begin_sequence_token_id, sequence_separator_token_id)
+    begin = begin_batch_token_id if begin_sequence_token_id is None else begin_sequence_token_id
+    for tokens in tokens_iterator:
+        ids = tokens.cpu().numpy()
+        contexts = one_context(ids, context_size, begin) if disable_concat_sequences else packer.add(ids)
+        for context in contexts: yield torch.from_numpy(context).to(tokens.device)
+
+def tokenize_with_chat_template(
+    conversation:Sequence[Mapping], # Messages with role and content
+    tokenizer, # A tokenizer with a chat template
+)->Tensor: # (length,) token ids
+    "The token ids of one conversation, by the model's chat template"
+    return torch.from_numpy(encode_chat(tokenizer, conversation))
 
 # %% ../../nbs/activations/tokens.ipynb #0d1fca18
 SpecialToken = int | Literal['bos', 'eos', 'sep'] | None
@@ -163,7 +188,7 @@ class MapRows:
 
     mark = None
     def sample(self)->str: # 16 hex digits
-        "A hash of 16 rows from everywhere, by which the data are recognised"
+        "A hash of 16 rows from everywhere, which identifies the data"
         if self.mark is None:
             n = len(self.dataset)
             rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
@@ -304,6 +329,9 @@ def open_dataset(
         return splits[split]
     if p.is_file() and (kind := FILE_TYPES.get(p.suffix[1:])):
         return load_dataset(kind, data_files=str(p), split=split, streaming=streaming)
+    if p.is_file():
+        raise DataError(f"{path}: a file is read by its ending, which is one of {', '.join(FILE_TYPES)}; "
+                        "rename a plain text, one document a line, to .txt")
     try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
         raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e
@@ -459,7 +487,7 @@ class ContextIterator(ChunkReader):
         return self.ready.popleft()
 
     def next_epoch(self):
-        "Begin the data again"
+        "Start the next epoch"
         if self.epoch == 0:
             empty = f", {n} of them left out as empty" if (n := self.maker.empty) else ''
             warnings.warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
@@ -469,11 +497,18 @@ class ContextIterator(ChunkReader):
 
     @checked
     def require(self, n:Natural, why:str='at least one is needed'):
-        "Make sure that an epoch has `n` contexts; reads ahead no further than that"
+        "Make sure that an epoch has `n` contexts"
+        if not self.holds(n): raise DataError(f"{self.told()}; {why}")
+
+    def holds(self, n:int)->bool:
+        "Whether an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
-            if not self.fill():
-                raise DataError(f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts "
-                                f"of {self.maker.size} tokens; {why}")
+            if not self.fill(): return False
+        return True
+
+    def told(self)->str:
+        "What a message says of a dataset that was read to its end"
+        return f"the whole dataset ({self.n_rows} rows) gives {self.made} contexts of {self.maker.size} tokens"
 
 # %% ../../nbs/activations/tokens.ipynb #9eee912e
 class SavedContexts(ContextIterator):

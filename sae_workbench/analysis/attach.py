@@ -229,7 +229,7 @@ class Attachment(_Options):
     "An SAE at its place in a model: functions for `replacing`"
     @property
     def fns(self)->dict[str, Callable[[Tensor], Tensor|None]]:
-        "What happens where"
+        "The hook functions by place"
         return {self.write: self} if self.read==self.write else {self.read: self._note, self.write: self}
 
     def _note(self, x:Tensor): self.seen.x = x

@@ -54,7 +54,7 @@ def get_git_hash()->str:
 # %% ../../nbs/analysis/evals.ipynb #8997d980
 @dataclass
 class EvalConfig(Config):
-    "What an evaluation measures, and on how much"
+    "Options of an evaluation: what it measures, and on how much data"
     batch_size_prompts:Count|None = None # Contexts in a batch; the store's if None, or 8
     n_eval_reconstruction_batches:Natural = 10 # Batches for the losses of the model
     compute_kl:bool = False # How far the model's predictions move
@@ -82,7 +82,7 @@ def get_eval_everything_config(
     n_eval_sparsity_variance_batches:int=1, # Batches for everything else
     **options, # More options of `EvalConfig`, such as baselines=False
 )->EvalConfig:
-    "All metrics that the source can give"
+    "An `EvalConfig` with all metrics that the source allows"
     return EvalConfig(**dict.fromkeys(COMPUTE, True) | dict(
         batch_size_prompts=batch_size_prompts, n_eval_reconstruction_batches=n_eval_reconstruction_batches,
         n_eval_sparsity_variance_batches=n_eval_sparsity_variance_batches, where_possible=True) | options)

@@ -171,7 +171,7 @@ class _Pass:
 
 # %% ../../nbs/analysis/latents.ipynb #0a2f03ac
 class LatentStats(_Pass):
-    "What is known of every latent after a pass over the data"
+    "Statistics of all latents from one pass over the data"
     @property
     def n(self)->int:
         "How many tokens or rows were counted"
@@ -194,7 +194,7 @@ def latent_stats(
     seed:Natural=0, # Decides the sample
     progress:bool=False, # Show a bar with the time that is left
 )->LatentStats:
-    "Read the data once and note what each latent does"
+    "Read the data once and collect statistics of all latents"
     stats = LatentStats(source, latents, n_examples, n_samples, seed)
     total = len(getattr(source, 'contexts', getattr(source, 'acts', ())))
     with Bar(total=total, unit='context' if source.unit=='token' else 'row', disable=not progress) as bar:
@@ -211,7 +211,7 @@ def nearest_latents(
     latents:Latents|None=None, # Which latents; all if None
     n:Count=8, # Neighbours for each
 )->tuple[Tensor, Tensor]: # (latents, n) their numbers, and the cosines of their decoder rows, the nearest first
-    "The latents that point most nearly the same way"
+    "The latents whose directions are most similar"
     W = sae.W_dec.detach()
     if latents is not None: check_latents(sae, latents)
     asked = torch.arange(len(W)) if latents is None else torch.as_tensor(latents, dtype=torch.long)

@@ -59,7 +59,7 @@ def logit_effects(
     model:nn.Module, # A language model
     directions:Rows, # (n, d_model) such as rows of a decoder
 )->Tensor: # (n, vocabulary) in float32, on the CPU
-    "What directions in the residual stream add to the logits, as far as tokens differ"
+    "How directions in the residual stream change the logits, relative to the mean over tokens"
     unembed, norm, width = _end_of(model)
     if directions.shape[-1] != width:
         raise HookError(f"directions are {directions.shape[-1]} wide and the residual stream {width}: "

@@ -24,7 +24,7 @@ from .logits import logit_effects
 # %% ../../nbs/analysis/page.ipynb #7e0152df
 @dataclass(repr=False)
 class LatentPage:
-    "What there is to know about one latent"
+    "Everything that is known about one latent"
     latent:int # Its number in the dictionary
     where:str # The SAE: its place and its model
     unit:str # What was counted: token or row

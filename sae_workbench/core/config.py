@@ -180,9 +180,15 @@ def _owners(cls, name:str)->list[str]:
         if found: return list(dict.fromkeys(c.__name__ for c in found if len(c.__mro__)==len(found[0].__mro__)))
     return []
 
+def _config_in(tp)->type|None:
+    "The config class that a field's type is, or that is one of its choices, as in `Config|None`"
+    if isinstance(tp, ConfigMeta): return tp
+    found = [t for t in typing.get_args(tp) if isinstance(t, ConfigMeta)]
+    return found[0] if len(found)==1 else None
+
 def _nested(cls)->dict[str, type]:
     "The fields that are configs themselves"
-    return {n: tp for n, (tp, _) in _checkers(cls).items() if isinstance(tp, ConfigMeta)}
+    return {n: found for n, (tp, _) in _checkers(cls).items() if (found := _config_in(tp))}
 
 # %% ../../nbs/core/config.ipynb #d4515451
 def option_advice(
@@ -316,7 +322,7 @@ class ConfigMeta(ABCMeta):
         if (twice := sorted(set(names[:len(args)]) & set(kwargs))):
             raise ConfigError(f"{cls.__name__}: given twice: {', '.join(twice)}")
         if all(f.name in kwargs for f in fields): kwargs = {n: v for n, v in kwargs.items() if not is_chosen(v)}
-        good, bad = examine(cls, dict(zip(names, args)) | kwargs)
+        good, bad = examine(cls, cls.completed(dict(zip(names, args)) | kwargs))
         if bad: raise config_error(cls, bad)
         return super().__call__(**good)
 
@@ -361,6 +367,11 @@ def from_plain(
 class _Dicts(metaclass=ConfigMeta):
     "To and from plain data"
     rules = ()
+
+    @classmethod
+    def completed(cls, given:dict[str, Any])->dict[str, Any]:
+        "The options that were given, and those that follow from them; for a config to override"
+        return given
 
     @classmethod
     def _stood(cls)->tuple[str, ...]:   # where options of older versions stood, see core.old_options

@@ -36,7 +36,7 @@ def recovered(
     features:Rows, # (n_features, d_in) the truth
     threshold:float=0.9, # Cosine from which a feature counts as found
 )->float: # Share of the features
-    "The share of features that some latent points to"
+    "The share of true features that some latent matches"
     return (cosines(W_dec, features).amax(0) > threshold).float().mean().item()
 
 # %% ../../nbs/core/dictionaries.ipynb #3b3dd9c4

@@ -8,9 +8,10 @@ __all__ = ['OwnHook', 'hanging', 'only_own_hooks', 'is_hooked', 'HookPoint', 'Ho
 # %% ../../nbs/core/hooks.ipynb #3d6f1dcb
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Literal
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -36,7 +37,7 @@ class OwnHook:
 
     @property
     def acts(self)->bool:
-        "Whether it acts in the thread that asks"
+        "Whether it acts in the current thread"
         here = _thread
         return self.owner == here.number or not (self.private or here.alone or here.changed[self.changes])
 
@@ -117,26 +118,55 @@ class HookPoint(_Point):
         hook:Callable, # Called as hook(tensor, hook=point); returns a new tensor or None
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
         is_permanent:bool=False, # Survives `remove_hooks` and `reset_hooks`
+        level:int|None=None, # Of a context in TransformerLens; `remove_hooks` can name it
+        prepend:bool=False, # Before the functions that hang here already
+        alias_names:list[str]|None=None, # Other names of the point; the function is called once for each
     ):
-        "Hang a function on this point, for all threads"
-        self._hang(hook, dir, is_permanent, lambda fn: fn)
+        "Add a hook function, which acts in all threads"
+        if alias_names is not None: hook = _for_each_name(hook, self, alias_names)
+        self._hang(hook, dir, is_permanent, lambda fn: fn, level, prepend)
 
-    def _hang(self, hook:Callable, dir:str, is_permanent:bool, wrap:Callable)->RemovableHandle:
+    def add_perma_hook(self,
+        hook:Callable, # Called as hook(tensor, hook=point)
+        dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
+    ):
+        "Hang a function that stays until somebody asks for permanent ones to go"
+        self.add_hook(hook, dir, is_permanent=True)
+
+    def _hang(self, hook:Callable, dir:str, is_permanent:bool, wrap:Callable, level=None, first=False)->RemovableHandle:
         def on_value(mod, args, out): return hook(out, hook=self)
         def on_gradient(mod, g_in, g_out): return _as_tuple(hook(g_out[0], hook=self))
         if dir not in ('fwd', 'bwd'): raise HookError(unknown('hook direction', dir, ['fwd', 'bwd']))
         with _hanging:
-            if dir=='fwd': handle = self.register_forward_hook(wrap(on_value))
-            else: handle = self.register_full_backward_hook(on_gradient)
-            handle.thread = _thread.number
+            if dir=='fwd': handle = self.register_forward_hook(wrap(on_value), prepend=first)
+            else: handle = self.register_full_backward_hook(on_gradient, prepend=first)
+            handle.thread, handle.level = _thread.number, level
             getattr(self, f'{dir}_hooks').append((handle, is_permanent))
         return handle
 
-    def remove_hooks(self, dir:Literal['fwd', 'bwd', 'both']='both', including_permanent:bool=False):
-        "Take the functions down again"
-        def goes(handle, permanent): return including_permanent or not permanent
+    def remove_hooks(self,
+        dir:Literal['fwd', 'bwd', 'both']='both', # Which functions
+        including_permanent:bool=False, # Those too that were hung to stay
+        level:int|None=None, # Only those of this level
+    ):
+        "Remove hook functions"
+        def goes(handle, permanent):
+            return (including_permanent or not permanent) and level in (None, handle.level)
         for d in ('fwd', 'bwd') if dir=='both' else (dir,): self._take_down(d, goes)
+        self.clear_context()
+
+    def clear_context(self):
+        "Clear `ctx`, the notes of the hook functions"
         self.ctx = {}
+
+    def has_hooks(self,
+        dir:Literal['fwd', 'bwd', 'both']='both', # Which functions
+        including_permanent:bool=True, # Those too that were hung to stay
+        level:int|None=None, # Only those of this level
+    )->bool:
+        "Whether any function hangs here by `add_hook`"
+        hooks = (h for d in ('fwd', 'bwd') if dir in (d, 'both') for h in getattr(self, f'{d}_hooks'))
+        return any((including_permanent or not stays) and level in (None, h.level) for h, stays in hooks)
 
     def _take_down(self, dir:str, goes:Callable):
         "Remove the functions of which `goes(handle, is_permanent)` is true"
@@ -145,6 +175,15 @@ class HookPoint(_Point):
             for handle, permanent in hooks:
                 if goes(handle, permanent): handle.remove()
             setattr(self, f'{dir}_hooks', [h for h in hooks if not goes(*h)])
+
+def _for_each_name(hook:Callable, point:HookPoint, names:list[str])->Callable:
+    "A function that is called once for each name of a point"
+    def call(x, hook=None):
+        for name in names:
+            if (y := fn(x, hook=SimpleNamespace(name=name, ctx=point.ctx))) is not None: x = y
+        return x
+    fn = hook
+    return call
 
 def _as_tuple(g): return g if g is None or isinstance(g, tuple) else (g,)
 
@@ -161,6 +200,15 @@ class _Points(nn.Module):
         "The points by name"
         return {name: m for name, m in self.named_modules() if isinstance(m, HookPoint)}
 
+    @property
+    def mod_dict(self)->dict[str, nn.Module]:
+        "All submodules by name, the points among them"
+        return dict(self.named_modules(remove_duplicate=False))
+
+    def hook_points(self)->Iterable[HookPoint]:
+        "The points"
+        return self.hook_dict.values()
+
     def _points(self, which:str|Callable[[str], bool])->list[HookPoint]:
         points = self.hook_dict
         if callable(which): return [p for n, p in points.items() if which(n)]
@@ -173,18 +221,29 @@ class _Points(nn.Module):
         hook:Callable, # Called as hook(tensor, hook=point)
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
         is_permanent:bool=False, # Survives `reset_hooks`
+        level:int|None=None, # Of a context in TransformerLens; `reset_hooks` can name it
+        prepend:bool=False, # Before the functions that hang there already
     ):
         "Hang a function on one point or several"
-        for p in self._points(name): p.add_hook(hook, dir, is_permanent)
+        for p in self._points(name): p.add_hook(hook, dir, is_permanent, level, prepend)
+
+    def add_perma_hook(self,
+        name:str|Callable[[str], bool], # A point's name, or a test of names
+        hook:Callable, # Called as hook(tensor, hook=point)
+        dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
+    ):
+        "Hang a function that survives `reset_hooks`"
+        self.add_hook(name, hook, dir, is_permanent=True)
 
     @checked
     def reset_hooks(self,
         clear_contexts:bool=True, # Kept for TransformerLens scripts; the points' notes are always cleared
         direction:Literal['fwd', 'bwd', 'both']='both', # Which functions
         including_permanent:bool=False, # Those too that were hung to stay
+        level:int|None=None, # Only those of this level
     ):
         "Take all functions down"
-        for p in self.hook_dict.values(): p.remove_hooks(direction, including_permanent)
+        for p in self.hook_dict.values(): p.remove_hooks(direction, including_permanent, level)
 
 # %% ../../nbs/core/hooks.ipynb #906024c9
 class _Hooking(_Points):

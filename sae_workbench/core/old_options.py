@@ -133,7 +133,7 @@ DEFAULTS = (
     OldOption('l1_coefficient', ('standard', 'gated'), 'default', 'sae.l1_coefficient',
               '1.0 now, on a penalty that is scaled by decoder norms', '1-5', 1e-3),
     OldOption('log_to_wandb', ('logger',), 'default', 'logger.log_to_wandb',
-              'off now; metrics always go to a local log.jsonl', '1-6', True),
+              'off now unless a W&B option is given; metrics always go to log.jsonl', '1-6', True),
     OldOption('wandb_project', ('logger',), 'default', 'logger.wandb_project',
               "'sae_workbench_training' now", '6', 'sae_lens_training'),
     OldOption('n_batches_in_buffer', _RUN, 'default', 'n_batches_in_buffer',
@@ -190,7 +190,8 @@ _NAMES = (
     OldName('SparseAutoencoder', 'write SAE', 'SAE'),
     OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
             'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
-    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig',
+    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer '
+            'multi_hook_concat_split_iter',
             'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
     OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
@@ -198,18 +199,21 @@ _NAMES = (
     OldName('ReluOutputModel', 'SyntheticSource(…) gives batches of known features'),
     OldName('get_gpt2_res_jb_saes',
             'write SAE.from_pretrained("gpt2-small-res-jb", "blocks.8.hook_resid_pre"), one for each layer'),
-    *_alike('get_neuronpedia_quick_list get_neuronpedia_feature NeuronpediaRunner',
+    OldName('NeuronpediaRunner',
             'neuronpedia_url(sae, latent=…) is the page of a latent, and dashboard(…) makes pages of your own'),
+    *_alike('make_neuronpedia_list_with_features NeuronpediaFeature NeuronpediaActivation test_key',
+            'get_neuronpedia_quick_list(sae, latents) gives the address of a list, without an account'),
+    *_alike('get_enrichment_df manhattan_plot_enrichment_scores calculate_batch_enrichment_scores '
+            'plot_top_k_feature_projections_by_token_and_category get_baby_name_sets get_letter_gene_sets '
+            'generate_pos_sets get_gene_set_from_regex get_test_gene_sets pad_gene_sets',
+            'token set enrichment is not here; logit_effects(sae, model, latents) has the tokens that a latent '
+            'raises and lowers, and latent_table(…) the statistics of all latents'),
     OldName('DashboardRunner', 'dashboard(…) writes one HTML file'),
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),
     OldName('get_lr_scheduler',
             'the trainer has it: write lr_scheduler_name, lr_warm_up_steps and lr_decay_steps in its config'),
-    OldName('get_recons_loss', 'run_evals(…)[0]["model_performance_preservation"] has the losses'),
-    OldName('all_loadable_saes', 'list_releases() has them'),
-    *_alike('multiple_evals eval_all_loadable_saes',
-            'call run_evals for each SAE, or use the command sae-workbench evals'),
-    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'),
-    *_alike('PretrainedSaeDiskLoader PretrainedSaeHuggingfaceLoader', 'register_format takes a reader of your own'))
+    OldName('eval_all_loadable_saes', 'write multiple_evals(…), or use the command sae-workbench evals'),
+    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'))
 
 # %% ../../nbs/core/old_options.ipynb #77f90dbc
 _FREE = 'leave it out: decoder norms are free, and fold_W_dec_norm() makes them 1 after training'

@@ -215,7 +215,7 @@ def check_device(
 _sharing = ContextVar('sharing', default=Alone())
 
 def sharing()->Alone:
-    "The processes that have the other rows of the batch at hand"
+    "The processes that hold the other rows of the current batch"
     return _sharing.get()
 
 @contextmanager

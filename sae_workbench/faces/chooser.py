@@ -723,7 +723,7 @@ class _ShownResults(_Results):
 
 # %% ../../nbs/faces/chooser.ipynb #4acb46ad
 class ArchitectureChooser(_Shown):
-    "Choose an architecture and its options, and see what follows"
+    "A widget to choose an architecture and its options"
     def _make(self):
         import ipywidgets as w
         form = _ShownForm(self)
@@ -743,5 +743,5 @@ def choose_architecture(
     architecture:str|None=None, # Where to begin without a config; topk if None
     model_parameters:Positive|None=None, # Of the language model, up to the hook: its forward passes take time too
 )->ArchitectureChooser: # Show it; its `config` is what was chosen
-    "Choose an architecture with its options, see what a run takes, and take the config along"
+    "Open a widget to choose an architecture and its options, and to copy the config"
     return ArchitectureChooser(config, architecture, model_parameters)

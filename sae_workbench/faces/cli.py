@@ -15,14 +15,14 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
-from .. import __version__
 from ..core.config import ConfigMeta, is_chosen, option_advice
-from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, shown, unknown
-from ..core.output import end_quietly, say
+from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, shown
+from ..core.output import end_quietly, our_command, say
 from ..core.plain import plain, read_plain
 from ..core.private import without_secrets
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
+from .commands import COMMANDS as DESCRIPTIONS, at_once
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.preempt import Interrupted, Stop
 
@@ -164,7 +164,7 @@ def _checked(data:dict, file:str)->LanguageModelSAERunnerConfig:
     try: return LanguageModelSAERunnerConfig.from_dict(data)
     except ConfigError as e:
         old = file and 'sae' not in data   # flat, as before v6
-        hint = f", in a terminal by: sae-workbench migrate {file}" if old else ''
+        hint = f", in a terminal by: {our_command('migrate', file)}" if old else ''
         raise ConfigError(f"{file}: {e}{hint}" if file else str(e)) from None
 
 def parse_config(
@@ -293,15 +293,9 @@ def recipes(args:Sequence[str]):
     if (code := run_recipes(args)): sys.exit(code)
 
 # %% ../../nbs/faces/cli.ipynb #c41d70e8
-COMMANDS = {
-    'train': (train, 'train an SAE on a language model'),
-    'demo': (demo, 'a real model, offline: train an SAE and look at its latents'),
-    'migrate': (migrate, 'convert a config of SAELens v1 to v5'),
-    'convert': (convert, 'rewrite a published SAE, or a weights file, as safetensors'),
-    'search': (search, 'find published SAEs by words'),
-    'evals': (evals, 'measure SAEs, with baselines beside them'),
-    'dashboard': (dashboard, 'pages of latents as an HTML file that opens offline'),
-    'recipes': (recipes, 'configs with recorded results: train them again, and compare')}
+_RUN = dict(train=train, demo=demo, migrate=migrate, convert=convert, search=search, evals=evals,
+            dashboard=dashboard, recipes=recipes)
+COMMANDS = {name: (_RUN[name], what) for name, what in DESCRIPTIONS.items()}
 
 # %% ../../nbs/faces/cli.ipynb #927d5a8c
 @contextmanager
@@ -319,24 +313,20 @@ def run_command(
     "Run a command; errors of this library are printed without a traceback"
     try:
         with _plain_warnings(): fn(*args)
-    except (SAEWorkbenchError, Interrupted, BrokenPipeError) as e:
+    except BrokenPipeError: return 141   # whoever left knows it
+    except (SAEWorkbenchError, Interrupted) as e:
         say(f'{type(e).__name__}: {e}', sys.stderr)
-        return 141 if isinstance(e, BrokenPipeError) else e.exit_code if isinstance(e, Interrupted) else 2
+        return e.exit_code if isinstance(e, Interrupted) else 2
     finally: end_quietly()
     return 0
 
 def main(args:Sequence[str]|None=None):
-    "The entry point of `sae-workbench`"
+    "What `sae-workbench` does, for programs that start this module"
     args = list(sys.argv[1:] if args is None else args)
-    if args[:1] in (['-V'], ['--version']): return print(f'sae-workbench {__version__}')
-    if not args or args[0] in ('-h', '--help'):
-        print('usage: sae-workbench COMMAND [options]\n')
-        for name, (_, what) in COMMANDS.items(): print(f'  {name:9} {what}')
-        return print('\nsae-workbench COMMAND --help explains its options.')
-    if args[0] not in COMMANDS:
-        print(f"sae-workbench: {unknown('command', args[0], COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    if (code := run_command(COMMANDS[args[0]][0], args[1:])): sys.exit(code)
+    said, code = at_once(args)
+    if said: say(said, sys.stderr if code else sys.stdout)
+    if code is None: code = run_command(COMMANDS[args[0]][0], args[1:])
+    if code: sys.exit(code)
 
 # %% ../../nbs/faces/cli.ipynb #82d54652
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -18,6 +18,7 @@ from ..activations.tokens import TokenContexts
 from ..analysis.examples import ExampleList, latent_examples, show_examples
 from ..core.capture import capture
 from ..core.errors import ConfigError, LoadError
+from ..core.output import our_command
 from ..saes.base import SAE
 from ..saes.topk import TopKTrainingSAEConfig
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
@@ -147,7 +148,7 @@ def demo(
     result = train_and_show(o, model, train, test, step)
     step(f"Done. The SAE, its log and its model card are in {o.output}. In Python:")
     print(f'\n    from sae_workbench import SAE\n    sae = SAE.load_from_disk("{o.output}")')
-    print(f'\nPages of its latents, as an HTML file:\n\n    sae-workbench dashboard {o.output}')
+    print(f"\nPages of its latents, as an HTML file:\n\n    {our_command('dashboard', o.output)}")
     return result
 
 # %% ../../nbs/faces/demo.ipynb #155e1df2

@@ -435,7 +435,7 @@ class _Steer:
 
 # %% ../../nbs/faces/explorer.ipynb #55deee93
 class LatentExplorer(_Said):
-    "Look around in a dictionary"
+    "The latent explorer, a widget"
     def _make(self):
         import ipywidgets as w
         self.list, self.text_tab = _ShownList(self, self.pick), _ShownText(self, self.pick)
@@ -476,7 +476,7 @@ def explore(
     tokenizer:Tokenizer|None=None, # The model's own if None
     **options, # For `RowLatents`: labels and pictures
 )->LatentExplorer: # Show it
-    "Look around in a dictionary: search, pages, texts of your own, steering"
+    "Open the latent explorer: search, pages of latents, your own texts, steering"
     if isinstance(sae, LatentStats): return LatentExplorer(sae)
     if not isinstance(sae, SAE): raise ConfigError(
         f'explore needs an SAE, or what latent_stats found, got a {type(sae).__name__}')

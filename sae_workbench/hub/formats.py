@@ -58,7 +58,7 @@ def output_hook(
 
 # %% ../../nbs/hub/formats.ipynb #10415602
 class Format:
-    "How one group stores an SAE; base of all readers"
+    "A published file format; base of all readers"
     name:str # In the registry, and for `converter=`
     configs:dict[str, tuple[str, ...]] = {} # Config files by role: the names to try
     optional:tuple[str, ...] = () # Roles that may be missing
@@ -220,7 +220,7 @@ def find_saes(
     place:Place, # Where to look
     under:str='', # Only below this folder
 )->dict[str, list[str]]: # Paths of SAEs, and the formats that they may be in
-    "All that looks like an SAE"
+    "List the SAEs in a folder or a repository"
     names = set(place.names(under))
     paths = sorted(names | {str(p) for n in names for p in PurePosixPath(n).parents if str(p)!='.'} | {''})
     found = {p: [f.name for f in _formats_of(names, place.repo, p)] for p in paths}

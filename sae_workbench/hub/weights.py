@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.arguments import checked
 from ..core.errors import LoadError, did_you_mean
 from ..core.files import header_texts, once, read_tensors, read_text, write_tensors
+from ..core.output import our_command
 
 # %% ../../nbs/hub/weights.ipynb #da6d15d6
 _KINDS = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false',
@@ -163,7 +164,7 @@ def _may_unpickle(path:Path, allow_pickle:bool):
     if not allow_pickle:
         raise LoadError(f"{path}: this file is a pickle, which can run a program when it is opened. If you trust its "
                         "author, pass allow_pickle=True (it is read with torch's weights_only), or rewrite it once as "
-                        "safetensors: sae-workbench convert --allow-pickle …")
+                        f"safetensors: {our_command('convert', '--allow-pickle')} …")
     if _torch_version() < (2, 10):
         raise LoadError(f"{path}: torch {torch.__version__} cannot read pickles safely "
                         "(CVE-2025-32434, CVE-2026-24747); update it to 2.10 or newer")

@@ -6,8 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/saes/architectures.ipynb #b9f3cd1b
+import sys
 from importlib import import_module
 from pkgutil import iter_modules
+from ..core.v6_modules import answer_as_v6
 
 # %% ../../nbs/saes/architectures.ipynb #d174c9cb
-for _module in iter_modules(__path__, f'{__name__}.') if '__path__' in globals() else (): import_module(_module.name)
+if '__path__' in globals():
+    for _module in iter_modules(__path__, f'{__name__}.'): import_module(_module.name)
+    answer_as_v6(sys.modules[__name__])

@@ -16,18 +16,18 @@ class AbsTopK(TopK):
     "Keeps the k entries of each row that are largest in magnitude, with their sign"
     @staticmethod
     def rank(x:Tensor)->Tensor:
-        "By what entries are compared"
+        "The scores by which entries are chosen"
         return x.abs()
 
     @staticmethod
     def clip(values:Tensor)->Tensor:
-        "What those become that are kept"
+        "The values that the chosen entries get"
         return values
 
 # %% ../../nbs/saes/abstopk.ipynb #43bf32fe
 @dataclass
 class AbsTopKSAEConfig(TopKSAEConfig):
-    "An AbsTopK SAE"
+    "Options of an AbsTopK SAE"
     @classmethod
     def architecture(cls)->str: return 'abstopk'
 

@@ -85,7 +85,7 @@ class BatchTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     def architecture(cls)->str: return 'batchtopk'
 
     def get_inference_config_class(self)->type[SAEConfig]:
-        "JumpReLU's"
+        "The config class of JumpReLU"
         return JumpReLUSAEConfig
 
 # %% ../../nbs/saes/batchtopk.ipynb #ff3be6aa

@@ -7,6 +7,7 @@ __all__ = ['GatedSAEConfig', 'GatedSAE', 'GatedTrainingSAEConfig', 'GatedTrainin
 
 # %% ../../nbs/saes/gated.ipynb #5e0957fd
 from dataclasses import dataclass
+from typing import Any
 from torch import Tensor
 from ..core.config import Natural, NonNegative
 from ..core.ops import Pattern, Preacts, encode_linear, sparse_decode, sparse_decode_with
@@ -19,7 +20,7 @@ from .training import TrainStepInput, TrainStepOutput
 # %% ../../nbs/saes/gated.ipynb #5b8e0cf5
 @dataclass
 class GatedSAEConfig(SAEConfig):
-    "A gated SAE"
+    "Options of a gated SAE"
     @classmethod
     def architecture(cls)->str: return 'gated'
 
@@ -71,6 +72,11 @@ class _GatedLosses(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
 # %% ../../nbs/saes/gated.ipynb #b8b1df07
 class GatedTrainingSAE(_GatedLosses):
     "Trains a `GatedSAE`"
+    def log_histograms(self)->dict[str, Any]:
+        "Distributions worth logging, as arrays by name"
+        biases = {f'weights/{n}': getattr(self, n).detach().float().cpu().numpy() for n in ('b_gate', 'b_mag')}
+        return super().log_histograms() | biases
+
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
         own = self._untouched(GatedTrainingSAE, 'encode_with_hidden_pre', 'calculate_aux_loss', 'get_activation_fn')
         if not own: return None

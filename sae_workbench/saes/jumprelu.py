@@ -21,7 +21,7 @@ from .training import TrainStepInput, TrainStepOutput
 # %% ../../nbs/saes/jumprelu.ipynb #10464c46
 @dataclass
 class JumpReLUSAEConfig(SAEConfig):
-    "A JumpReLU SAE"
+    "Options of a JumpReLU SAE"
     @classmethod
     def architecture(cls)->str: return 'jumprelu'
 

@@ -61,7 +61,7 @@ def matching_pursuit(
 # %% ../../nbs/saes/matching_pursuit.ipynb #4803d5d7
 @dataclass
 class MatchingPursuitSAEConfig(SAEConfig):
-    "A matching pursuit SAE"
+    "Options of a matching pursuit SAE"
     residual_threshold:NonNegative = 1e-2 # A row is finished when its residual is shorter; 0 for never
     max_iterations:Count|None = None # Steps at most; d_in if None
     stop_on_duplicate_support:bool = True # A row is finished when a step adds no new latent

@@ -7,6 +7,7 @@ __all__ = ['SPARSE_BELOW', 'StandardSAEConfig', 'StandardSAE', 'StandardTraining
 
 # %% ../../nbs/saes/standard.ipynb #fee0f8c6
 from dataclasses import dataclass
+from typing import Any
 from torch import Tensor
 from ..core.config import Natural, NonNegative, Positive
 from ..core.ops import Pattern, Preacts, sparse_decode_with
@@ -18,7 +19,7 @@ from .training import TrainStepInput, TrainStepOutput
 # %% ../../nbs/saes/standard.ipynb #a733012f
 @dataclass
 class StandardSAEConfig(SAEConfig):
-    "A ReLU SAE"
+    "Options of a ReLU SAE"
     @classmethod
     def architecture(cls)->str: return 'standard'
 
@@ -52,6 +53,10 @@ class StandardTrainingSAE(TrainingSAE[StandardTrainingSAEConfig], StandardSAE):
     def get_coefficients(self)->dict[str, TrainCoefficientConfig]:
         "The penalty's weight"
         return {'l1': TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)}
+
+    def log_histograms(self)->dict[str, Any]:
+        "Distributions worth logging, as arrays by name"
+        return super().log_histograms() | {'weights/b_e': self.b_enc.detach().float().cpu().numpy()}
 
     def calculate_aux_loss(self,
         step_input:TrainStepInput, # The batch and the coefficients

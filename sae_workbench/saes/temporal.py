@@ -62,7 +62,7 @@ class ContextAttention(nn.Module):
 # %% ../../nbs/saes/temporal.ipynb #75ed4eaa
 @dataclass
 class TemporalSAEConfig(SAEConfig):
-    "A temporal SAE"
+    "Options of a temporal SAE"
     normalize_activations:Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale',
                                   'constant_scalar_rescale'] = 'none' # How inputs are scaled
     n_heads:Count = 8 # Attention heads
@@ -97,7 +97,7 @@ class _Tensors(SAE[TemporalSAEConfig]):
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "TopK or ReLU, as the config says"
         k = self.cfg.kval_topk if self.cfg.sae_diff_type=='topk' else None
-        return torch.relu if k is None else TopK(k)
+        return nn.ReLU() if k is None else TopK(k)
 
     def run_time_activation_norm_fn_in(self, x:Tensor)->Tensor:
         "Scale the input"

@@ -44,12 +44,12 @@ class TopK(nn.Module):
 
     @staticmethod
     def rank(x:Tensor)->Tensor:
-        "By what entries are compared"
+        "The scores by which entries are chosen"
         return x
 
     @staticmethod
     def clip(values:Tensor)->Tensor:
-        "What those become that are kept"
+        "The values that the chosen entries get"
         return values.relu()
 
     def pattern(self, x:Tensor)->Pattern:
@@ -65,7 +65,7 @@ class TopK(nn.Module):
 # %% ../../nbs/saes/topk.ipynb #16d41c02
 @dataclass
 class TopKSAEConfig(SAEConfig):
-    "A TopK SAE"
+    "Options of a TopK SAE"
     k:Count = 100 # Active latents per row
     rescale_acts_by_decoder_norm:bool = False # Select and report latents in units of their decoder norm
     rules = (Rule(lambda c: c.k <= c.d_sae, "k={c.k} is more than d_sae={c.d_sae}: there are not that many latents"),)

@@ -27,7 +27,7 @@ NO_FLOAT16 = ("dtype='float16' cannot be trained: gradients below 6e-8 and losse
 
 @dataclass(kw_only=True)
 class TrainingSAEConfig(SAEConfig):
-    "What every trainable SAE has; an architecture's own training config adds the options of its loss"
+    "Options that every trainable SAE has; each architecture adds those of its loss"
     decoder_init_norm:Positive|None = 0.1 # Norm of the decoder rows at the start; None keeps the initialiser's
 
     rules = (Rule(lambda c: c.dtype != 'float16', NO_FLOAT16),)
@@ -74,7 +74,7 @@ class TrainCoefficientConfig(NamedTuple):
 
 @dataclass
 class TrainStepInput:
-    "What a step reads"
+    "The input of a training step: a batch, loss coefficients and dead latents"
     sae_in:Tensor # (batch, d_in) activations
     coefficients:dict[str, float] # The loss coefficients' values at this step
     dead_neuron_mask:Tensor|None # (d_sae,) true for latents that have not fired for long
@@ -96,7 +96,7 @@ class _Lazy:
 # %% ../../nbs/saes/training.ipynb #2a9453b8
 @dataclass
 class TrainStepOutput:
-    "What a step returns"
+    "The output of a training step: losses, latents and reconstruction"
     sae_in:Tensor # (batch, d_in) what was to be reconstructed
     sae_out:Tensor # (batch, d_in) the reconstruction
     feature_acts:Tensor = _Lazy() # (batch, d_sae) latents

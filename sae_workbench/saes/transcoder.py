@@ -22,7 +22,7 @@ from .topk import TopK, expand_few
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
 class TranscoderConfig(SAEConfig):
-    "A transcoder with ReLU"
+    "Options of a transcoder with ReLU"
     apply_b_dec_to_input:bool = False # Always False: b_dec has the width of the output
     d_out:Count = 768 # Width of what is written
     rules = (
@@ -98,7 +98,7 @@ register_sae_class('transcoder', Transcoder, TranscoderConfig)
 # %% ../../nbs/saes/transcoder.ipynb #ef981c6c
 @dataclass
 class SkipTranscoderConfig(TranscoderConfig):
-    "A skip transcoder with ReLU"
+    "Options of a skip transcoder with ReLU"
     @classmethod
     def architecture(cls)->str: return 'skip_transcoder'
 
@@ -119,13 +119,13 @@ register_sae_class('skip_transcoder', SkipTranscoder, SkipTranscoderConfig)
 # %% ../../nbs/saes/transcoder.ipynb #51688154
 @dataclass
 class JumpReLUTranscoderConfig(TranscoderConfig):
-    "A transcoder with JumpReLU"
+    "Options of a transcoder with JumpReLU"
     @classmethod
     def architecture(cls)->str: return 'jumprelu_transcoder'
 
 @dataclass
 class JumpReLUSkipTranscoderConfig(JumpReLUTranscoderConfig, SkipTranscoderConfig):
-    "A skip transcoder with JumpReLU"
+    "Options of a skip transcoder with JumpReLU"
     @classmethod
     def architecture(cls)->str: return 'jumprelu_skip_transcoder'
 
@@ -149,7 +149,7 @@ register_sae_class('jumprelu_skip_transcoder', JumpReLUSkipTranscoder, JumpReLUS
 # %% ../../nbs/saes/transcoder.ipynb #0ccdc2d6
 @dataclass
 class TopKTranscoderConfig(TranscoderConfig):
-    "A transcoder with TopK"
+    "Options of a transcoder with TopK"
     k:Count = 100 # Active latents per row
     rules = (Rule(lambda c: c.k <= c.d_sae, "k={c.k} is more than d_sae={c.d_sae}: there are not that many latents"),)
 
@@ -158,7 +158,7 @@ class TopKTranscoderConfig(TranscoderConfig):
 
 @dataclass
 class TopKSkipTranscoderConfig(TopKTranscoderConfig, SkipTranscoderConfig):
-    "A skip transcoder with TopK"
+    "Options of a skip transcoder with TopK"
     @classmethod
     def architecture(cls)->str: return 'topk_skip_transcoder'
 

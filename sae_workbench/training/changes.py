@@ -107,7 +107,7 @@ class _OnDisk(_Record):
 
 # %% ../../nbs/training/changes.ipynb #fa1c26bf
 class Changes(_OnDisk):
-    "Changes coefficients between two steps, and remembers it"
+    "Changes coefficients between two steps, and records the changes"
     def _counts(self, trainer, c:dict)->bool:
         config = configured(trainer)
         if c['name'] in config and c.get('config') in (None, config[c['name']]): return True
@@ -119,7 +119,7 @@ class Changes(_OnDisk):
         if self.made: trainer.sae.cfg.metadata.coefficient_changes = list(self.made)
 
     def on_start(self, trainer):
-        "Put the values back that a checkpoint knew, and find out what is to come"
+        "Restore the values of a checkpoint, and list the changes that are still due"
         for c in self.to_come: check_change(trainer, c['name'], c['value'])
         for c in self._read(trainer):
             if not any(_same(c, d) for d in self.to_come): self.to_come.append(c)
@@ -151,7 +151,7 @@ class Changes(_OnDisk):
 def changes_of(
     lines:Iterable[Mapping[str, Any]], # Of a log, from `read_log`
 )->list[dict[str, Any]]: # Step, name and value of each
-    "The changes that a log tells of, for `Changes(…)`"
+    "The changes recorded in a log, for `Changes(…)`"
     lines = list(lines)
     if odd := [l for l in lines if not isinstance(l, Mapping)]: raise DataError(f"{shown(odd[0])} is no line of a log")
     return [dict(step=l['step'], name=k.removeprefix('change/'), value=v)

@@ -149,7 +149,7 @@ def load_checkpoint(
     run_config:dict|None=None, # The run's config as plain data, to compare with the saved one; the trainer's if None
     overrides:Sequence[str]=(), # Options that may differ from the saved ones
 ):
-    "Put a trainer, and its data, where a checkpoint was; a damaged one, and one of another run, is refused"
+    "Restore a trainer and its data from a checkpoint; refuses a damaged one, and one of another run"
     path, overrides = Path(path), [n.removeprefix('sae.') for n in overrides]
     if not path.is_dir(): raise LoadError(f"{path}: no such checkpoint")
     check_folder(path)
@@ -432,7 +432,7 @@ class Checkpointing(_Saving):
         if error.checkpoint: error.add_note(f"The last good checkpoint is {error.checkpoint}")
 
     def on_error(self, trainer, error):
-        "Keep what there is, and let nothing hide the error"
+        "Save what can be saved, without hiding the error"
         if isinstance(error, SaveError) and hasattr(error, 'checkpoint'): return   # it was a checkpoint that failed
         try: self.on_nonfinite(trainer, error)
         except Exception as e: error.add_note(f"No checkpoint was written: {type(e).__name__}: {e}")

@@ -28,7 +28,7 @@ from .optim import SCHEDULES
 @dataclass
 class LoggingConfig(Config):
     "What is logged, where and how often"
-    log_to_wandb:bool = False # Also log to Weights & Biases
+    log_to_wandb:bool = False # Also log to Weights & Biases; True where a W&B project, entity or id is given
     log_activations_store_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_optimizer_state_to_wandb:bool = False # Kept for v6 scripts; has no effect, as in v6
     log_weights_to_wandb:bool = True # Upload the weights as a W&B artifact
@@ -44,6 +44,12 @@ class LoggingConfig(Config):
              "(the user or team goes into wandb_entity)"),
         Rule(lambda c: not c.log_to_wandb or c.wandb_id is None or re.fullmatch(r'[^/\\#?%:]{1,128}', c.wandb_id),
              "wandb_id={c.wandb_id!r}: W&B takes 1 to 128 characters without / \\ # ? % :"))
+
+    @classmethod
+    def completed(cls, given:dict[str, Any])->dict[str, Any]:
+        "Who names a W&B project, entity or id wants W&B, unless `log_to_wandb` is given, too"
+        named = any(given.get(n) is not None for n in ('wandb_project', 'wandb_entity', 'wandb_id'))
+        return dict(log_to_wandb=True) | given if named else given
 
     @classmethod
     def _stood(cls)->tuple[str, ...]: return ('logger',)
@@ -161,12 +167,12 @@ StoreDevice = Annotated[str, BeforeValidator(_store_device)]
 class _ModelOptions(Config):
     "Which SAE, on which model, on which data"
     sae:TrainingSAEConfig # The SAE: architecture, width and loss
-    model_name:Name = 'gelu-2l' # A model on the hub, or a local folder in Hugging Face's layout
+    model_name:Name = 'gelu-2l' # A model on the hub, or a folder in Hugging Face's layout; smollm2 needs no hub
     model_class_name:ModelClass = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     hook_name:Name = 'blocks.0.hook_mlp_out' # A TransformerLens hook, or a submodule's name for AutoModelForCausalLM
     hook_eval:str = 'NOT_IN_USE' # Kept for v6 scripts; has no effect, as in v6
     hook_head_index:Natural|None = None # Only this head of a hook with heads
-    dataset_path:str = '' # A data set on the hub, or a local folder
+    dataset_path:str = '' # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
     dataset_trust_remote_code:bool = True # Kept for v6 scripts; the datasets library no longer runs a data set's code
     streaming:bool = True # Read the data set as it comes instead of downloading it first
     is_dataset_tokenized:bool = True # Kept for v6 scripts; what the data set holds is seen by its columns
@@ -335,11 +341,11 @@ class _Choices:
         elif self.act_store_device is None: self.act_store_device = chosen(str(self.device))
 
     @classmethod
-    def from_dict(cls, config_dict:dict[str, Any]):
+    def from_dict(cls, cfg_dict:dict[str, Any]):
         "The config that `to_dict` described; an option that does not exist is refused"
-        try: return super().from_dict(config_dict)
+        try: return super().from_dict(cfg_dict)
         except ConfigError as e:
-            if 'sae' in config_dict: raise
+            if 'sae' in cfg_dict: raise
             raise ConfigError(f"{e}\nA flat config of SAELens v1 to v5 is converted by sae_workbench.migrate_config") from None
 
     @property
@@ -374,7 +380,7 @@ class LanguageModelSAERunnerConfig(_Choices, _RunOptions):
         if bad: raise config_error(type(self), [f"{m} (model {self.model_name!r})" for m in bad])
 
     def to_sae_trainer_config(self)->SAETrainerConfig:
-        "What of this the trainer needs"
+        "The options that the trainer needs"
         same = {f.name: getattr(self, f.name) for f in fields(SAETrainerConfig) if hasattr(self, f.name)}
         rows = dict(total_training_samples=self.training_tokens, train_batch_size_samples=self.train_batch_size_tokens)
         return SAETrainerConfig(**same | rows)

@@ -161,12 +161,12 @@ class _LogGuard(_LossGuard):
 
 # %% ../../nbs/training/guards.ipynb #6cad4a26
 class Guards(_LogGuard):
-    "Warns, once each, of a run that goes wrong; a callback of the trainer"
+    "A callback that warns, once for each cause, when a run goes wrong"
     def state_dict(self)->dict:
         lists = {n: list(getattr(self, n)) for n in ('told', 'recent', 'l0')}
         return lists | dict(first=self.first, below=self.below, silent=self.silent)
 
     def load_state_dict(self, state:dict):
-        "Go on; what was told is not told again"
+        "Restore; warnings that were given are not repeated"
         self.told, self.first, self.below, self.silent = map(state.get, ('told', 'first', 'below', 'silent'))
         self.recent, self.l0 = deque(state['recent'], maxlen=50), deque(state['l0'], maxlen=20)

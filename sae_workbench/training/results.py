@@ -28,9 +28,9 @@ the log in `log.jsonl`.'''
 def write_sae(
     folder:str|Path, # Made if need be
     sae:SAE, # In its inference form
-    run:str, # The run's id
+    run:str|None, # The run's id, if there was one
     run_config:dict[str, Any], # The run's options, as plain data
-    log_sparsity:Tensor, # (d_sae,) log10 of firing frequencies
+    log_sparsity:Tensor|None, # (d_sae,) log10 of firing frequencies, where they are known
 )->Path: # The folder
     "Write a trained SAE, which can be loaded from then on"
     folder = Path(folder)
@@ -38,7 +38,7 @@ def write_sae(
         with together(folder) as new:
             write_json(new/ID_FILE, dict(run=run))
             sae.save_model(new)
-            write_tensors(new/SPARSITY_FILE, {'sparsity': log_sparsity})
+            if log_sparsity is not None: write_tensors(new/SPARSITY_FILE, {'sparsity': log_sparsity})
             write_json(new/RUN_FILE, shareable(run_config))
     except SaveError: raise
     except OSError as e: raise SaveError(f"{folder}: the trained SAE could not be written ({e})") from e

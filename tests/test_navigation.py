@@ -1,0 +1,42 @@
+"""The site is named by what people do and not by the package's folders and modules."""
+import json
+import re
+from pathlib import Path
+
+from sidebar import ROOT, listed, sections
+
+FOLDERS = {p.name for p in (ROOT/'nbs').iterdir() if p.is_dir()}
+NAMES = {'dictionary_learning', 'sparsify', 'circuit-tracer', 'bfloat16', 'ActivationsStore'}   # that people use
+
+
+def title(name: str) -> str:
+    "The first line of a notebook, which the sidebar, the page and the search show"
+    first = ''.join(json.loads((ROOT/name).read_text())['cells'][0]['source']).split('\n')[0]
+    return first.removeprefix('# ')
+
+
+def test_titles_are_words():
+    titles = {name: title(name) for name in listed()}
+    assert not [name for name, t in titles.items() if t not in NAMES and (t == Path(name).stem or not re.match(r'[A-Z]', t))]
+    assert len(set(titles.values())) == len(titles)
+
+
+def test_sections_are_not_folders():
+    names = [section for section, _ in sections()]
+    assert not {name.lower() for name in names} & (FOLDERS - {'tutorials', 'guides'})
+    assert len(names) == len(set(names)) > 8
+
+
+def test_a_section_is_one_folder():
+    "So that reading order is import order from top to bottom"
+    folders = {section: {name.split('/')[1] for name in names if name.count('/') == 2} for section, names in sections()}
+    assert all(len(found) <= 1 for found in folders.values())
+
+
+def test_the_reference_begins_with_sae():
+    "What most scripts import comes first, the errors come last, under the headings of the sidebar"
+    cells = json.loads((ROOT/'nbs'/'api.ipynb').read_text())['cells']
+    table = next(''.join(out['data']['text/markdown']) for c in cells for out in c.get('outputs', []) if 'text/markdown' in out.get('data', {}))
+    names = re.findall(r'^\| \[`?(?:<code>)?(\w+)', table, re.M)
+    assert names[0] == 'SAE' and all(n.endswith('Error') for n in names[-8:]) and len(names) > 100
+    assert set(re.findall(r'^## (.+)$', table, re.M)) <= {section for section, _ in sections()}
