@@ -50,6 +50,7 @@ FOUND = {   # any of these tells what to write instead
     'dead latents': (f'{GLOSSARY}#dead-latents-dead-features',),
     'explained variance': (f'{GLOSSARY}#explained-variance',),
     'max activating examples': (f'{GLOSSARY}#max-activating-examples-top-examples',),
+    'own text file': (f'{GLOSSARY}#your-own-text-file', 'nbs/tutorials/your_own_text.html'),
 }
 UNDRAWN = """() => {
     const bad = [], size = e => e.getBoundingClientRect(), seen = e => e.getClientRects().length;

@@ -7,9 +7,10 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from sae_workbench import (
-    SAE, CacheActivationsRunnerConfig, GatedTrainingSAE, GatedTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
+    SAE, CacheActivationsRunner, CacheActivationsRunnerConfig, GatedTrainingSAE, GatedTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
     LoggingConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
     TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE)
+from sae_workbench.activations.cache import ShardSource
 from sae_workbench.activations.tokens import word_tokenizer
 from sae_workbench.core.errors import ConfigError
 from sae_workbench.faces.cli import parse_config
@@ -257,3 +258,41 @@ def test_save_checkpoint_fn_is_told(tmp_path):
                          save_checkpoint_fn=lambda checkpoint_path: told.append(checkpoint_path))
     trainer.fit()
     assert trainer.save_checkpoint('mine') == tmp_path/'mine' and told == [tmp_path/'mine']
+
+
+# Caches of activations
+
+def cache_config(folder, **kw):
+    return CacheActivationsRunnerConfig(**dict(
+        dataset_path=str(folder), model_name=str(folder/'model'), model_batch_size=4, hook_name='model.layers.0', d_in=8, training_tokens=640, context_size=16,
+        model_class_name='AutoModelForCausalLM', new_cached_activations_path=str(folder/'acts'), device='cpu', verbose=False) | kw)
+
+
+def test_v6s_properties_of_a_cache(tmp_path):
+    "The numbers are those of sae-lens 6.54.12 for the same options"
+    cfg = cache_config(tmp_path, training_tokens=100_000, d_in=512, context_size=1024, model_batch_size=4, buffer_size_gb=.05, seqpos_slice=(10, -14))
+    names = 'sliced_context_size bytes_per_token n_tokens_in_buffer n_tokens_in_batch n_batches_in_buffer n_seq_in_dataset n_seq_in_buffer n_buffers'
+    assert [getattr(cfg, n) for n in names.split()] == [1000, 2048, 24000, 4000, 6, 100, 24, 5]
+    with pytest.raises(ConfigError, match='known once it is open'): cache_config(tmp_path, context_size=-1).n_buffers
+
+
+def test_a_cache_is_uploaded(model, tmp_path, monkeypatch):
+    "And what goes to the hub names no folder of this machine; it can be trained from"
+    hub, asked = tmp_path/'hub', []
+    class Api:
+        def create_repo(self, **kw): asked.append(kw)
+        def create_branch(self, **kw): asked.append(kw)
+        def upload_folder(self, folder_path, path_in_repo, ignore_patterns, **kw):
+            asked.append(kw)
+            skipped = [p for pattern in ignore_patterns for p in Path(folder_path).glob(pattern)]
+            for p in set(Path(folder_path).iterdir()) - set(skipped):
+                (hub/(path_in_repo or '')).mkdir(parents=True, exist_ok=True)
+                (hub/(path_in_repo or '')/p.name).write_bytes(p.read_bytes())
+        def upload_file(self, path_or_fileobj, path_in_repo, **kw): (hub/path_in_repo).write_bytes(path_or_fileobj)
+    monkeypatch.setattr('huggingface_hub.HfApi', Api)
+    cfg = cache_config(tmp_path, hf_repo_id='me/acts', hf_revision='v1', hf_is_private_repo=True, hf_num_shards=8)
+    CacheActivationsRunner(cfg, tokens(40), model).run()
+    where = dict(repo_id='me/acts', repo_type='dataset')
+    assert asked == [where | dict(private=True, exist_ok=True), where | dict(branch='v1', exist_ok=True), where | dict(revision='v1')]
+    assert str(tmp_path) not in (hub/'manifest.json').read_text() and not list(hub.glob('.*'))
+    assert torch.equal(next(ShardSource(hub, 64)), next(ShardSource(tmp_path/'acts', 64)))

@@ -190,9 +190,12 @@ _NAMES = (
     OldName('SparseAutoencoder', 'write SAE', 'SAE'),
     OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
             'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
-    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer '
-            'multi_hook_concat_split_iter',
+    OldName('SparseAutoencoderDictionary',
             'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
+    *_alike('MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer multi_hook_concat_split_iter',
+            'use a dict of SAEs; LayerSources and train_together train several from one pass of the model: '
+            'layers = LayerSources(LanguageModelSource(model, hook_names, contexts)); '
+            'train_together([SAETrainer(cfg, sae, layers[name]) for name, sae in saes.items()])'),
     OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
             'no toy model is trained any more: SAETrainer(SAETrainerConfig(…), sae, SyntheticSource(…)).fit()'),
