@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import sae_workbench
 import torch
+from fakehub import FakeHub
+from huggingface_hub.utils import close_session
 from peer.synthetic import config, measured, sae_of, seen
 from safetensors.torch import load_file
 from sae_workbench import synthetic
@@ -56,6 +58,47 @@ def test_metrics_are_the_same_numbers():
     weights = load_file(FIXTURES/'inputs.safetensors')
     code, model = weights.pop('code'), synthetic.SyntheticModel.load_from_disk(FIXTURES/'model')
     close(measured(synthetic, sae_of(sae_workbench, weights), model, code), EXPECTED['metrics'])
+
+
+V6 = """ActivationGenerator ActivationsModifier ActivationsModifierInput ClassificationMetrics ClassificationMetricsCalculator
+ConstantFiringProbabilityConfig ConstantMagnitudeConfig CorrelationMatrixInput CorrelationMatrixStats DeadLatentsCalculator
+ExponentialMagnitudeConfig FeatureDictionary FeatureDictionaryInitializer FiringProbabilityConfig FoldedNormalMagnitudeConfig
+Hierarchy HierarchyConfig HierarchyNode L0Calculator LinearFiringProbabilityConfig LinearMagnitudeConfig
+LowRankCorrelationConfig LowRankCorrelationMatrix MagnitudeConfig OrthogonalizationConfig RUNNER_CONFIG_FILENAME
+RandomFiringProbabilityConfig SYNTHETIC_MODEL_CONFIG_FILENAME SYNTHETIC_MODEL_HIERARCHY_FILENAME
+SYNTHETIC_MODEL_WEIGHTS_FILENAME ShrinkageCalculator SuperpositionStats SyntheticActivationIterator SyntheticDataEvalResult
+SyntheticModel SyntheticModelConfig SyntheticSAERunner SyntheticSAERunnerConfig SyntheticSAERunnerResult
+ZipfianFiringProbabilityConfig compute_classification_metrics compute_correlation_matrix_stats
+compute_low_rank_correlation_matrix_stats compute_superposition_stats cosine_similarities
+create_correlation_matrix_from_correlations eval_sae_on_synthetic_data feature_uniqueness find_best_feature_ordering
+find_best_feature_ordering_across_saes find_best_feature_ordering_from_sae generate_hierarchy generate_magnitudes
+generate_random_correlation_matrix generate_random_correlations generate_random_low_rank_correlation_matrix
+get_firing_probability_class get_magnitude_class hierarchy_modifier init_sae_to_match_feature_dict linear_firing_probabilities
+mean_correlation_coefficient orthogonal_initializer orthogonalize_embeddings plot_sae_feature_similarity
+random_firing_probabilities register_firing_probability register_magnitude train_toy_sae
+upload_synthetic_model_to_huggingface zipfian_firing_probabilities""".split()
+
+
+def test_all_names_of_sae_lens_are_there():
+    "`sae_lens.synthetic.__all__` of version 6.54.12"
+    assert sorted(synthetic.__all__) == sorted(V6)
+
+
+def test_submodules_of_sae_lens():
+    from sae_workbench.synthetic.initialization import init_sae_to_match_feature_dict
+    from sae_workbench.synthetic.stats import compute_superposition_stats
+    assert compute_superposition_stats is synthetic.compute_superposition_stats
+    assert init_sae_to_match_feature_dict is synthetic.init_sae_to_match_feature_dict
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(tmp_path):
+    model = synthetic.SyntheticModel.load_from_disk(FIXTURES/'model')
+    with FakeHub() as hub, hub.used_here(tmp_path/'cache'):
+        close_session()
+        synthetic.upload_synthetic_model_to_huggingface(model, 'me/bench', 'small')
+        assert 'README.md' in hub.repos['me/bench']
+        close(seen(synthetic.SyntheticModel.load_from_source('me/bench:small')), EXPECTED['seen'])
+    close_session()
 
 
 @pytest.mark.slow

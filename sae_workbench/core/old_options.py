@@ -155,6 +155,8 @@ OLD_VALUES = (
     OldValue('normalize_activations', True, 'expected_average_only_in', 'it was a switch before v3'),
     OldValue('normalize_activations', False, 'none', 'it was a switch before v3'),
     OldValue('normalize_activations', None, 'none', 'it was a switch before v3'),
+    OldValue('normalize_activations', 'covariance_whitening', 'expected_average_only_in',
+             'no SAE is trained on whitened activations here; one that was trained so by v6 loads as any other'),
     OldValue('lr_scheduler_name', None, 'constant', 'None meant this'),
     OldValue('lr_scheduler_name', 'constantwithwarmup', 'constant', 'the warm-up is lr_warm_up_steps'),
     OldValue('lr_scheduler_name', 'linearwarmupdecay', 'constant', 'with lr_warm_up_steps and lr_decay_steps'),
@@ -190,9 +192,12 @@ _NAMES = (
     OldName('SparseAutoencoder', 'write SAE', 'SAE'),
     OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
             'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
-    *_alike('SparseAutoencoderDictionary MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer '
-            'multi_hook_concat_split_iter',
+    OldName('SparseAutoencoderDictionary',
             'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
+    *_alike('MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer multi_hook_concat_split_iter',
+            'use a dict of SAEs; LayerSources and train_together train several from one pass of the model: '
+            'layers = LayerSources(LanguageModelSource(model, hook_names, contexts)); '
+            'train_together([SAETrainer(cfg, sae, layers[name]) for name, sae in saes.items()])'),
     OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
             'no toy model is trained any more: SAETrainer(SAETrainerConfig(…), sae, SyntheticSource(…)).fit()'),
@@ -206,7 +211,7 @@ _NAMES = (
     *_alike('get_enrichment_df manhattan_plot_enrichment_scores calculate_batch_enrichment_scores '
             'plot_top_k_feature_projections_by_token_and_category get_baby_name_sets get_letter_gene_sets '
             'generate_pos_sets get_gene_set_from_regex get_test_gene_sets pad_gene_sets',
-            'token set enrichment is not here; logit_effects(sae, model, latents) has the tokens that a latent '
+            'token set enrichment is not here; logit_effects(model, sae.W_dec) has the tokens that each latent '
             'raises and lowers, and latent_table(…) the statistics of all latents'),
     OldName('DashboardRunner', 'dashboard(…) writes one HTML file'),
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),

@@ -24,7 +24,8 @@ V6_PATHS = '''config constants registry util load_model tokenization_and_batchin
     saes.sae saes.standard_sae saes.gated_sae saes.jumprelu_sae saes.topk_sae saes.abstopk_sae saes.batchtopk_sae
     saes.matryoshka_batchtopk_sae saes.matching_pursuit_sae saes.temporal_sae
     training.activation_scaler training.activations_store training.mixing_buffer training.multi_sae_trainer
-    training.sae_trainer training.types training.upload_saes_to_huggingface tutorial tutorial.tsea'''.split()
+    training.sae_trainer training.types training.upload_saes_to_huggingface tutorial tutorial.tsea
+    synthetic.stats synthetic.initialization'''.split()
 
 # %% ../../nbs/core/v6_modules.ipynb #700937c9
 _ELSEWHERE = {
@@ -41,6 +42,10 @@ _ELSEWHERE = {
     'saes.topk': 'TopK',
     'saes.batchtopk': 'BatchTopK',
     'saes.abstopk': 'AbsTopK',
+    'synthetic.correlation': '''CorrelationMatrixStats compute_correlation_matrix_stats
+        compute_low_rank_correlation_matrix_stats''',
+    'synthetic.feature_dictionary': 'SuperpositionStats compute_superposition_stats',
+    'synthetic.training': 'init_sae_to_match_feature_dict',
     'activations.models': 'HookedProxyLM=with_methods',
     'activations.buffer': 'mixing_buffer',
     'activations.tokens': '''get_special_token_ids=special_token_ids concat_and_batch_sequences

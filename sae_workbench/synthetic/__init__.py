@@ -9,7 +9,7 @@ __all__ = []
 from importlib import import_module
 from ..core.errors import did_you_mean
 
-# %% ../../nbs/synthetic/names.ipynb #413838b3
+# %% ../../nbs/synthetic/names.ipynb #a124fd2d
 _PUBLIC = {
     'firing_probabilities': [
         'FiringProbabilityConfig', 'ZipfianFiringProbabilityConfig', 'LinearFiringProbabilityConfig',
@@ -42,6 +42,7 @@ _PUBLIC = {
         'plot_sae_feature_similarity'],
     'synthetic_sae_runner': [
         'SyntheticSAERunner', 'SyntheticSAERunnerConfig', 'SyntheticSAERunnerResult', 'RUNNER_CONFIG_FILENAME'],
+    'upload_synthetic_model': ['upload_synthetic_model_to_huggingface'],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)
