@@ -50,6 +50,7 @@ FOUND = {   # any of these tells what to write instead
     'dead latents': (f'{GLOSSARY}#dead-latents-dead-features',),
     'explained variance': (f'{GLOSSARY}#explained-variance',),
     'max activating examples': (f'{GLOSSARY}#max-activating-examples-top-examples',),
+    'own text file': (f'{GLOSSARY}#your-own-text-file', 'nbs/tutorials/your_own_text.html'),
 }
 UNDRAWN = """() => {
     const bad = [], size = e => e.getBoundingClientRect(), seen = e => e.getClientRects().length;
@@ -228,7 +229,7 @@ def test_code_outputs_and_tables_fit(name, page, address):
     assert not page.evaluate(CUT_OFF)
 
 
-@pytest.mark.parametrize('name', ['nbs/tutorials/which_architecture.html', 'nbs/tutorials/train_your_first_sae.html', 'nbs/saes/topk.html'])
+@pytest.mark.parametrize('name', ['nbs/tutorials/which_architecture.html', 'nbs/tutorials/train_your_first_sae.html'])
 def test_panels_stand_one_below_the_other_on_a_phone(name, page, address):
     widths = """() => [...document.querySelectorAll('.plotly-graph-div')].filter(e => e.querySelectorAll('.cartesianlayer > .subplot').length > 1)
         .map(e => [...e.querySelectorAll('.bglayer rect, .plot rect')].length && [...e._fullLayout._subplots.cartesian].map(id => e._fullLayout._plots[id].xaxis._length))"""

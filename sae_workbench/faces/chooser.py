@@ -463,7 +463,7 @@ class _Shown(_Chosen):
     @property
     def about(self)->str:
         "What the architecture is"
-        return get_sae_training_class(self.architecture)[1].__doc__ or ''
+        return vars(get_sae_training_class(self.architecture)[1]).get('__doc__') or ''
 
     def __repr__(self): return f'ArchitectureChooser({self.architecture!r}, {self.values})'
 

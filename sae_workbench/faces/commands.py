@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'DEMO', 'usage', 'at_once']
 
 # %% ../../nbs/faces/commands.ipynb #711257e4
 from collections.abc import Sequence
+from importlib.metadata import version
 from ..core.errors import unknown
 
 # %% ../../nbs/faces/commands.ipynb #348b3c0f
@@ -34,6 +35,7 @@ def at_once(
     args:Sequence[str], # What follows `sae-workbench`
 )->tuple[str, int|None]: # What to print, and the exit code; None if the command is still to be run
     "What can be said before torch is imported"
+    if args and args[0] in ('-V', '--version'): return f"sae-workbench {version('sae_workbench')}", 0
     if not args or args[0] in ('-h', '--help'): return usage(), 0
     if args[0] not in COMMANDS: return f"sae-workbench: {unknown('command', args[0], COMMANDS)}", 2
     if args[0] != 'demo' or {'-h', '--help'} & set(args): return '', None

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from importlib import import_module
 from textwrap import dedent
 from typing import Generic, NamedTuple
+from ..core.config import ConfigMeta
 
 # %% ../../nbs/faces/showdoc.ipynb #d2eef9b1
 class Parameter(NamedTuple):
@@ -207,7 +208,8 @@ class TableRenderer:
     @cached_property
     def markdown(self)->str:
         "All of it as text"
-        doc = inspect.getdoc(self.sym) or ''
+        doc = vars(self.sym).get('__doc__') if isinstance(self.sym, ConfigMeta) else inspect.getdoc(self.sym)
+        doc = inspect.cleandoc(doc or '')   # the options of a config are in the table
         if doc.startswith(f"{getattr(self.sym, '__name__', '')}("): doc = ''   # the signature that dataclass makes up
         return '\n\n'.join(filter(None, ['---', _source_link(self.sym), '#'*self.title_level + f' {self.name}',
             f'```python\n{signature(self.sym, self.name)}\n```', doc, table(parameters(self.sym)),

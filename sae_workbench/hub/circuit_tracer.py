@@ -18,7 +18,7 @@ from ..core.folders import together
 from ..core.private import shareable
 from .formats import Format, Raw, register_format
 from .weights import Facts
-from ..saes.base import SAE
+from ..saes.base import NOT_IN_V6, SAE
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #66168e5d
 def _metadata(raw:Raw, layer:int)->dict:
@@ -71,11 +71,14 @@ class MwhannaTranscoder(Format):
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #e041c9c1
 _KINDS = {'transcoder': 'relu', 'skip_transcoder': 'relu', 'jumprelu_transcoder': 'jumprelu',
-          'jumprelu_skip_transcoder': 'jumprelu', 'topk_transcoder': 'topk', 'topk_skip_transcoder': 'topk'}
+          'jumprelu_skip_transcoder': 'jumprelu'}
 
 def _common(transcoder:SAE, layer:int)->dict[str, Any]:
     "What must be the same in all layers"
     c, m = transcoder.cfg, transcoder.cfg.metadata
+    if c.architecture() in NOT_IN_V6: raise ConfigError(
+        f"layer {layer}: a {c.architecture()}, but circuit-tracer runs ReLU and JumpReLU: it would take this one for ReLU, "
+        f"with far more than k={c.k} latents active. Write it with save_model, which sae_workbench opens")
     if c.architecture() not in _KINDS: raise ConfigError(f"layer {layer}: a {c.architecture()} is not a transcoder")
     at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', h or '') for h in (m.hook_name, m.hook_name_out)]
     if not all(a and int(a[1])==layer for a in at):
@@ -84,9 +87,8 @@ def _common(transcoder:SAE, layer:int)->dict[str, Any]:
     if c.normalize_activations != 'none' or c.d_in != c.d_out:
         raise ConfigError(f"layer {layer}: circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, "
                           f"d_out={c.d_out}, normalize_activations={c.normalize_activations!r}")
-    k = dict(k=c.k) if hasattr(c, 'k') else {}
     return dict(model_name=m.model_name, feature_input_hook=at[0][2], feature_output_hook=at[1][2],
-                activation=_KINDS[c.architecture()], d_in=c.d_in, d_sae=c.d_sae, skip=hasattr(transcoder, 'W_skip')) | k
+                activation=_KINDS[c.architecture()], d_in=c.d_in, d_sae=c.d_sae, skip=hasattr(transcoder, 'W_skip'))
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #c8557e81
 def _ours_to_theirs(transcoder:SAE)->dict[str, Tensor]:
@@ -100,7 +102,7 @@ def _ours_to_theirs(transcoder:SAE)->dict[str, Tensor]:
 def save_transcoder_set(
     transcoders:Sequence[SAE]|Mapping[int, SAE], # One a layer, from layer 0 on
     path:str|Path, # A folder, made if need be
-    scan:str|None=None, # Where Neuronpedia has the latents' pages, such as gemma-2-2b/transcoders-16k
+    scan:str|None=None, # The set's name in graphs: Neuronpedia's, such as gemma-2-2b/transcoders-16k; the folder's if None
 )->Path: # The folder
     "Write transcoders in circuit-tracer's layout"
     import yaml
@@ -115,7 +117,7 @@ def save_transcoder_set(
     tensors = {i: _ours_to_theirs(t) for i, t in layers.items()}
     for i, t in tensors.items(): check_finite(t, f'the transcoder of layer {i}')
     facts = {k: v for k, v in every[0].items() if k not in ('d_in', 'd_sae', 'skip')}
-    config = shareable(dict(model_kind='transcoder_set', scan=scan) | facts)
+    config = shareable(dict(model_kind='transcoder_set', scan=scan or Path(path).resolve().name) | facts)
     with together(path) as new:
         for i, t in tensors.items(): write_tensors(new/f'layer_{i}.safetensors', t)
         write_text(new/'config.yaml', yaml.safe_dump(config, sort_keys=False))

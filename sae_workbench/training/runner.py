@@ -7,7 +7,7 @@ __all__ = ['UNSAVED', 'check_rows_of', 'runs_folder', 'LanguageModelSAETrainingR
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
 import math, threading, warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from math import isfinite
@@ -132,11 +132,12 @@ class _Parts(_Describing):
         override_model:nn.Module|None=None, # Used instead of model_name
         override_sae:TrainingSAE|None=None, # Trained instead of a fresh SAE
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
+        callbacks:Iterable=(), # More `Callback`s, which are told of the run after ours
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.place = Path.cwd()   # where relative folders are, whatever os.chdir does later
         self.stopping, self.trainer, self.team = Stop(), None, processes()
-        self.callbacks:list[Callback] = []   # more of them, of your own
+        self.callbacks:list[Callback] = list(callbacks)
         self.verbose = cfg.verbose and self.team.is_first
         try:
             with self.stopping.signals(), self.stopping.at_once():
