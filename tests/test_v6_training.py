@@ -1,20 +1,23 @@
 """Scripts of SAELens v6 that train: what they write in annotations, read from configs and stores, call on runners"""
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file, save_file
 from sae_workbench import (
     SAE, CacheActivationsRunner, CacheActivationsRunnerConfig, GatedTrainingSAE, GatedTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
     LoggingConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
     TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE)
 from sae_workbench.activations.cache import ShardSource
 from sae_workbench.activations.tokens import word_tokenizer
-from sae_workbench.core.errors import ConfigError
+from sae_workbench.core.errors import ConfigError, LoadError
 from sae_workbench.faces.cli import parse_config
 from sae_workbench.saes.topk import TopK
+from sae_workbench.training.checkpoint import load_checkpoint
 from sae_workbench.training.preempt import Interrupted
 from sae_workbench.training.wandb_log import WandBLogger
 
@@ -296,3 +299,51 @@ def test_a_cache_is_uploaded(model, tmp_path, monkeypatch):
     assert asked == [where | dict(private=True, exist_ok=True), where | dict(branch='v1', exist_ok=True), where | dict(revision='v1')]
     assert str(tmp_path) not in (hub/'manifest.json').read_text() and not list(hub.glob('.*'))
     assert torch.equal(next(ShardSource(hub, 64)), next(ShardSource(tmp_path/'acts', 64)))
+
+
+# Checkpoints of v6
+
+V6_CHECKPOINT = Path(__file__).parent/'fixtures'/'v6_checkpoint'   # made by fixtures/make_v6_checkpoint.py
+
+def v6_batches():
+    "The data of that run behind the checkpoint, which took three batches for the norm and six steps"
+    g = torch.Generator().manual_seed(0)
+    for _ in range(9): torch.randn(32, 8, generator=g)
+    while True: yield torch.randn(32, 8, generator=g)
+
+
+def v6_trainer(**kw):
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=16, l1_warm_up_steps=8, normalize_activations='expected_average_only_in'))
+    cfg = SAETrainerConfig(**dict(total_training_samples=320, train_batch_size_samples=32, lr=1e-3, lr_end=1e-4, lr_warm_up_steps=8) | kw)
+    return SAETrainer(cfg, sae, v6_batches())
+
+
+@pytest.mark.parametrize('way', ['load_checkpoint', 'load_trainer_state'])
+def test_a_checkpoint_of_v6_goes_on(way):
+    "To the weights that sae-lens has at the end of the run that wrote it"
+    trainer = v6_trainer()
+    if way == 'load_checkpoint': load_checkpoint(V6_CHECKPOINT, trainer)
+    else:
+        trainer.load_trainer_state(V6_CHECKPOINT)
+        trainer.sae.load_weights_from_checkpoint(V6_CHECKPOINT)
+    assert (trainer.n_training_steps, trainer.n_training_samples) == (6, 192) and 0 < trainer.get_coefficients()['l1'] < 1
+    trainer.fit()
+    assert trainer.n_training_steps == 10
+    for k, v in load_file(V6_CHECKPOINT/'after.safetensors').items(): torch.testing.assert_close(trainer.sae.state_dict()[k], v, rtol=1e-4, atol=1e-6, msg=k)
+
+
+def test_a_checkpoint_of_v6_of_another_sae_is_refused(tmp_path):
+    other = SAETrainer(SAETrainerConfig(320, 32), StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=16, l1_coefficient=3.)), v6_batches())
+    with pytest.raises(ConfigError, match='l1_coefficient: 1.0 in the checkpoint, 3.0 now'): load_checkpoint(V6_CHECKPOINT, other)
+    shutil.copytree(V6_CHECKPOINT, tmp_path/'ck')
+    (tmp_path/'ck'/'trainer_state.pt').write_bytes(b'nonsense')
+    with pytest.raises(LoadError, match="not a trainer's state of SAELens v6"): load_checkpoint(tmp_path/'ck', v6_trainer())
+
+
+def test_a_runner_goes_on_from_a_checkpoint_of_v6(model, tmp_path):
+    shutil.copytree(V6_CHECKPOINT, tmp_path/'ck')
+    save_file({'n_dataset_processed': torch.tensor(70)}, tmp_path/'ck'/'activations_store_state.safetensors')
+    sae = StandardTrainingSAEConfig(d_in=8, d_sae=16, l1_warm_up_steps=8, normalize_activations='expected_average_only_in')
+    runner = LanguageModelSAETrainingRunner(run_config(sae=sae, resume_from_checkpoint=str(tmp_path/'ck')), tokens(199), model)
+    with pytest.warns(UserWarning, match='in another mixture'): runner.run()
+    assert runner.trainer.n_training_samples >= 4096 and runner.activations_store.n_dataset_processed >= 70

@@ -88,6 +88,13 @@ class TokenStore:
     @property
     def n_dataset_processed(self)->int: return self.need('contexts').n_rows
 
+    def skip_rows(self,
+        n:int, # Rows of the dataset
+    ):
+        "Go on behind so many rows of the data, or a chunk of rows later; what v6's checkpoints know of a position"
+        contexts = self.need('contexts')
+        while contexts.n_rows < n: next(contexts)
+
     @property
     def tokens_column(self)->str:
         "The column of the dataset that is read"

@@ -68,7 +68,8 @@ class ActivationGenerator(nn.Module):
     ):
         super().__init__()
         self.num_features, self.use_sparse_tensors, dtype = num_features, use_sparse_tensors, as_dtype(dtype)
-        self.modify_activations = [modify_activations] if callable(modify_activations) else list(modify_activations or ())
+        given = modify_activations or ()
+        self.modify_activations = [given] if callable(given) else list(given)
         numbers = dict(firing_probabilities=firing_probabilities, std_firing_magnitudes=std_firing_magnitudes,
                        mean_firing_magnitudes=mean_firing_magnitudes)
         for name, value in numbers.items():
@@ -81,11 +82,12 @@ class ActivationGenerator(nn.Module):
 
     def _correlate(self, correlation, device, dtype):
         low_rank = isinstance(correlation, tuple)
-        shapes = [tuple(t.shape) for t in correlation] if low_rank else [] if correlation is None else [tuple(correlation.shape)]
+        parts = list(correlation) if low_rank else [] if correlation is None else [correlation]
+        shapes = [tuple(t.shape) for t in parts]
         n = self.num_features
         good = shapes==[] or (shapes[1:]==[(n,)] and shapes[0][:1]==(n,) if low_rank else shapes==[(n, n)])
-        if not good: raise ConfigError(f"correlation_matrix has the shape {shapes} for {n} features: expected ({n}, {n}), "
-                                       f"or a factor ({n}, rank) and a diagonal ({n},)")
+        if not good: raise ConfigError(f"correlation_matrix has the shape {shapes} for {n} features: "
+                                       f"expected ({n}, {n}), or a factor ({n}, rank) and a diagonal ({n},)")
         root = None if correlation is None else correlation[0] if low_rank else correlation_root(correlation)
         self._keep('correlation_root', None if root is None else root.to(device, dtype))
         self._keep('correlation_diag', correlation[1].to(device, dtype) if low_rank else None)
@@ -108,7 +110,8 @@ class ActivationGenerator(nn.Module):
     )->Tensor: # (batch_size, num_features)
         "Codes, from torch's global generator"
         fires, mean, std = self.fires(batch_size), self.mean_firing_magnitudes, self.std_firing_magnitudes
-        size = (mean + std*torch.randn(fires.shape, device=mean.device, dtype=mean.dtype)).relu() if std.any() else mean.relu()
+        drawn = std*torch.randn(fires.shape, device=mean.device, dtype=mean.dtype) if std.any() else 0.
+        size = (mean + drawn).relu()
         acts = torch.where(fires, size, torch.zeros((), device=mean.device, dtype=mean.dtype))
         for modify in self.modify_activations:
             acts = modify(acts, self) if _takes_generator(modify) else modify(acts)

@@ -147,7 +147,9 @@ class ExplainedVarianceCalculator:
         "Measure a batch"
         x = hidden_acts.double()
         self.errors += (sae_output.double() - x).pow(2).sum().item()
-        self.sum, self.squares, self.n_rows = self.sum + x.sum(0), self.squares + x.pow(2).sum().item(), self.n_rows + len(x)
+        self.sum = self.sum + x.sum(0)
+        self.squares += x.pow(2).sum().item()
+        self.n_rows += len(x)
     def compute(self)->float:
         if not self.n_rows: return 0.
         variance = self.squares - (self.sum.pow(2).sum()/self.n_rows).item()

@@ -72,7 +72,8 @@ class FeatureDictionary(nn.Module):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         features = F.normalize(torch.randn(num_features, hidden_dim, generator=generator), dim=-1)
         self.feature_vectors = nn.Parameter(features.to(device))
-        b = float(bias)*F.normalize(torch.randn(hidden_dim, generator=generator), dim=0) if bias else torch.zeros(hidden_dim)
+        b = torch.zeros(hidden_dim)
+        if bias: b = float(bias)*F.normalize(torch.randn(hidden_dim, generator=generator), dim=0)
         self.bias = nn.Parameter(b.to(device), requires_grad=bool(bias))
         if initializer is not None: initializer(self)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'LENGTH', 'FIXED', 'KEEPS_DATA', 'RUN_NOTE', 'SPARE', 'position_of', 'save_checkpoint', 'is_longer',
-           'other_run', 'load_checkpoint', 'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted',
-           'Checkpointing', 'find_run']
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'position_of',
+           'save_checkpoint', 'is_longer', 'other_run', 'read_v6_state', 'load_v6_checkpoint', 'load_checkpoint',
+           'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import itertools, math, os, re, warnings
@@ -129,6 +129,51 @@ def _compare(path:Path, trainer, saved:dict, now:dict, overrides:Sequence[str])-
         if name in overrides and not new_data: new_data = [name]
     return bool(changed[0]), new_data
 
+# %% ../../nbs/training/checkpoint.ipynb #6441d310
+V6_FILE, V6_SCALE_FILE = 'trainer_state.pt', 'activation_scaler.json'
+
+def read_v6_state(
+    folder:str|Path, # A checkpoint of SAELens v6
+    trainer, # An SAETrainer made with the same config
+)->dict[str, Any]: # For `load_state_dict`, without the weights
+    "The state of a trainer that v6 has written"
+    path, scale = Path(folder)/V6_FILE, {}
+    try: saved = torch.load(path, map_location=trainer.cfg.device, weights_only=True)
+    except Exception as e: raise LoadError(f"{path}: not a trainer's state of SAELens v6 ({type(e).__name__})") from None
+    if (path.parent/V6_SCALE_FILE).is_file(): scale = read_json(path.parent/V6_SCALE_FILE)
+    if scale.get('has_whitening'): raise LoadError(f"{path.parent}: its activations are whitened, which is not supported")
+    steps, now = saved['lr_scheduler']['last_epoch'], trainer.state_dict()   # n_training_steps lags one behind in a run
+    def moments(i, s):
+        turned = trainer.optimizer.stepped[int(i)].view
+        return {k: turned(v).contiguous() if v.dim()==2 else v for k, v in s.items()}
+    final = {k: c['final_value'] for k, c in now['coefficients'].items()}
+    counts = ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')
+    return now | dict(
+        n_training_steps=steps, n_training_samples=saved['n_training_samples'], lr_scheduler_step=steps,
+        optimizer={str(i): moments(i, s) for i, s in saved['optimizer']['state'].items()},
+        statistics={k: saved[k] for k in counts}, scaling_factor=scale.get('scaling_factor'),
+        coefficients={k: dict(current_step=c['current_step'], final_value=final[k])
+                      for k, c in saved['coefficient_schedulers'].items()})
+
+def load_v6_checkpoint(
+    path:Path, # A checkpoint of SAELens v6
+    trainer, # An SAETrainer made with the same config; goes on from the checkpoint
+    store=None, # The source of batches; goes on behind the rows that v6 had read
+    run_config:dict|None=None, # The run's config as plain data, to compare with the saved one
+    overrides:Sequence[str]=(), # Options that may differ from the saved ones
+):
+    "Put a trainer, and its data, where a checkpoint of v6 was"
+    pairs = [(read_json(path/CFG_FILE), trainer.sae.cfg.to_dict())]
+    if run_config is not None and (path/RUN_FILE).is_file(): pairs.append((read_json(path/RUN_FILE), run_config))
+    if bad := [b for saved, now in pairs for b in other_run(saved, now, overrides)]:
+        raise ConfigError(f"{path} is a checkpoint of another run:\n" + '\n'.join(f'- {b}' for b in bad))
+    trainer.load_state_dict(read_v6_state(path, trainer))
+    trainer.sae.load_weights_from_checkpoint(path)
+    if not (store is not None and hasattr(store, 'skip_rows') and (path/STORE_FILE).is_file()): return
+    store.skip_rows(int(read_tensors(path/STORE_FILE)['n_dataset_processed']))
+    warnings.warn(f"{path} is a checkpoint of SAELens v6, without its buffer: the data go on behind the rows that were "
+                  "read, in another mixture", stacklevel=3)
+
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
 def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
     k = next(k for k in LENGTH if k in now)
@@ -152,6 +197,7 @@ def load_checkpoint(
     "Restore a trainer and its data from a checkpoint; refuses a damaged one, and one of another run"
     path, overrides = Path(path), [n.removeprefix('sae.') for n in overrides]
     if not path.is_dir(): raise LoadError(f"{path}: no such checkpoint")
+    if (path/V6_FILE).is_file(): return load_v6_checkpoint(path, trainer, store, run_config, overrides)
     check_folder(path)
     saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
     new_loss, new_data = _compare(path, trainer, saved, now, overrides)

@@ -28,7 +28,8 @@ from ..core.seeds import random_state, set_random_state, set_torch_random_state,
 from ..activations.scale import ActivationScaler, NormEstimate, most_norm_batches, norm_is_known
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
-from .checkpoint import TRAINER_FILE, Checkpointing, is_of_run, position_of, save_checkpoint
+from .checkpoint import TRAINER_FILE, V6_FILE, Checkpointing, is_of_run, position_of
+from .checkpoint import read_v6_state, save_checkpoint
 from .config import SAETrainerConfig
 from .parallel import agree_to_stop, check_parts, heard_of, number, same_data, share_random
 from .parallel import shared_pass, start_together, whole_output
@@ -613,8 +614,11 @@ class SAETrainer(_State):
 
     @checked
     def load_trainer_state(self, checkpoint_path:str|Path):
-        "Go on from the file of `save_trainer_state`, with the weights that the SAE has now"
-        self.load_state_dict(dict(sae=dict(self.sae.state_dict())) | read_state(Path(checkpoint_path)/TRAINER_FILE, device=self.cfg.device))
+        "Go on from the file of `save_trainer_state`, or of v6, with the weights that the SAE has now"
+        folder = Path(checkpoint_path)
+        v6 = not (folder/TRAINER_FILE).is_file() and (folder/V6_FILE).is_file()
+        state = read_v6_state(folder, self) if v6 else read_state(folder/TRAINER_FILE, device=self.cfg.device)
+        self.load_state_dict(state | dict(sae=dict(self.sae.state_dict())))
 
 # %% ../../nbs/training/trainer.ipynb #c2d5a903
 def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
