@@ -2,7 +2,6 @@
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -608,7 +607,7 @@ def test_a_callback_without_a_plain_state_costs_no_checkpoint(state, tmp_path):
 
 @pytest.fixture(scope='module')
 def tiny_model(tmp_path_factory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
     from sae_workbench.activations.tokens import word_tokenizer
     folder = tmp_path_factory.mktemp('model')
     torch.manual_seed(0)

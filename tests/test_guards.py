@@ -1,5 +1,4 @@
 """NaN and infinity, put wherever they can come from: never in the weights, never on disk, and a run that skips them goes on exactly"""
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import torch
 from torch import nn
 
 from sae_workbench import (Callback, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LayerSources, LoggingConfig, MixingBuffer,
-                           ModuleSource, NonFiniteError, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TopKTrainingSAE,
-                           TopKTrainingSAEConfig, TrainingSAE, write_cache)
+                           ModuleSource, NonFiniteError, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE, write_cache)
 from sae_workbench.core.files import not_finite, read_tensors
 from sae_workbench.core.registry import get_sae_training_class
 from sae_workbench.training.callbacks import read_log

@@ -1,12 +1,10 @@
 """Wrong configs, one line each, all refused where they are made, with a message that helps; and right ones that pass"""
-import math
 import re
 
 import pytest
-import torch
 
 from sae_workbench import (GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig,
-                           StandardSAEConfig, StandardTrainingSAEConfig, TopKSAEConfig, TopKTrainingSAEConfig)
+                           StandardTrainingSAEConfig, TopKTrainingSAEConfig)
 from sae_workbench.core.errors import ConfigError, LoadError
 
 

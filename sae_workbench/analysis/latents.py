@@ -10,7 +10,6 @@ __all__ = ['BINS', 'LARGEST_PICTURE', 'Histograms', 'picture_uri', 'RowLatents',
 import math, struct, zlib
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor

@@ -15,7 +15,6 @@ from ..core.arguments import checked
 from ..core.config import Natural
 from ..core.errors import HookError
 from ..core.private import shareable
-from ..activations.models import tokenizer_of
 from .examples import (
     Example, LatentExamples, check_latents, html_example, number, read_examples, terminal_text, token_texts, visible)
 from .latents import LatentStats, nearest_latents

@@ -8,7 +8,7 @@ __all__ = ['WRAPPERS', 'ROOTS', 'GPT2', 'NEOX', 'GEMMA', 'LLAMA_LIKE', 'FAMILIES
 
 # %% ../../nbs/core/points.ipynb #e56015b3
 import re, warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 import torch

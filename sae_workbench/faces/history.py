@@ -9,7 +9,7 @@ __all__ = ['DENSITY_FROM', 'DENSITY_BINS', 'PANELS', 'DENSITY', 'Curve', 'RunHis
 # %% ../../nbs/faces/history.ipynb #d8bf827f
 import json, math, threading, time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np

@@ -11,7 +11,6 @@ __all__ = ['SYNTHETIC_MODEL_CONFIG_FILENAME', 'SYNTHETIC_MODEL_WEIGHTS_FILENAME'
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 import torch
 from torch import Tensor, nn
 from ..core.arguments import checked

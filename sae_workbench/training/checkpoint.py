@@ -20,7 +20,7 @@ from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
-from ..core.folders import MANIFEST, check_folder, check_place, is_held, only_one, read_manifest, remove
+from ..core.folders import check_folder, check_place, is_held, only_one, read_manifest, remove
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..core.private import without_secrets
@@ -349,14 +349,6 @@ def cannot_go_back(
 # %% ../../nbs/training/checkpoint.ipynb #4f349c03
 RUN_NOTE = 'run.json'
 SPARE = 8   # file descriptors, more than writing a checkpoint takes at a time
-
-def noted(
-    folder:str|Path, # Of a run's checkpoints, or of its output
-)->dict|None: # Its id, its config and whether it has ended; None without a note that can be read
-    "What a run has noted about itself in a folder"
-    try: said = read_json(Path(folder)/RUN_NOTE)
-    except (LoadError, OSError): return None
-    return said if isinstance(said.get('config'), dict) and 'finished' in said else None
 
 def noted(
     folder:str|Path, # Of a run's checkpoints, or of its output

@@ -6,7 +6,7 @@
 __all__ = ['UNSAVED', 'check_rows_of', 'runs_folder', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import math, threading, warnings
+import threading, warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -19,7 +19,7 @@ from ..core.arguments import checked
 from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
-from ..core.private import shareable, without_secrets
+from ..core.private import without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
