@@ -11,7 +11,7 @@ NAMES = {'dictionary_learning', 'sparsify', 'circuit-tracer', 'bfloat16', 'Activ
 
 def title(name: str) -> str:
     "The first line of a notebook, which the sidebar, the page and the search show"
-    first = ''.join(json.loads((ROOT/name).read_text())['cells'][0]['source']).split('\n')[0]
+    first = ''.join(json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'][0]['source']).split('\n')[0]
     return first.removeprefix('# ')
 
 
@@ -35,7 +35,7 @@ def test_a_section_is_one_folder():
 
 def test_the_reference_begins_with_sae():
     "What most scripts import comes first, the errors come last, under the headings of the sidebar"
-    cells = json.loads((ROOT/'nbs'/'api.ipynb').read_text())['cells']
+    cells = json.loads((ROOT/'nbs'/'api.ipynb').read_text(encoding='utf-8'))['cells']
     table = next(''.join(out['data']['text/markdown']) for c in cells for out in c.get('outputs', []) if 'text/markdown' in out.get('data', {}))
     names = re.findall(r'^\| \[`?(?:<code>)?(\w+)', table, re.M)
     assert names[0] == 'SAE' and all(n.endswith('Error') for n in names[-8:]) and len(names) > 100

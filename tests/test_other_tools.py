@@ -86,7 +86,7 @@ def test_installs_beside(tool, tmp_path):
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     needs = re.findall(r'^  "([^"]+)"', text.partition('dependencies = [')[2].partition('\n]')[0], re.M)
     assert any(n.startswith('transformer-lens') for n in needs)
-    (tmp_path/'both.in').write_text('\n'.join([*needs, tool]))
+    (tmp_path/'both.in').write_text('\n'.join([*needs, tool]), encoding='utf-8')
     done = subprocess.run([uv, 'pip', 'compile', '-q', '--python-version', '3.11', 'both.in'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(rf'^{tool}==', done.stdout, re.M) and re.search('^transformer-lens==', done.stdout, re.M)

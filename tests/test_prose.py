@@ -78,7 +78,7 @@ def names(tmp_path, monkeypatch) -> dict:
     for name, maker in (('HookedSAETransformer', 'from_pretrained'), ('SAETransformerBridge', 'boot_transformers')):
         found[name] = type(name, (), {maker: staticmethod(lambda name: language_model())})   # what is loaded is not the point
     (tmp_path/'output').mkdir()
-    (tmp_path/'output'/'log.jsonl').write_text('')
+    (tmp_path/'output'/'log.jsonl').write_text('', encoding='utf-8')
     return found | dict(
         sae=sae, model=language_model(), tokens=torch.randint(1, 256, (6, 24)), latent=3, path=tmp_path/'saved',
         texts=[f'A text about the number {i}. '*30 for i in range(12)], release='gpt2-small-res-jb', sae_id='blocks.8.hook_resid_pre',

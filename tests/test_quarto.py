@@ -10,7 +10,7 @@ SIDEBAR = {'id', 'title', 'search', 'contents', 'style', 'background', 'border',
 ITEM = {'aria-label', 'href', 'icon', 'menu', 'text', 'rel', 'target'}
 
 
-def quarto() -> dict: return yaml.safe_load((ROOT/'_quarto.yml').read_text())
+def quarto() -> dict: return yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
 
 
 def items(entries: list):
@@ -38,7 +38,7 @@ def test_files_of_the_navigation_are_there():
 
 
 def test_the_workflow_is_well_formed():
-    flow = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text())
+    flow = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))
     assert set(flow) == {'name', True, 'permissions', 'env', 'jobs'}   # YAML 1.1 reads `on` as true
     for job in flow['jobs'].values():
         assert {'runs-on', 'steps'} <= set(job) and set(job.get('needs', [])) <= set(flow['jobs'])

@@ -16,7 +16,7 @@ from sae_workbench import synthetic
 
 ROOT = Path(__file__).parent
 FIXTURES = ROOT/'fixtures'/'synthetic'
-EXPECTED = json.loads((FIXTURES/'expected.json').read_text())
+EXPECTED = json.loads((FIXTURES/'expected.json').read_text(encoding='utf-8'))
 PYTHON = os.environ.get('SAE_LENS_PYTHON')
 
 
@@ -48,7 +48,7 @@ def test_what_we_save_is_what_sae_lens_saves(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     for n in names:
         if n.endswith('.json'):
-            assert json.loads((tmp_path/n).read_text()) == json.loads((FIXTURES/'model'/n).read_text())
+            assert json.loads((tmp_path/n).read_text(encoding='utf-8')) == json.loads((FIXTURES/'model'/n).read_text(encoding='utf-8'))
         else:
             ours, theirs = load_file(tmp_path/n), load_file(FIXTURES/'model'/n)
             assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)

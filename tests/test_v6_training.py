@@ -194,7 +194,7 @@ def test_checkpoint_path_is_the_runs_own_folder_afterwards(model, tmp_path, monk
     runner.run()
     own = Path(cfg.checkpoint_path)
     assert own.parent == tmp_path/'ck' and (own/'final_4096'/'sae_weights.safetensors').is_file() and seen == [(str(own), str(own))]
-    assert json.loads((own/'final_4096'/'runner_cfg.json').read_text())['checkpoint_path'] == str(own)
+    assert json.loads((own/'final_4096'/'runner_cfg.json').read_text(encoding='utf-8'))['checkpoint_path'] == str(own)
     LanguageModelSAETrainingRunner(cfg, tokens(99), model).run()
     assert Path(cfg.checkpoint_path).parent == tmp_path/'ck' and len(list((tmp_path/'ck').iterdir())) == 2
     monkeypatch.chdir(tmp_path)
@@ -297,7 +297,7 @@ def test_a_cache_is_uploaded(model, tmp_path, monkeypatch):
     CacheActivationsRunner(cfg, tokens(40), model).run()
     where = dict(repo_id='me/acts', repo_type='dataset')
     assert asked == [where | dict(private=True, exist_ok=True), where | dict(branch='v1', exist_ok=True), where | dict(revision='v1')]
-    assert str(tmp_path) not in (hub/'manifest.json').read_text() and not list(hub.glob('.*'))
+    assert str(tmp_path) not in (hub/'manifest.json').read_text(encoding='utf-8') and not list(hub.glob('.*'))
     assert torch.equal(next(ShardSource(hub, 64)), next(ShardSource(tmp_path/'acts', 64)))
 
 

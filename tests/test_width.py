@@ -12,7 +12,7 @@ LESSONS = [name for name in on_disk() if re.match(r'nbs/(tutorials|guides)/|nbs/
 
 def wide(name: str) -> list[str]:
     "Lines of a notebook's visible cells that stick out; commands with an address are left alone, for addresses change"
-    cells = [''.join(c['source']) for c in json.loads((ROOT/name).read_text())['cells'] if c['cell_type'] == 'code']
+    cells = [''.join(c['source']) for c in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     lines = [line for source in cells if not UNSEEN.search(source) for line in source.split('\n')]
     return [line for line in lines if len(line) > COLUMNS and not ('https://' in line and line.strip().startswith('!'))]
 

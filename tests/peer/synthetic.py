@@ -68,7 +68,7 @@ def make(folder):
     w['b_enc'][3] = -100.   # a dead one
     save_file(w | dict(code=code), folder/'inputs.safetensors')
     facts = dict(seen=seen(model), metrics=measured(synthetic, sae_of(sae_lens, w), model, code))
-    (folder/'expected.json').write_text(json.dumps(facts) + '\n')
+    (folder/'expected.json').write_text(json.dumps(facts) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
