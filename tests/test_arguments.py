@@ -114,6 +114,7 @@ GOOD = {
     'firing_scores': lambda at: (firing_scores, dict(acts=rows(), code=rows(), latents=torch.arange(D_IN))),
     'capture': lambda at: (lambda **kw: capture(**kw, tokens=tokens()), dict(model=model(), names='layer', stop=True)),
     'replacing': lambda at: (replacing, dict(model=model(), fns={'layer': lambda x: x}, first=False)),
+    'SAEMetadata': lambda at: (lambda facts=(), **more: SAEMetadata(facts, **more), dict(facts={})),
     'SAEMetadata.from_dict': lambda at: (SAEMetadata.from_dict, dict(data={})),
     'TrainCoefficientConfig': lambda at: (TrainCoefficientConfig, dict(value=1., warm_up_steps=3)),
     'model_card': lambda at: (model_card, dict(saes={'a': sae().cfg}, repo='a/b', folder='f', more='text')),
@@ -121,6 +122,7 @@ GOOD = {
         dataset=data(), tokenizer=None, context_size=4, prepend_bos=False, sequence_separator_token=None, disable_concat_sequences=False,
         use_chat_formatting=False, column='tokens', epochs=1)),
     'TokenContexts.take': lambda at: (contexts().take, dict(n=1, wrap=True)),
+    'TokenContexts.holds': lambda at: (contexts().holds, dict(n=1)),
     'TokenContexts.require': lambda at: (contexts().require, dict(n=1, why='so')),
     'PretokenizeRunner': lambda at: (PretokenizeRunner, dict(
         cfg=PretokenizeRunnerConfig(tokenizer_name='x', dataset_path='x'), override_dataset=data(), override_tokenizer=Tokens())),
@@ -176,6 +178,7 @@ GOOD = {
     'ActivationsStore.get_filtered_llm_batch': lambda at: (store().get_filtered_llm_batch, dict(raise_on_epoch_end=False)),
     'ActivationsStore.get_batch_tokens': lambda at: (store().get_batch_tokens, dict(
         batch_size=2, raise_at_epoch_end=False, move_to_model_device=True)),
+    'ActivationsStore.skip_rows': lambda at: (store().skip_rows, dict(n=8)),
     'ActivationsStore.shuffle_input_dataset': lambda at: (store().shuffle_input_dataset, dict(seed=0, buffer_size=1)),
     'CacheActivationsRunner': lambda at: (CacheActivationsRunner, dict(cfg=CacheActivationsRunnerConfig(
         model_name='toy', hook_name='layer', dataset_path='none', training_tokens=24, context_size=CONTEXT, d_in=D_IN, prepend_bos=False, model_batch_size=2,
@@ -195,6 +198,10 @@ GOOD = {
     'SAETrainer': lambda at: (SAETrainer, dict(
         cfg=loop(), sae=learner(), data_provider=iter(rows().split(4)), evaluator=None, save_checkpoint_fn=None, callbacks=(), team=None)),
     'SAETrainer.step': lambda at: (trainer().step, dict(batch=rows(4))),
+    'SAETrainer.save_checkpoint': lambda at: (trainer().save_checkpoint, dict(checkpoint_name='a', base_path=at)),
+    'SAETrainer.save_trainer_state': lambda at: (trainer().save_trainer_state, dict(checkpoint_path=at)),
+    'SAETrainer.load_trainer_state': lambda at: (
+        trainer().load_trainer_state, dict(checkpoint_path=(trainer().save_trainer_state(at), at)[1])),
     'train_together': lambda at: (train_together, dict(trainers=[trainer()])),
     'evaluate_sae': lambda at: (evaluate_sae, dict(
         sae=sae(), model=model(), contexts=tokens(), hook_name='layer', hook_head_index=None, activation_scaler=None, exclude_tokens=None,
@@ -206,6 +213,8 @@ GOOD = {
     'LanguageModelSAETrainingRunner.save': lambda at: (LanguageModelSAETrainingRunner(**run(at)).save, dict(path=at/'out2')),
     'LanguageModelSAETrainingRunner.save_checkpoint': lambda at: (
         lambda r: (r.save_checkpoint, dict(trainer=trainer())))(LanguageModelSAETrainingRunner(**run(at))),
+    'LanguageModelSAETrainingRunner.save_final_sae': lambda at: (LanguageModelSAETrainingRunner(**run(at)).save_final_sae, dict(
+        sae=learner(), output_path=at/'out3', log_feature_sparsity=None)),
     'convert_to_safetensors': lambda at: (convert_to_safetensors, dict(
         path=(torch.save({'a': torch.ones(2)}, at/'w.pt'), at/'w.pt')[1], out=at/'w.safetensors')),
     'register_format': lambda at: (register_format, dict(cls=type('Own', (Format,), dict(name='own')))),
@@ -284,6 +293,7 @@ GOOD = {
     'SAE.run_with_cache': lambda at: (sae().run_with_cache, dict(x=rows(), names_filter=None)),
     'SAE.hooks': lambda at: (sae().hooks, dict(fwd_hooks=[], bwd_hooks=[])),
     'SAE.add_hook': lambda at: (sae().add_hook, dict(name='hook_sae_input', hook=lambda x, hook: x, dir='fwd', is_permanent=False)),
+    'SAE.add_perma_hook': lambda at: (sae().add_perma_hook, dict(name='hook_sae_input', hook=lambda x, hook: x, dir='fwd')),
     'SAE.reset_hooks': lambda at: (sae().reset_hooks, dict(clear_contexts=True, direction='both', including_permanent=False)),
     'TrainingSAE.save_inference_model': lambda at: (learner().save_inference_model, dict(path=at/'new')),
     'TrainingSAE.load_weights_from_checkpoint': lambda at: (
@@ -303,7 +313,7 @@ INNER = {
     'process_state_dict_for_saving', 'process_state_dict_for_loading', 'process_state_dict_for_saving_inference', 'training_forward_pass',
     'calculate_aux_loss', 'update_topk_threshold', 'run_time_activation_norm_fn_in', 'run_time_activation_norm_fn_out', 'reshape_fn_in',
     'reshape_fn_out', 'load_state_dict', 'state_dict', 'on_begin', 'on_restart', 'on_start', 'on_step', 'after_step', 'on_log', 'on_end', 'on_stop',
-    'on_nonfinite', 'on_error', 'on_close', 'tell', 'tell_all', 'train', 'with_error_term', 'values', 'start_epoch', 'cached_rows', 'need', 'build_train_step_log_dict', 'tidy', 'claims',
+    'on_nonfinite', 'on_error', 'on_close', 'on_norm', 'tell', 'tell_all', 'train', 'with_error_term', 'values', 'start_epoch', 'cached_rows', 'need', 'build_train_step_log_dict', 'tidy', 'claims',
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity'}
 INNER_OF = {'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}

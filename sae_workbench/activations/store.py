@@ -22,7 +22,7 @@ from .pretokenize import check_pretokenized
 from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
 from ..core.arguments import Ids, checked, having
-from ..core.config import Count, Device, Dtype, Fraction, as_dtype
+from ..core.config import Count, Device, Dtype, Fraction, Natural, as_dtype
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
 from ..core.processes import Alone, processes
@@ -88,8 +88,9 @@ class TokenStore:
     @property
     def n_dataset_processed(self)->int: return self.need('contexts').n_rows
 
+    @checked
     def skip_rows(self,
-        n:int, # Rows of the dataset
+        n:Natural, # Rows of the dataset
     ):
         "Go on behind so many rows of the data, or a chunk of rows later; what v6's checkpoints know of a position"
         contexts = self.need('contexts')

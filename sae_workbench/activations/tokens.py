@@ -500,7 +500,8 @@ class ContextIterator(ChunkReader):
         "Make sure that an epoch has `n` contexts"
         if not self.holds(n): raise DataError(f"{self.told()}; {why}")
 
-    def holds(self, n:int)->bool:
+    @checked
+    def holds(self, n:Natural)->bool:
         "Whether an epoch has `n` contexts; reads ahead no further than that"
         while self.made < n:
             if not self.fill(): return False

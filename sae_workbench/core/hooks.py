@@ -227,6 +227,7 @@ class _Points(nn.Module):
         "Hang a function on one point or several"
         for p in self._points(name): p.add_hook(hook, dir, is_permanent, level, prepend)
 
+    @checked
     def add_perma_hook(self,
         name:str|Callable[[str], bool], # A point's name, or a test of names
         hook:Callable, # Called as hook(tensor, hook=point)

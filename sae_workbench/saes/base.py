@@ -43,7 +43,10 @@ class SAEMetadata(dict):
     def __init__(self,
         facts:Mapping|Iterable[tuple]=(), # As a dict takes them: a mapping or pairs
         /, **more, # By name
-    ): super().__init__(dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None) | dict(facts, **more))
+    ):
+        known = dict(sae_lens_version=FORMAT_VERSION, sae_lens_training_version=None)
+        try: super().__init__(known | dict(facts, **more))
+        except (TypeError, ValueError): raise ConfigError(f"SAEMetadata: expected facts by name, got {facts!r:.80}") from None
 
     def __missing__(self, name): return None
     def __getattr__(self, name):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from ..core.arguments import checked
 from ..core.batches import rows_of
+from ..core.config import Name
 from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.files import not_finite, not_plain, read_state, write_state
 from ..core.folders import remove
@@ -597,7 +598,7 @@ class SAETrainer(_State):
 
     @checked
     def save_checkpoint(self,
-        checkpoint_name:str, # Of the checkpoint's folder
+        checkpoint_name:Name, # Of the checkpoint's folder
         base_path:str|Path|None=None, # Where that folder is; the run's folder of checkpoints if None
         wandb_aliases:Any=None, # Kept for v6 scripts; has no effect
     )->Path: # The folder
