@@ -71,7 +71,7 @@ class Folder(Place):
         path = self.root/name
         settle(path.parent)
         if path.is_file():
-            check_inside(path, self.within)
+            check_inside(path, self.within if path.is_relative_to(self.within) else self.root)   # some formats have a file beside the folder
             return path
         there = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
         raise MissingFile(f"{path}: no such file; the folder holds {', '.join(there) or 'nothing'}")
