@@ -8,7 +8,8 @@ from torch import nn
 
 from sae_workbench import (Callback, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LayerSources, LoggingConfig, MixingBuffer,
                            ModuleSource, NonFiniteError, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE, write_cache)
-from sae_workbench.core.files import not_finite, read_tensors
+from sae_workbench.activations.cache import ROWS, SUMS, row_checksums
+from sae_workbench.core.files import not_finite, read_tensors, write_tensors
 from sae_workbench.core.registry import get_sae_training_class
 from sae_workbench.training.callbacks import read_log
 from sae_workbench.training.checkpoint import Checkpoints, latest, save_checkpoint
@@ -242,14 +243,12 @@ def test_a_model_that_gives_nan(norm, tmp_path):
 
 
 def test_a_cached_shard(tmp_path):
-    from safetensors.torch import save_file
     source = SyntheticSource(12, D_IN, batch_size=BATCH)
     write_cache((next(source) for _ in range(STEPS)), tmp_path/'acts', max_rows=STEPS*BATCH, rows_per_shard=100, about=dict(hook_name='layer', context_size=10))
     shard = sorted((tmp_path/'acts').glob('*.safetensors'))[1]
     tensors = {k: v.clone() for k, v in read_tensors(shard).items()}
-    name = next(k for k, v in tensors.items() if v.is_floating_point())
-    tensors[name][7, 2] = torch.nan
-    save_file(tensors, shard)
+    tensors[ROWS][7, 2] = torch.nan
+    write_tensors(shard, tensors | {SUMS: row_checksums(tensors[ROWS])}, unhashed=(ROWS,))   # written so, not damaged later
     cached = dict(data=False, use_cached_activations=True, cached_activations_path=str(tmp_path/'acts'))
     with pytest.raises(NonFiniteError, match='dimension 2'):
         runner(tmp_path/'stop', **cached).run()
