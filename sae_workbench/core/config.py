@@ -301,7 +301,8 @@ class ConfigDoc:
     "The `__doc__` of config classes, made when somebody reads it"
     def __get__(self, cls, meta=None):
         if cls is None: return "Checks the arguments of a dataclass when it is constructed"
-        return described(cls) if '__dataclass_fields__' in vars(cls) else vars(cls).get('__doc__')
+        finished = '__match_args__' in vars(cls)   # set by @dataclass after it has looked at the text
+        return described(cls) if finished else vars(cls).get('__doc__')
     def __set__(self, cls, text): vars(type)['__doc__'].__set__(cls, text)
 
 # %% ../../nbs/core/config.ipynb #6551345f

@@ -8,7 +8,7 @@ __all__ = ['MANIFEST', 'COMMIT', 'TO_MOVE', 'LOCK', 'SOFT_LOCK', 'HOLDER', 'sign
            'check_folder', 'read_manifest', 'only_one', 'check_place', 'is_held']
 
 # %% ../../nbs/core/folders.ipynb #89a7b68e
-import hashlib, json, os, re, shutil, socket, sys, threading, time, zlib
+import hashlib, json, os, platform, re, shutil, socket, sys, threading, time, zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,7 +50,7 @@ def remove(
     if path.is_dir() and not path.is_symlink(): return shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError): path.unlink(missing_ok=True)
 
-_HOST = f'{zlib.crc32(socket.gethostname().encode()):08x}'   # a mark in names, without the name of the machine
+_HOST = f'{zlib.crc32(platform.node().encode()):08x}'   # a mark in names, without the name of the machine
 
 @contextmanager
 def new_folder(
