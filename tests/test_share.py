@@ -97,7 +97,7 @@ def test_the_cards_facts(hub):
     quiet({'layer_8': topk(8), 'layer_9': topk(9)})
     card = hub.repos[REPO]['README.md'].decode()
     front = yaml.safe_load(card.split('---')[1])
-    assert front == dict(library_name='sae_workbench', tags=['sparse-autoencoder', 'sae_workbench', 'saelens'], base_model=['openai-community/gpt2'], datasets=['me/text'])
+    assert front == dict(license='unknown', library_name='sae_workbench', tags=['sparse-autoencoder', 'sae_workbench', 'saelens'], base_model=['openai-community/gpt2'], datasets=['me/text'])
     for fact in ('`layer_8`', '`layer_9`', '`blocks.9.hook_resid_pre`', '| tokenizer | gpt2 |', '| 0.75 | 4 |'):
         assert fact in card
 
