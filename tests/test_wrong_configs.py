@@ -1,10 +1,12 @@
 """Wrong configs, one line each, all refused where they are made, with a message that helps; and right ones that pass"""
+import math
 import re
 
 import pytest
+import torch
 
 from sae_workbench import (GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig,
-                           StandardTrainingSAEConfig, TopKTrainingSAEConfig)
+                           StandardSAEConfig, StandardTrainingSAEConfig, TopKSAEConfig, TopKTrainingSAEConfig)
 from sae_workbench.core.errors import ConfigError, LoadError
 
 
