@@ -44,6 +44,10 @@ class NormEstimate:
         if self.total == 0: raise DataError("all activations are zero: they cannot be brought to a norm")
         return self.total / self.rows
 
+    def scaling_factor(self, d_in:int)->float:
+        "What brings rows of width `d_in` to a mean norm of its square root"
+        return math.sqrt(d_in)/self.mean()
+
     def relative_error(self)->float:
         "The standard error of the mean norm as a share of it; infinite before there are two batches"
         if self.batches < 2 or not self.total: return math.inf

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 from torch import Tensor, nn
-from .config import as_dtype, phrase, whole
+from .config import Name, as_dtype, phrase, whole
 from .errors import ConfigError, DataError, did_you_mean
 
 # %% ../../nbs/core/arguments.ipynb #03170172
@@ -140,8 +140,6 @@ def _annotations(f:Callable, ps:Iterable[inspect.Parameter])->dict[str, Any]:
     given = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in ps if p.annotation is not p.empty})
     return typing.get_type_hints(given, inspect.unwrap(f).__globals__, include_extras=True)
 
-_NAME = Annotated[str, Field(min_length=1)]
-
 def _is_union(tp)->bool: return typing.get_origin(tp) in (typing.Union, types.UnionType)
 
 def _as_read(tp):
@@ -153,7 +151,7 @@ def _as_read(tp):
     if not args and tp in _AS_READ: return _AS_READ[tp]
     if _is_union(tp):
         members = sorted(args, key=lambda t: not _has_tensor(t))
-        if Path in args: members = [_NAME if t is str else t for t in members]   # a text that is a path is not empty
+        if Path in args: members = [Name if t is str else t for t in members]   # a text that is a path is not empty
         union = typing.Union[tuple(map(_as_read, members))]
         alone = len({*args} - {type(None)})==1
         return union if alone else Annotated[union, Field(union_mode='left_to_right')]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'WRITER', 'LARGEST_TEXT', 'LARGEST_MANIFEST', 'naming', 'sync', 'file_hash', 'put', 'atomic',
-           'write_text', 'write_json', 'tensor_hash', 'tensor_hashes', 'signed_header', 'own_memory', 'write_tensors',
-           'not_finite', 'check_finite', 'overflowing', 'read_text', 'once', 'read_json', 'header_texts',
-           'check_tensors', 'read_tensors', 'check_inside', 'not_plain', 'write_state', 'read_state']
+           'write_text', 'write_json', 'tensor_hash', 'tensor_hashes', 'own_hash', 'signed_header', 'own_memory',
+           'write_tensors', 'not_finite', 'check_finite', 'overflowing', 'read_text', 'once', 'read_json',
+           'header_texts', 'check_tensors', 'read_tensors', 'check_inside', 'not_plain', 'write_state', 'read_state']
 
 # %% ../../nbs/core/files.ipynb #ef845d06
 import errno, hashlib, json, os, secrets
@@ -117,9 +117,11 @@ def tensor_hashes(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(tensor_hash, tensors.values())))
 
-def _text_hash(text:dict)->str:
-    "The hash of what a header says beside that hash"
-    rest = {k: v for k, v in text.items() if k != 'sha256'}
+def own_hash(
+    said:dict, # Plain data, perhaps with this hash in it
+)->str: # 64 hex digits
+    "The SHA-256 of what a header or a manifest says beside it"
+    rest = {k: v for k, v in said.items() if k != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 def signed_header(
@@ -130,7 +132,7 @@ def signed_header(
     "A header by which a reader notices that a file has changed"
     hashes = tensor_hashes({k: t for k, t in tensors.items() if k not in unhashed})
     text = (metadata or {}) | dict(hashes=hashes)
-    return {WRITER: json.dumps(text | dict(sha256=_text_hash(text)))}
+    return {WRITER: json.dumps(text | dict(sha256=own_hash(text)))}
 
 # %% ../../nbs/core/files.ipynb #56e0c876
 def own_memory(
@@ -239,7 +241,7 @@ def header_texts(
     ours = [k for k, v in header.items() if {'sha256', 'hashes'} <= _as_dict(v).keys()]
     if WRITER not in header and not ours: return header   # somebody else's
     text = _as_dict(header.get(WRITER, ''))
-    if text.pop('sha256', None) == _text_hash(text) and isinstance(text.get('hashes'), dict): return text
+    if text.pop('sha256', None) == own_hash(text) and isinstance(text.get('hashes'), dict): return text
     raise LoadError(f"{path}: the header is not what was written: the file was damaged; copy or download it again")
 
 def check_tensors(
@@ -267,8 +269,7 @@ def read_tensors(
         with safe_open(path, framework='pt') as f:
             header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}   # mapped, not yet read
         if check: check_tensors(path, header, tensors)
-        if str(device)=='cpu': return tensors
-        with safe_open(path, framework='pt', device=str(device)) as f: return {k: f.get_tensor(k) for k in f.keys()}
+        return {k: t.to(device) for k, t in tensors.items()}
     except LoadError: raise
     except (SafetensorError, OSError, ValueError) as e:
         raise LoadError(f"{path}: not a whole safetensors file ({e})") from None

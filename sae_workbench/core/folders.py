@@ -8,33 +8,28 @@ __all__ = ['MANIFEST', 'COMMIT', 'TO_MOVE', 'LOCK', 'SOFT_LOCK', 'HOLDER', 'sign
            'check_folder', 'read_manifest', 'only_one', 'check_place', 'is_held']
 
 # %% ../../nbs/core/folders.ipynb #89a7b68e
-import hashlib, json, os, platform, re, shutil, socket, sys, threading, time, zlib
+import os, platform, re, shutil, socket, sys, threading, time, zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from .errors import ConfigError, LoadError
-from .files import LARGEST_MANIFEST, UNSUPPORTED, file_hash, naming, put, read_json, sync, write_json
+from .files import LARGEST_MANIFEST, UNSUPPORTED, file_hash, naming, own_hash, put, read_json, sync, write_json
 
 # %% ../../nbs/core/folders.ipynb #4f7d4402
 MANIFEST = 'manifest.json'
-
-def _own_hash(manifest:dict)->str:
-    "The hash of a manifest without its hash"
-    rest = {k: v for k, v in manifest.items() if k != 'sha256'}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 def signed_manifest(
     manifest:dict, # Plain data
 )->dict: # With its own hash
     "A manifest by which a reader notices that it has changed"
-    return manifest | dict(sha256=_own_hash(manifest))
+    return manifest | dict(sha256=own_hash(manifest))
 
 def check_signature(
     manifest:dict, # As it was read
     file:str|Path, # Its name, for the message
 ):
     "Raise `LoadError` unless a manifest is as it was written"
-    expected, found = manifest.get('sha256'), _own_hash(manifest)
+    expected, found = manifest.get('sha256'), own_hash(manifest)
     if expected != found:
         raise LoadError(f"{file}: expected the SHA-256 {str(expected)[:12]}…, found {found[:12]}…; it has changed")
 

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 import torch
@@ -226,7 +227,12 @@ class _Weights(_Tensors):
         finally: last.error_term = before
 
     def _apply(self, fn, recurse=True):
-        "What `.to(...)`, `.half()`, `.cuda()` go through: the config follows the weights"
+        "What `.to(...)`, `.half()`, `.cuda()` go through: refused before any change, or the config follows the weights"
+        for name, t in chain(self.named_parameters(), self.named_buffers()):
+            to = fn(t.new_empty(0)).dtype
+            if not overflowing({name: t.detach()}, to): continue
+            raise NonFiniteError(f"{name}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
+                                 f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
         out = super()._apply(fn, recurse)
         self.dtype, self.device = self.W_dec.dtype, self.W_dec.device
         self.cfg.dtype, self.cfg.device = dtype_name(self.dtype), str(self.device)
@@ -652,14 +658,6 @@ class SAE(_Shared, Generic[T]):
         sae = cls._from_parts(cfg, tensors, Path(path))
         if fold_W_dec_norm: sae.fold_W_dec_norm()
         return sae
-
-    def _apply(self, fn, recurse=True):
-        "What torch calls for `to`, `half` and the like; a dtype that cannot hold the weights is refused before any change"
-        for k, t in self.state_dict().items():
-            if overflowing({k: t}, to := fn(t.new_empty(0)).dtype):
-                raise NonFiniteError(f"{k}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
-                                     f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
-        return super()._apply(fn, recurse)
 
     @classmethod
     def _from_parts(cls, cfg:dict, tensors:dict[str, Tensor], path:Path, cfg_file=None, weights_file=None)->'SAE':

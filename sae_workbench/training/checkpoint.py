@@ -9,7 +9,7 @@ __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 
            'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
-import itertools, math, os, re, warnings
+import itertools, os, re, warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -182,7 +182,7 @@ def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
     if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
     trainer.folded = False   # the run had ended, and with it the scaling of its activations
     if normalize != 'expected_average_only_in': return
-    scale = math.sqrt(trainer.sae.cfg.d_in)/trainer.norm.mean()
+    scale = trainer.norm.scaling_factor(trainer.sae.cfg.d_in)
     trainer.sae.fold_activation_norm_scaling_factor(1/scale)
     trainer.sae.cfg.normalize_activations, trainer.activation_scaler.scaling_factor = normalize, scale
 

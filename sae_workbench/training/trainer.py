@@ -6,7 +6,7 @@
 __all__ = ['TORN', 'Callback', 'LatentStatistics', 'save_trainer_state', 'write_checkpoint', 'SAETrainer', 'train_together']
 
 # %% ../../nbs/training/trainer.ipynb #ae7b8dcd
-import contextlib, math, warnings
+import contextlib, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -291,7 +291,7 @@ class _Start(_Fed):
             self.tell('on_norm', most_norm_batches(wanted, steps))
             self.norm.add(self._finite_batch())
             yield
-        self.activation_scaler.scaling_factor = math.sqrt(self.sae.cfg.d_in) / self.norm.mean()
+        self.activation_scaler.scaling_factor = self.norm.scaling_factor(self.sae.cfg.d_in)
 
     def _finite_batch(self)->Tensor:
         while True:
