@@ -6,23 +6,19 @@
 __all__ = ['main']
 
 # %% ../nbs/main.ipynb #cbf55de2
-import sys
 from collections.abc import Sequence
-from .core.output import say
-from .faces.commands import at_once
+from .faces.commands import start
 
 # %% ../nbs/main.ipynb #40d57f88
+def _run(name:str, args:list[str])->int:
+    from sae_workbench.faces.cli import COMMANDS, run_command
+    return run_command(COMMANDS[name][0], args)
+
 def main(
     args:Sequence[str]|None=None, # What follows `sae-workbench`; that of this program if None
 ):
     "The entry point of `sae-workbench`"
-    args = list(sys.argv[1:] if args is None else args)
-    said, code = at_once(args)
-    if said: say(said, sys.stderr if code else sys.stdout)
-    if code is None:
-        from sae_workbench.faces.cli import COMMANDS, run_command
-        code = run_command(COMMANDS[args[0]][0], args[1:])
-    if code: sys.exit(code)
+    start(args, _run)
 
 # %% ../nbs/main.ipynb #ee60389c
 if __name__ == '__main__' and '__file__' in globals(): main()

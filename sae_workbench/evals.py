@@ -32,6 +32,10 @@ from .saes.base import SAE
 from .training.evaluate import logits_of, reconstruct, token_kl, token_losses
 
 # %% ../nbs/evals.ipynb #cfd8eeea
+def _flat(metrics:Mapping[str, dict])->dict[str, float]:
+    "Metrics by name alone, without the counts of tokens"
+    return {k: v for group, part in metrics.items() if group != 'token_stats' for k, v in part.items()}
+
 def get_downstream_reconstruction_metrics(
     sae:SAE, # In training or for inference
     model:nn.Module, # The language model
@@ -49,7 +53,7 @@ def get_downstream_reconstruction_metrics(
     cfg = EvalConfig(eval_batch_size_prompts, n_batches, compute_kl, compute_ce_loss, baselines=False)
     found, _ = run_evals(sae, activation_store, model, activation_scaler, cfg, model_kwargs,
                          exclude_special_tokens=ignore_tokens or False, verbose=verbose)
-    return {k: v for group, part in found.items() if group != 'token_stats' for k, v in part.items()}
+    return _flat(found)
 
 def get_sparsity_and_variance_metrics(
     sae:SAE, # In training or for inference
@@ -73,7 +77,7 @@ def get_sparsity_and_variance_metrics(
         compute_featurewise_density_statistics=compute_featurewise_density_statistics, baselines=False)
     found, latents = run_evals(sae, activation_store, model, activation_scaler, cfg, model_kwargs,
                                exclude_special_tokens=ignore_tokens or False, verbose=verbose)
-    return {k: v for group, part in found.items() if group != 'token_stats' for k, v in part.items()}, latents
+    return _flat(found), latents
 
 # %% ../nbs/evals.ipynb #53ce6556
 def _ablated(head:int|None, a:Tensor)->Tensor:
@@ -171,10 +175,10 @@ def process_args(
     args:Sequence[str], # What stands behind python -m sae_workbench.evals
 )->Namespace: # The options
     "Read the options, with v6's default folder for the results"
-    from sae_workbench.faces.evals_command import parser
+    from sae_workbench.faces.evals_command import dashed, parser
     p = parser('python -m sae_workbench.evals')
     p.set_defaults(output_dir='eval_results')
-    return p.parse_args([a.replace('_', '-') if re.fullmatch('--[a-z_0-9]+', a) else a for a in args])
+    return p.parse_args(dashed(args))
 
 def run_evaluations(
     args:Namespace, # From `process_args`

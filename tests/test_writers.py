@@ -22,6 +22,7 @@ from sae_workbench.core.files import read_json, write_json, write_text
 from sae_workbench.core.folders import settle
 from sae_workbench.core.plain import read_plain, write_plain
 from sae_workbench.faces.evals_command import write_results
+from sae_workbench.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelConfig
 from sae_workbench.training.callbacks import JSONLLogger, read_log
 from sae_workbench.training.checkpoint import Checkpoints
 
@@ -150,7 +151,19 @@ def which_results(folder: Path) -> str:
     return 'new' if said.pop() else 'old'
 
 
+def a_synthetic_model(folder: Path, new: bool):
+    trees = None if new else HierarchyConfig(total_root_nodes=2, branching_factor=2, max_depth=1)
+    SyntheticModel(SyntheticModelConfig(num_features=8 if new else 6, hidden_dim=4, hierarchy=trees, seed=0)).save(folder/'model')
+
+
+def which_synthetic_model(folder: Path) -> str:
+    model = SyntheticModel.load_from_disk(folder/'model')
+    assert (model.hierarchy is None) == (model.cfg.num_features == 8) == (not (folder/'model'/'hierarchy.json').exists())
+    return 'new' if model.hierarchy is None else 'old'
+
+
 WRITERS = dict(
+    synthetic_model=(a_synthetic_model, which_synthetic_model),
     save_model=(save_model, which_sae), save_pretrained=(save_pretrained, which_sae), cache=(a_cache, which_cache), checkpoint=(a_checkpoint, which_checkpoint),
     config=(a_plain_file, which_plain_file), text=(a_text, lambda f: (f/'page.html').read_text(encoding='utf-8')),
     json=(a_json, lambda f: 'new' if read_json(f/'a.json')['new'] else 'old'), results=(results, which_results))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLE_KEYS', 'TEXT_KEYS', 'ROLES', 'CHAT_KEYS', 'SIDES', 'content_text', 'as_message', 'messages_of', 'check_turns',
-           'encode_chat', 'encode_chats']
+           'encode_chat']
 
 # %% ../../nbs/activations/chats.ipynb #9d80c376
 import json
@@ -152,10 +152,3 @@ def encode_chat(
     if not any(map(_says, messages)): return np.empty(0, np.int64)
     check_turns(tokenizer, messages)
     return np.asarray(_templated(tokenizer, messages, tokenize=True, return_dict=False), dtype=np.int64)
-
-def encode_chats(
-    tokenizer, # A tokenizer with a chat template
-    chats:Sequence, # Conversations
-)->list[np.ndarray]: # Token ids of each
-    "Tokenise conversations by the model's chat template"
-    return [encode_chat(tokenizer, c) for c in chats]

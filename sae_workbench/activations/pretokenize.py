@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from sae_workbench.activations.tokens import (
-    ContextIterator, ContextMaker, SpecialToken, column_kind, columns_to_read, first_row, open_dataset, open_rows,
-    special_token, value_of)
+from .tokens import ContextIterator, ContextMaker, SpecialToken, first_row, how_to_read
+from .tokens import open_dataset, open_rows, special_token
 from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
@@ -72,8 +71,7 @@ def contexts_of(
     sample, column = first_row(dataset), cfg.column_name
     if column not in sample:
         raise DataError(f"no column {column!r}: this dataset has {', '.join(map(repr, sample))}; set column_name")
-    columns = columns_to_read(sample, column) if cfg.use_chat_formatting else column
-    kind = column_kind(value_of(sample, columns), column, cfg.use_chat_formatting)
+    columns, kind = how_to_read(sample, column, cfg.use_chat_formatting)
     if kind == 'tokens': raise DataError(f"column {column!r} holds tokens already")
     tokens = cfg.begin_batch_token, cfg.sequence_separator_token, cfg.begin_sequence_token
     begin, separator, begin_sequence = (special_token(t, tokenizer) for t in tokens)

@@ -6,9 +6,9 @@
 __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FILE_TYPES', 'OpenContext', 'Packer', 'one_context',
            'concat_and_batch_sequences', 'tokenize_with_chat_template', 'special_token', 'special_token_ids',
            'kept_positions', 'word_tokenizer', 'encode_texts', 'value_of', 'MapRows', 'StreamRows', 'find_column',
-           'columns_to_read', 'first_row', 'open_rows', 'open_dataset', 'column_kind', 'cut', 'check_tokenizer',
-           'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader', 'ContextIterator', 'SavedContexts',
-           'TokenContexts']
+           'columns_to_read', 'first_row', 'open_rows', 'open_dataset', 'column_kind', 'how_to_read', 'cut',
+           'check_tokenizer', 'ContextMaker', 'make_contexts', 'ContextReader', 'ChunkReader', 'ContextIterator',
+           'SavedContexts', 'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
 import copy, hashlib, warnings
@@ -353,6 +353,15 @@ def column_kind(
     if chat: raise DataError(f"column {column!r} holds lists of {type(value[0]).__name__}, not conversations to format")
     return 'tokens'
 
+def how_to_read(
+    sample:Mapping, # The dataset's first row
+    column:str, # Its column
+    chat:bool, # Whether rows are conversations
+)->tuple[str|tuple[str, ...], Literal['tokens', 'text', 'chat']]: # The columns, and what they hold
+    "What is read for a column"
+    columns = columns_to_read(sample, column) if chat else column
+    return columns, column_kind(value_of(sample, columns), column, chat)
+
 # %% ../../nbs/activations/tokens.ipynb #5812f5a3
 def cut(
     tokens:np.ndarray, # Tokens that are packed already
@@ -563,8 +572,7 @@ class TokenContexts(SavedContexts):
         if column is not None and column not in sample:
             raise DataError(f"no column {column!r}: this dataset has {', '.join(map(repr, sample))}")
         self.column = column or find_column(sample, use_chat_formatting)
-        columns = columns_to_read(sample, self.column) if use_chat_formatting else self.column
-        self.kind = column_kind(value_of(sample, columns), self.column, use_chat_formatting)
+        columns, self.kind = how_to_read(sample, self.column, use_chat_formatting)
         begin = special_token('bos', tokenizer) if prepend_bos else None
         separator = special_token(sequence_separator_token, tokenizer) if tokenizer is not None else None
         super().__init__(open_rows(dataset, columns, self.kind == 'tokens'),

@@ -468,7 +468,7 @@ def run_evals(
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")
     excluded = exclude_special_tokens
     if not isinstance(excluded, (bool, Tensor)): excluded = list(excluded)
-    if on_contexts: 
+    if on_contexts:
         data = _open_contexts(sae, source, model, name, hook_head_index, cfg, excluded, dict(model_kwargs or {}))
     else: data = _open_rows(sae, source, cfg)
     return _measure(sae, activation_scaler, data, cfg, verbose)

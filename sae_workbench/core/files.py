@@ -318,9 +318,10 @@ def write_state(
 def read_state(
     path:str|Path, # A file that `write_state` wrote
     device:str='cpu', # Where the tensors go
+    check:bool=True, # Compare the tensors' hashes
 )->dict: # The nest
     "Read a nest of tensors and plain data"
-    tensors = read_tensors(path, device)
+    tensors = read_tensors(path, device, check)
     with safe_open(path, framework='pt') as f: header = header_texts(path, f.metadata())
     if 'state' not in header: raise LoadError(f"{path}: holds tensors, but not the state of a run")
     def fill(node):

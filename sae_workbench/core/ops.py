@@ -352,16 +352,17 @@ def encode_linear(
     return Preacts(x.reshape(-1, x.shape[-1]), W, b, b_in).dense().reshape(*x.shape[:-1], W.shape[1])
 
 # %% ../../nbs/core/ops.ipynb #cad7fd54
+def _inside(z): return (z > -0.5) & (z < 0.5)
+
 def rectangle(
     x:Tensor, # Any shape
 )->Tensor: # 1 where -1/2 < x < 1/2, else 0
     "The kernel of the estimators"
-    return ((x > -0.5) & (x < 0.5)).to(x.dtype)
+    return _inside(x).to(x.dtype)
 
 def _near(x, threshold, bandwidth, g):
     "`g` inside the rectangle, else 0"
-    z = (x - threshold) / bandwidth
-    return torch.where((z > -0.5) & (z < 0.5), g, 0)
+    return torch.where(_inside((x - threshold) / bandwidth), g, 0)
 
 class Step(torch.autograd.Function):
     "`x > threshold` as 0 or 1, with the rectangle as the threshold's gradient"

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .config import DTYPES
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 
 # %% ../../nbs/core/v6_util.ipynb #f2d6d03b
 DataProvider = Iterator[Tensor]   # batches of activations (rows, d_in)
@@ -92,4 +92,6 @@ def cosine_similarities(
 )->Tensor: # (n, m); 0 for a row of zeros
     "The cosine between each row of one matrix and each of another"
     mat2 = mat1 if mat2 is None else mat2
+    if mat1.shape[-1] != mat2.shape[-1]:
+        raise DataError(f"the rows are of different widths: {tuple(mat1.shape)} and {tuple(mat2.shape)}")
     return F.normalize(mat1, dim=1, eps=1e-8) @ F.normalize(mat2, dim=1, eps=1e-8).T

@@ -22,7 +22,7 @@ from ..core.plain import plain, read_plain
 from ..core.private import without_secrets
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
-from .commands import COMMANDS as DESCRIPTIONS, at_once
+from .commands import COMMANDS as DESCRIPTIONS, start
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.preempt import Interrupted, Stop
 
@@ -322,11 +322,7 @@ def run_command(
 
 def main(args:Sequence[str]|None=None):
     "What `sae-workbench` does, for programs that start this module"
-    args = list(sys.argv[1:] if args is None else args)
-    said, code = at_once(args)
-    if said: say(said, sys.stderr if code else sys.stdout)
-    if code is None: code = run_command(COMMANDS[args[0]][0], args[1:])
-    if code: sys.exit(code)
+    start(args, lambda name, rest: run_command(COMMANDS[name][0], rest))
 
 # %% ../../nbs/faces/cli.ipynb #82d54652
 if __name__ == '__main__' and '__file__' in globals(): main()

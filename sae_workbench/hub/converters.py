@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sparsify_disk_loader', 'get_sparsify_config_from_disk', 'sae_lens_disk_loader', 'get_sae_lens_config_from_disk',
-           'sae_lens_huggingface_loader', 'get_sae_lens_config_from_hf', 'connor_rob_hook_z_huggingface_loader',
+           'NAMED_PRETRAINED_SAE_LOADERS', 'NAMED_PRETRAINED_SAE_CONFIG_GETTERS', 'sae_lens_huggingface_loader',
+           'get_sae_lens_config_from_hf', 'connor_rob_hook_z_huggingface_loader',
            'get_connor_rob_hook_z_config_from_hf', 'gemma_2_sae_huggingface_loader', 'get_gemma_2_config_from_hf',
            'gemma_3_sae_huggingface_loader', 'get_gemma_3_config_from_hf', 'llama_scope_sae_huggingface_loader',
            'get_llama_scope_config_from_hf', 'llama_scope_r1_distill_sae_huggingface_loader',
@@ -15,10 +16,9 @@ __all__ = ['sparsify_disk_loader', 'get_sparsify_config_from_disk', 'sae_lens_di
            'get_gemma_2_transcoder_config_from_hf', 'mwhanna_transcoder_huggingface_loader',
            'get_mwhanna_transcoder_config_from_hf', 'mntss_clt_layer_huggingface_loader',
            'get_mntss_clt_layer_config_from_hf', 'temporal_sae_huggingface_loader', 'get_temporal_sae_config_from_hf',
-           'get_goodfire_huggingface_loader', 'get_goodfire_config_from_hf', 'NAMED_PRETRAINED_SAE_LOADERS',
-           'NAMED_PRETRAINED_SAE_CONFIG_GETTERS', 'PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader',
-           'huggingface_loader', 'huggingface_config', 'disk_loader', 'disk_config', 'get_conversion_loader_name',
-           'load_sae_config_from_huggingface']
+           'get_goodfire_huggingface_loader', 'get_goodfire_config_from_hf', 'PretrainedSaeHuggingfaceLoader',
+           'PretrainedSaeDiskLoader', 'huggingface_loader', 'huggingface_config', 'disk_loader', 'disk_config',
+           'get_conversion_loader_name', 'load_sae_config_from_huggingface']
 
 # %% ../../nbs/hub/converters.ipynb #6849142f
 from collections.abc import Callable
@@ -58,13 +58,17 @@ def _facts(repo_id:str, folder_name:str)->dict:
     e = find_entry(repo_id, folder_name)
     return {} if e is None else dict(scale=e.scale, model=e.model)
 
+def _with(cfg:dict, device:str|None, overrides:dict|None)->dict:
+    "A config for a device, with other values"
+    return cfg | (dict(device=str(device)) if device else {}) | (overrides or {})
+
 def huggingface_loader(
     format:str, # A registered format
 )->PretrainedSaeHuggingfaceLoader:
     "A function of v6's signature that reads an SAE of a format"
     def load(repo_id, folder_name, device='cpu', force_download=False, cfg_overrides=None):
         read = read_sae(format, _place(repo_id, force_download), folder_name, device, **_facts(repo_id, folder_name))
-        return read.cfg | dict(device=str(device)) | (cfg_overrides or {}), dict(read.tensors), read.log_sparsity
+        return _with(read.cfg, device, cfg_overrides), dict(read.tensors), read.log_sparsity
     return load
 
 def huggingface_config(
@@ -74,7 +78,7 @@ def huggingface_config(
     def config(repo_id, folder_name, device=None, force_download=False, cfg_overrides=None):
         place = _place(repo_id, force_download)
         cfg, _, _ = read_config_of(format, place, folder_name, **_facts(repo_id, folder_name))
-        return cfg | (dict(device=str(device)) if device else {}) | (cfg_overrides or {})
+        return _with(cfg, device, cfg_overrides)
     return config
 
 # %% ../../nbs/hub/converters.ipynb #77d1c956
@@ -85,7 +89,7 @@ def disk_loader(
     def load(path, device='cpu', cfg_overrides=None):
         at = locate(Path(path))
         read = read_sae(format, Folder(at.repo, at.within), at.path, device)
-        return read.cfg | dict(device=str(device)) | (cfg_overrides or {}), dict(read.tensors)
+        return _with(read.cfg, device, cfg_overrides), dict(read.tensors)
     return load
 
 def disk_config(
@@ -95,76 +99,49 @@ def disk_config(
     def config(path, device=None, cfg_overrides=None):
         at = locate(Path(path))
         cfg, _, _ = read_config_of(format, Folder(at.repo, at.within), at.path)
-        return cfg | (dict(device=str(device)) if device else {}) | (cfg_overrides or {})
+        return _with(cfg, device, cfg_overrides)
     return config
 
 sparsify_disk_loader, get_sparsify_config_from_disk = disk_loader('sparsify'), disk_config('sparsify')
 sae_lens_disk_loader, get_sae_lens_config_from_disk = read_sae_folder, disk_config('sae_lens')
 
 # %% ../../nbs/hub/converters.ipynb #5c6c0aa2
-sae_lens_huggingface_loader = huggingface_loader('sae_lens')
-get_sae_lens_config_from_hf = huggingface_config('sae_lens')
-connor_rob_hook_z_huggingface_loader = huggingface_loader('connor_rob_hook_z')
-get_connor_rob_hook_z_config_from_hf = huggingface_config('connor_rob_hook_z')
-gemma_2_sae_huggingface_loader = huggingface_loader('gemma_2')
-get_gemma_2_config_from_hf = huggingface_config('gemma_2')
-gemma_3_sae_huggingface_loader = huggingface_loader('gemma_3')
-get_gemma_3_config_from_hf = huggingface_config('gemma_3')
-llama_scope_sae_huggingface_loader = huggingface_loader('llama_scope')
-get_llama_scope_config_from_hf = huggingface_config('llama_scope')
-llama_scope_r1_distill_sae_huggingface_loader = huggingface_loader('llama_scope_r1_distill')
-get_llama_scope_r1_distill_config_from_hf = huggingface_config('llama_scope_r1_distill')
-dictionary_learning_sae_huggingface_loader_1 = huggingface_loader('dictionary_learning_1')
-get_dictionary_learning_config_1_from_hf = huggingface_config('dictionary_learning_1')
-deepseek_r1_sae_huggingface_loader = huggingface_loader('deepseek_r1')
-get_deepseek_r1_config_from_hf = huggingface_config('deepseek_r1')
-qwen_scope_sae_huggingface_loader = huggingface_loader('qwen_scope')
-get_qwen_scope_config_from_hf = huggingface_config('qwen_scope')
-sparsify_huggingface_loader = huggingface_loader('sparsify')
-get_sparsify_config_from_hf = huggingface_config('sparsify')
-gemma_2_transcoder_huggingface_loader = huggingface_loader('gemma_2_transcoder')
-get_gemma_2_transcoder_config_from_hf = huggingface_config('gemma_2_transcoder')
-mwhanna_transcoder_huggingface_loader = huggingface_loader('mwhanna_transcoder')
-get_mwhanna_transcoder_config_from_hf = huggingface_config('mwhanna_transcoder')
-mntss_clt_layer_huggingface_loader = huggingface_loader('mntss_clt_layer_transcoder')
-get_mntss_clt_layer_config_from_hf = huggingface_config('mntss_clt_layer_transcoder')
-temporal_sae_huggingface_loader = huggingface_loader('temporal')
-get_temporal_sae_config_from_hf = huggingface_config('temporal')
-get_goodfire_huggingface_loader = huggingface_loader('goodfire')
-get_goodfire_config_from_hf = huggingface_config('goodfire')
+_FORMATS = '''sae_lens connor_rob_hook_z gemma_2 gemma_3 llama_scope llama_scope_r1_distill
+    dictionary_learning_1 deepseek_r1 qwen_scope sparsify gemma_2_transcoder
+    mwhanna_transcoder mntss_clt_layer_transcoder temporal goodfire'''.split()
+NAMED_PRETRAINED_SAE_LOADERS = {f: huggingface_loader(f) for f in _FORMATS}
+NAMED_PRETRAINED_SAE_CONFIG_GETTERS = {f: huggingface_config(f) for f in _FORMATS}
 
-NAMED_PRETRAINED_SAE_LOADERS = {
-    'sae_lens': sae_lens_huggingface_loader,
-    'connor_rob_hook_z': connor_rob_hook_z_huggingface_loader,
-    'gemma_2': gemma_2_sae_huggingface_loader,
-    'gemma_3': gemma_3_sae_huggingface_loader,
-    'llama_scope': llama_scope_sae_huggingface_loader,
-    'llama_scope_r1_distill': llama_scope_r1_distill_sae_huggingface_loader,
-    'dictionary_learning_1': dictionary_learning_sae_huggingface_loader_1,
-    'deepseek_r1': deepseek_r1_sae_huggingface_loader,
-    'qwen_scope': qwen_scope_sae_huggingface_loader,
-    'sparsify': sparsify_huggingface_loader,
-    'gemma_2_transcoder': gemma_2_transcoder_huggingface_loader,
-    'mwhanna_transcoder': mwhanna_transcoder_huggingface_loader,
-    'mntss_clt_layer_transcoder': mntss_clt_layer_huggingface_loader,
-    'temporal': temporal_sae_huggingface_loader,
-    'goodfire': get_goodfire_huggingface_loader}
-NAMED_PRETRAINED_SAE_CONFIG_GETTERS = {
-    'sae_lens': get_sae_lens_config_from_hf,
-    'connor_rob_hook_z': get_connor_rob_hook_z_config_from_hf,
-    'gemma_2': get_gemma_2_config_from_hf,
-    'gemma_3': get_gemma_3_config_from_hf,
-    'llama_scope': get_llama_scope_config_from_hf,
-    'llama_scope_r1_distill': get_llama_scope_r1_distill_config_from_hf,
-    'dictionary_learning_1': get_dictionary_learning_config_1_from_hf,
-    'deepseek_r1': get_deepseek_r1_config_from_hf,
-    'qwen_scope': get_qwen_scope_config_from_hf,
-    'sparsify': get_sparsify_config_from_hf,
-    'gemma_2_transcoder': get_gemma_2_transcoder_config_from_hf,
-    'mwhanna_transcoder': get_mwhanna_transcoder_config_from_hf,
-    'mntss_clt_layer_transcoder': get_mntss_clt_layer_config_from_hf,
-    'temporal': get_temporal_sae_config_from_hf,
-    'goodfire': get_goodfire_config_from_hf}
+sae_lens_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['sae_lens']
+get_sae_lens_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['sae_lens']
+connor_rob_hook_z_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['connor_rob_hook_z']
+get_connor_rob_hook_z_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['connor_rob_hook_z']
+gemma_2_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['gemma_2']
+get_gemma_2_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['gemma_2']
+gemma_3_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['gemma_3']
+get_gemma_3_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['gemma_3']
+llama_scope_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['llama_scope']
+get_llama_scope_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['llama_scope']
+llama_scope_r1_distill_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['llama_scope_r1_distill']
+get_llama_scope_r1_distill_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['llama_scope_r1_distill']
+dictionary_learning_sae_huggingface_loader_1 = NAMED_PRETRAINED_SAE_LOADERS['dictionary_learning_1']
+get_dictionary_learning_config_1_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['dictionary_learning_1']
+deepseek_r1_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['deepseek_r1']
+get_deepseek_r1_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['deepseek_r1']
+qwen_scope_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['qwen_scope']
+get_qwen_scope_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['qwen_scope']
+sparsify_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['sparsify']
+get_sparsify_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['sparsify']
+gemma_2_transcoder_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['gemma_2_transcoder']
+get_gemma_2_transcoder_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['gemma_2_transcoder']
+mwhanna_transcoder_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['mwhanna_transcoder']
+get_mwhanna_transcoder_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['mwhanna_transcoder']
+mntss_clt_layer_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['mntss_clt_layer_transcoder']
+get_mntss_clt_layer_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['mntss_clt_layer_transcoder']
+temporal_sae_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['temporal']
+get_temporal_sae_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['temporal']
+get_goodfire_huggingface_loader = NAMED_PRETRAINED_SAE_LOADERS['goodfire']
+get_goodfire_config_from_hf = NAMED_PRETRAINED_SAE_CONFIG_GETTERS['goodfire']
 
 # %% ../../nbs/hub/converters.ipynb #c228cdc5
 def get_conversion_loader_name(

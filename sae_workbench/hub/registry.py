@@ -214,6 +214,8 @@ def search(
     return DataFrame(rows[:limit], columns=names).astype({'layer': 'Int64'})
 
 # %% ../../nbs/hub/registry.ipynb #0958455b
+NEURONPEDIA_DOMAIN = 'https://www.neuronpedia.org'
+
 @checked
 def neuronpedia_url(
     release:str|SAE, # The name of a release, or an SAE
@@ -224,11 +226,9 @@ def neuronpedia_url(
     if not isinstance(release, SAE): name = get_entry(release, sae_id).neuronpedia
     elif sae_id is None: name = release.cfg.metadata.neuronpedia_id
     else: raise ConfigError(f"neuronpedia_url of an SAE takes no sae_id, got {sae_id!r}; write latent=… for a latent")
-    return name and f'https://www.neuronpedia.org/{name}' + ('' if latent is None else f'/{latent}')
+    return name and f'{NEURONPEDIA_DOMAIN}/{name}' + ('' if latent is None else f'/{latent}')
 
 # %% ../../nbs/hub/registry.ipynb #049df8ae
-NEURONPEDIA_DOMAIN = 'https://www.neuronpedia.org'
-
 def _neuronpedia(sae:SAE)->str: # model/layer-source
     "The id of an SAE that is on the site"
     if name := sae.cfg.metadata.neuronpedia_id: return name

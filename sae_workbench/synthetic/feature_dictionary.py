@@ -17,6 +17,7 @@ from ..core.config import Count, Natural, Positive
 from ..core.dictionaries import cosines
 from ..core.errors import DataError
 from ..core.output import Bar
+from .firing_probabilities import own_generator
 
 # %% ../../nbs/synthetic/feature_dictionary.ipynb #27fb1e87
 @checked
@@ -69,7 +70,7 @@ class FeatureDictionary(nn.Module):
     ):
         super().__init__()
         self.num_features, self.hidden_dim = num_features, hidden_dim
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = own_generator(seed)
         features = F.normalize(torch.randn(num_features, hidden_dim, generator=generator), dim=-1)
         self.feature_vectors = nn.Parameter(features.to(device))
         b = torch.zeros(hidden_dim)

@@ -70,9 +70,9 @@ def get_magnitude_class(
     "The rule of a name"
     return MagnitudeConfig.generators.lookup(name)
 
-for _name, _rule in dict(constant=ConstantMagnitudeConfig, linear=LinearMagnitudeConfig,
-                         exponential=ExponentialMagnitudeConfig, folded_normal=FoldedNormalMagnitudeConfig).items():
-    register_magnitude(_name, _rule)
+MagnitudeConfig.generators.update(
+    constant=ConstantMagnitudeConfig, linear=LinearMagnitudeConfig, exponential=ExponentialMagnitudeConfig,
+    folded_normal=FoldedNormalMagnitudeConfig)
 
 @checked
 def generate_magnitudes(

@@ -110,6 +110,6 @@ def get_firing_probability_class(
     "The rule of a name"
     return FiringProbabilityConfig.generators.lookup(name)
 
-for _name, _rule in dict(zipfian=ZipfianFiringProbabilityConfig, linear=LinearFiringProbabilityConfig,
-                         random=RandomFiringProbabilityConfig, constant=ConstantFiringProbabilityConfig).items():
-    register_firing_probability(_name, _rule)
+FiringProbabilityConfig.generators.update(
+    zipfian=ZipfianFiringProbabilityConfig, linear=LinearFiringProbabilityConfig, random=RandomFiringProbabilityConfig,
+    constant=ConstantFiringProbabilityConfig)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from ..core.arguments import checked
 from ..core.config import Config, Count, Dtype, Natural, NonNegative, Positive
 from ..core.errors import ConfigError, LoadError
 from ..core.files import read_json, read_tensors, write_json, write_tensors
+from ..core.folders import together
 from ..hub.places import Folder, Hub, Place, safe_name
 from .activation_generator import ActivationGenerator
 from .correlation import LowRankCorrelationMatrix, generate_random_low_rank_correlation_matrix
@@ -193,11 +193,11 @@ class SyntheticModel(nn.Module):
                           "is loaded; set a seed", stacklevel=2)
         tensors['firing_probabilities'] = self.activation_generator.firing_probabilities
         if self.correlation_matrix is not None: tensors |= LowRankCorrelationMatrix(*self.correlation_matrix)._asdict()
-        write_json(path/SYNTHETIC_MODEL_CONFIG_FILENAME, cfg.to_dict())
-        write_tensors(path/SYNTHETIC_MODEL_WEIGHTS_FILENAME, {k: t.detach().cpu() for k, t in tensors.items()})
-        trees = path/SYNTHETIC_MODEL_HIERARCHY_FILENAME
-        if self.hierarchy is None: trees.unlink(missing_ok=True)   # of a model that was there before
-        else: write_json(trees, self.hierarchy.to_dict())
+        trees = SYNTHETIC_MODEL_HIERARCHY_FILENAME
+        with together(path, gone=(trees,)) as new:   # the trees of a model that was there before
+            write_json(new/SYNTHETIC_MODEL_CONFIG_FILENAME, cfg.to_dict())
+            write_tensors(new/SYNTHETIC_MODEL_WEIGHTS_FILENAME, {k: t.detach().cpu() for k, t in tensors.items()})
+            if self.hierarchy is not None: write_json(new/trees, self.hierarchy.to_dict())
 
     @classmethod
     def _read(cls, place:Place, under:str, device:str)->'SyntheticModel':

@@ -13,6 +13,7 @@ from ..core.arguments import checked
 from ..core.config import Config, Count, Decay, Device, Name, Natural, NonNegative, Positive, Rule, chosen
 from ..core.errors import ConfigError
 from ..core.files import write_json, write_tensors
+from ..core.folders import together
 from ..core.private import shareable
 from ..core.registry import get_sae_training_class
 from ..saes.base import FORMAT_VERSION
@@ -117,10 +118,11 @@ def write_results(
 )->Path: # The folder
     "Write what a run leaves"
     folder = Path(folder)
-    trainer.sae.to_inference().save_model(folder)
-    write_tensors(folder/SPARSITY_FILENAME, dict(sparsity=trainer.log_feature_sparsity))
-    write_json(folder/RUNNER_CONFIG_FILENAME, shareable(cfg.to_dict()))
-    if found is not None: write_json(folder/EVAL_FILENAME, found.to_dict())
+    with together(folder) as new:
+        trainer.sae.to_inference().save_model(new)
+        write_tensors(new/SPARSITY_FILENAME, dict(sparsity=trainer.log_feature_sparsity))
+        write_json(new/RUNNER_CONFIG_FILENAME, shareable(cfg.to_dict()))
+        if found is not None: write_json(new/EVAL_FILENAME, found.to_dict())
     if cfg.save_synthetic_model: model.save(folder/'synthetic_model')
     return folder
 

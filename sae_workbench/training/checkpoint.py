@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'position_of',
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'position_of', 'keeper_of',
            'save_checkpoint', 'is_longer', 'other_run', 'read_v6_state', 'load_v6_checkpoint', 'load_checkpoint',
            'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
 
@@ -40,13 +40,19 @@ def position_of(
 
 def _beside_weights(trainer, folder:Path)->dict:
     "The trainer's state, without the weights if the SAE's file has exactly these"
-    state, written = trainer.state_dict(), read_tensors(folder/WEIGHTS_FILE)
+    state, written = trainer.state_dict(), read_tensors(folder/WEIGHTS_FILE, check=False)
     def same(k, t): return k in written and written[k].dtype==t.dtype and torch.equal(written[k], t.cpu())
     exact = len(written)==len(state['sae']) and all(same(k, t) for k, t in state['sae'].items())
     return {k: v for k, v in state.items() if k != 'sae' or not exact}
 
 ATrainer = Annotated[Any, having('n_training_steps', what='an SAETrainer')]
 Keeper = Annotated[Any, having('state_dict', what='a source of activations that knows its position')]
+
+def keeper_of(
+    trainer, # An SAETrainer
+)->Keeper|None: # None for a source without a position
+    "The source of a trainer's batches, if it has a state of its own"
+    return trainer.data_provider if hasattr(trainer.data_provider, 'state_dict') else None
 
 @checked
 def save_checkpoint(
@@ -202,10 +208,10 @@ def load_checkpoint(
     saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
     new_loss, new_data = _compare(path, trainer, saved, now, overrides)
     normalize = trainer.sae.cfg.normalize_activations
-    state, final = read_state(path/TRAINER_FILE, device=trainer.cfg.device), {}
+    state, final = read_state(path/TRAINER_FILE, trainer.cfg.device, check=False), {}   # the manifest was compared
     if new_data: state['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
-    trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device)} | state)
+    trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device, check=False)} | state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
     if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, normalize)
     if store is None: return
@@ -277,9 +283,9 @@ class Checkpoints(_Folder):
         must:bool=False, # An error if it cannot be written, rather than a warning
     )->Path|None: # The folder; None if it could not be written
         "Write a checkpoint, and delete those that `keep_last` leaves out"
-        path, data = self._place(trainer), trainer.data_provider
+        path = self._place(trainer)
         if path.exists() and self._is_good(path): return path   # the same moment of the same run
-        try: save_checkpoint(path, trainer, data if hasattr(data, 'state_dict') else None, run_config)
+        try: save_checkpoint(path, trainer, keeper_of(trainer), run_config)
         except OSError as e: return self._not_written(path, e, must)
         self._forget(path, trainer.run_id)
         return path

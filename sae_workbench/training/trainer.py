@@ -29,7 +29,7 @@ from ..core.seeds import random_state, set_random_state, set_torch_random_state,
 from ..activations.scale import ActivationScaler, NormEstimate, most_norm_batches, norm_is_known
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .changes import Changes
-from .checkpoint import TRAINER_FILE, V6_FILE, Checkpointing, is_of_run, position_of
+from .checkpoint import TRAINER_FILE, V6_FILE, Checkpointing, is_of_run, keeper_of, position_of
 from .checkpoint import read_v6_state, save_checkpoint
 from .config import SAETrainerConfig
 from .parallel import agree_to_stop, check_parts, heard_of, number, same_data, share_random
@@ -566,8 +566,7 @@ def write_checkpoint(
 )->Path: # The folder
     "Write a checkpoint to a folder, in place of one that the same run wrote there, and tell who wants to know"
     if is_of_run(path, trainer.run_id): remove(path)
-    data = trainer.data_provider
-    save_checkpoint(path, trainer, data if hasattr(data, 'state_dict') else None, run_config)
+    save_checkpoint(path, trainer, keeper_of(trainer), run_config)
     if trainer.save_checkpoint_fn: trainer.save_checkpoint_fn(checkpoint_path=path)
     return path
 
