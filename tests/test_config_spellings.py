@@ -1,5 +1,7 @@
 """Python, dict, JSON, YAML and the command line make the same config, whatever its options are"""
 import dataclasses
+import importlib
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import sae_workbench.saes  # noqa: F401  the architectures register themselves
+import sae_workbench
+import sae_workbench.saes  # the architectures register themselves
 from sae_workbench.activations.cache_runner import CacheActivationsRunnerConfig
 from sae_workbench.activations.models import LOADERS
 from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig
@@ -22,6 +25,11 @@ from sae_workbench.core.errors import ConfigError
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_workbench.faces.cli import command_line, parse_config
 from sae_workbench.saes.base import SAEMetadata
+from sae_workbench.synthetic.firing_magnitudes import MagnitudeConfig
+from sae_workbench.synthetic.firing_probabilities import FiringProbabilityConfig
+from sae_workbench.synthetic.hierarchy import HierarchyConfig
+from sae_workbench.synthetic.synthetic_model import LowRankCorrelationConfig, OrthogonalizationConfig, SyntheticModelConfig
+from sae_workbench.synthetic.synthetic_sae_runner import SyntheticSAERunnerConfig
 from sae_workbench.training.config import (CompileMode, Folder, LanguageModelSAERunnerConfig, LoggingConfig, ModelClass, SAETrainerConfig,
                                            Schedule, StoreDevice)
 from sae_workbench.training.optim import SCHEDULES
@@ -29,7 +37,9 @@ from sae_workbench.training.optim import SCHEDULES
 ARCHITECTURES = list(SAE_TRAINING_CLASS_REGISTRY)
 CLASSES = list(dict.fromkeys([*(cfg for _, cfg in SAE_CLASS_REGISTRY.values()), *(cfg for _, cfg in SAE_TRAINING_CLASS_REGISTRY.values()),
                               LoggingConfig, SAETrainerConfig, LanguageModelSAERunnerConfig,
-                              CacheActivationsRunnerConfig, PretokenizeRunnerConfig, EvalConfig]))
+                              CacheActivationsRunnerConfig, PretokenizeRunnerConfig, EvalConfig,
+                              *FiringProbabilityConfig.generators.values(), *MagnitudeConfig.generators.values(), HierarchyConfig,
+                              OrthogonalizationConfig, LowRankCorrelationConfig, SyntheticModelConfig, SyntheticSAERunnerConfig]))
 NOTED = {'training_architecture', 'training_architecture_details'}   # written by to_dict, for inference
 
 TEXT = st.one_of(st.text(), st.sampled_from(['on', 'no', 'None', '1e-5', '12:30', '2026-11-24', '007', '~', 'true', "it's", 'a: b', '- a']))
@@ -63,7 +73,8 @@ def values(tp, notes=()):
     if get_origin(tp) in (tuple, list):
         return st.lists(values(get_args(tp)[0]), max_size=3).map(get_origin(tp))
     if isinstance(tp, ConfigMeta):
-        return configs(tp)
+        rules = getattr(tp, 'generators', {}).values() if tp.__abstractmethods__ else ()
+        return st.one_of(map(configs, rules)) if rules else configs(tp)
     at = bounds(notes)
     if tp is int:
         return st.integers(at.get('ge', -3), 10**6)
@@ -81,7 +92,8 @@ def configs(draw, cls):
         cls = SAE_TRAINING_CLASS_REGISTRY[draw(st.sampled_from(ARCHITECTURES))][1]
     fields, hints = dataclasses.fields(cls), get_type_hints(cls, include_extras=True)
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-    names = needed + draw(st.lists(st.sampled_from([f.name for f in fields if f.name not in needed]), unique=True, max_size=6))
+    optional = [f.name for f in fields if f.name not in needed]
+    names = needed + (draw(st.lists(st.sampled_from(optional), unique=True, max_size=6)) if optional else [])
     given = {n: draw(values(hints[n])) for n in names}
     if cls.__name__ == 'TemporalSAEConfig':   # its width must be a multiple of two other options
         given['d_sae'] = 512*draw(st.integers(1, 9))
@@ -108,6 +120,9 @@ def test_every_config_reads_back_as_it_was(cls):
 
 
 def test_every_config_class_of_the_package_is_among_them():
+    for module in pkgutil.walk_packages(sae_workbench.__path__, 'sae_workbench.'):
+        importlib.import_module(module.name)
+
     def below(cls): return {s for c in cls.__subclasses__() for s in {c} | below(c)}
     ours = {c for c in below(Config) if c.__module__.startswith('sae_workbench') and dataclasses.is_dataclass(c) and '<locals>' not in c.__qualname__}
     assert {c for c in ours if not c.__abstractmethods__ and not c.__name__.startswith('_')} <= set(CLASSES)
@@ -129,7 +144,7 @@ def sayable(value: Any) -> bool:
     return value not in ([], ()) and not (isinstance(value, str) and value in ('None', 'True', 'False'))
 
 
-@quickly(60)
+@quickly(25)
 @given(configs(LanguageModelSAERunnerConfig))
 def test_a_command_line_makes_the_same_config(cfg):
     assume(sayable(cfg.to_dict()))
