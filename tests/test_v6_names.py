@@ -61,3 +61,11 @@ def test_a_conversation_becomes_a_tensor():
     tok.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     ids = tokenize_with_chat_template([dict(role='user', content='hi there')], tok)
     assert ids.tolist() == tok.convert_tokens_to_ids(['hi', 'there'])
+
+
+def test_a_deprecation_points_at_the_line_that_should_change(tmp_path):
+    "Python hides a `DeprecationWarning` that points anywhere else"
+    from sae_workbench import SAE, StandardSAE, StandardSAEConfig
+    StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)).save_model(tmp_path)
+    with pytest.warns(DeprecationWarning, match='load_from_disk') as said: SAE.load_from_pretrained(tmp_path)
+    assert said[0].filename == __file__

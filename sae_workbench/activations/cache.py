@@ -10,7 +10,7 @@ __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'SUMS'
            'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
-import hashlib, math, re, shutil, sys, warnings
+import hashlib, math, re, shutil, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .sources import TensorSource, check_rows
 from .tokens import kept_positions
 from ..core.arguments import Ids, TorchDtype, checked, shown
 from ..core.config import Device, Dtype, as_dtype, dtype_name
-from ..core.errors import ConfigError, DataError, LoadError
+from ..core.errors import ConfigError, DataError, LoadError, warn
 from ..core.files import LARGEST_MANIFEST, file_hash, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import HOLDER, LOCK, check_signature, only_one, signed_manifest
@@ -296,7 +296,7 @@ class SteppedWriter(CacheWriter):
         "Write the last rows and the manifest"
         if self.shard.n: self.cache.add(self.shard)
         if self.limit and self.cache.rows < self.limit:
-            warnings.warn(f"the source ended after {self.cache.rows} of {self.limit} rows", stacklevel=4)
+            warn(f"the source ended after {self.cache.rows} of {self.limit} rows")
         return self.cache.finish()
 
 # %% ../../nbs/activations/cache.ipynb #80075618
@@ -462,7 +462,7 @@ class ReadAgain(TensorSource):
     def __next__(self)->Tensor:
         epoch, x = self.epoch, super().__next__()
         if epoch == 0 < self.epoch:
-            warnings.warn(f"the cache ({len(self.acts)} rows) has been used once; a second epoch begins", stacklevel=2)
+            warn(f"the cache ({len(self.acts)} rows) has been used once; a second epoch begins")
         return x
 
     def mark(self)->str: # 16 hex digits

@@ -6,12 +6,11 @@
 __all__ = ['LayerSource', 'LayerSources']
 
 # %% ../../nbs/activations/layers.ipynb #6cc6bdd0
-import warnings
 from collections.abc import Iterator, Mapping
 from torch import Tensor
 from .sources import SavedModelSource
 from ..core.arguments import checked
-from ..core.errors import ConfigError, NonFiniteError, unknown
+from ..core.errors import ConfigError, NonFiniteError, unknown, warn
 
 # %% ../../nbs/activations/layers.ipynb #a1c7c4e2
 class LayerSource:
@@ -62,9 +61,9 @@ class _Passes:
         self.rows[n] = {k: (x, ids) for k, x in rows.items() if self.in_reach(n, self.layers[k])}
 
     def warn(self, n:int):
-        if not self.warned: warnings.warn(
+        if not self.warned: warn(
             f"a layer is more than max_ahead={self.max_ahead} passes behind another one, so passes are run twice, from "
-            f"number {n} on; take from all layers in step (train_together), or raise max_ahead", stacklevel=5)
+            f"number {n} on; take from all layers in step (train_together), or raise max_ahead")
         self.warned = True
 
 # %% ../../nbs/activations/layers.ipynb #7da658aa

@@ -9,7 +9,7 @@ __all__ = ['TOKENS', 'inputs_mark', 'Batches', 'take_positions', 'TokenChoice', 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-import hashlib, warnings
+import hashlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .sources import HookedModel, SavedModelSource, check_about, check_rows
 from ..core.arguments import TorchDtype, checked
 from ..core.batches import first_of
 from ..core.config import Device, as_dtype
-from ..core.errors import ConfigError, DataError, HookError, unknown
+from ..core.errors import ConfigError, DataError, HookError, unknown, warn
 from ..core.seeds import derive, stream
 
 # %% ../../nbs/activations/modules.ipynb #0e04fe6e
@@ -177,7 +177,7 @@ class Batches(_Position):
         if epochs is not None and epochs < 1: raise ConfigError(f"epochs={epochs} must be at least 1, or None for ever")
         self.epochs = epochs
         if self.cannot_resume:
-            warnings.warn(f"a run cannot be resumed exactly, because {self.cannot_resume}", stacklevel=4)
+            warn(f"a run cannot be resumed exactly, because {self.cannot_resume}")
 
     def __iter__(self): return self
     def __next__(self):
@@ -262,8 +262,8 @@ class _Choice:
     def look_for_padding(self, x:Tensor, mask:Tensor|None):
         "A warning, on the first batch, if there is padding that nobody leaves out"
         if self.look and mask is not None and mask.shape == x.shape[:-1] and not mask.all():
-            warnings.warn(f"{self.mask!r} marks padding in the inputs, and tokens='all' takes it for data; "
-                          "tokens='mask' leaves it out", stacklevel=2)
+            warn(f"{self.mask!r} marks padding in the inputs, and tokens='all' takes it for data; "
+                 "tokens='mask' leaves it out")
         self.look = False
 
 # %% ../../nbs/activations/modules.ipynb #b7000006
@@ -341,8 +341,8 @@ class ModuleActivations(_ModuleRun):
         "Warn, once, where nothing says which dimension holds the vectors: behind a one-dimensional convolution"
         if self.sure or x.ndim != 3 or any(True for _ in self.hooks[name].module.parameters()): return
         self.sure = True
-        warnings.warn(f"activations at {name!r} of shape {tuple(x.shape)} are read as (inputs, positions, channels); "
-                      "behind a Conv1d they may be (inputs, channels, positions): then give channel_dim=1, else -1")
+        warn(f"activations at {name!r} of shape {tuple(x.shape)} are read as (inputs, positions, channels); "
+             "behind a Conv1d they may be (inputs, channels, positions): then give channel_dim=1, else -1")
 
     def rows_by_hook(self,
         batch, # As it comes from the inputs

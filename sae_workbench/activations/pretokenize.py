@@ -7,7 +7,7 @@ __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts
            'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner', 'pretokenize_runner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
-import hashlib, json, os, tempfile, warnings
+import hashlib, json, os, tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from .tokens import open_dataset, open_rows, special_token
 from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
-from ..core.errors import DataError
+from ..core.errors import DataError, warn
 from ..core.files import read_json, write_json
 from ..core.output import say
 from ..core.plain import differences
@@ -141,8 +141,8 @@ def check_pretokenized(
                         "whose vocabulary is not that of this model's tokenizer")
     for k, here in options.items():
         if there.get(k, here) != here:
-            warnings.warn(f"{path} was tokenised with {k}={there[k]!r}, this run says {here!r}; "
-                          "its tokens are used as they are", stacklevel=3)
+            warn(f"{path} was tokenised with {k}={there[k]!r}, this run says {here!r}; "
+                 "its tokens are used as they are")
 
 # %% ../../nbs/activations/pretokenize.ipynb #2bc5d84c
 def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):

@@ -8,7 +8,7 @@ __all__ = ['ActivationSource', 'check_rows', 'TensorSource', 'evaluating', 'Hook
            'LanguageModelSource']
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
-import hashlib, math, threading, warnings
+import hashlib, math, threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +22,7 @@ from .tokens import ContextIterator, kept_positions, special_token_ids
 from ..core.arguments import TorchDtype, checked
 from ..core.capture import capture
 from ..core.config import Count, Device
-from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
+from ..core.errors import ConfigError, DataError, HookError, NonFiniteError, warn
 from ..core.hooks import only_own_hooks
 from ..core.points import resolve
 from ..core.plain import differences
@@ -347,9 +347,9 @@ class ContextSource(SavedModelSource):
         super().__init__(activations, contexts)
         self.contexts, self.batch_size = contexts, batch_size_prompts
         check_length(activations.model, contexts.context_size)
-        if contexts.epochs is None and not contexts.holds(batch_size_prompts): warnings.warn(
+        if contexts.epochs is None and not contexts.holds(batch_size_prompts): warn(
             f"{contexts.told()}: a batch for the model, batch_size_prompts={batch_size_prompts}, has some of them "
-            "more than once; lower it, or use more data or shorter contexts", stacklevel=3)
+            "more than once; lower it, or use more data or shorter contexts")
 
     def about(self)->dict[str, Any]: # Plain data
         return super().about() | dict(batch_size_prompts=self.batch_size)

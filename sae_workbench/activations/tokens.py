@@ -11,7 +11,7 @@ __all__ = ['SpecialToken', 'TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FIL
            'SavedContexts', 'TokenContexts']
 
 # %% ../../nbs/activations/tokens.ipynb #9df8848d
-import copy, hashlib, warnings
+import copy, hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ from torch import Tensor
 from .chats import CHAT_KEYS, SIDES, encode_chat
 from ..core.arguments import Tokenizer, checked
 from ..core.config import Count, Natural
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError, DataError, warn
 
 # %% ../../nbs/activations/tokens.ipynb #d2b20acf
 class OpenContext:
@@ -420,8 +420,8 @@ def _check_values(kind:str, values:Sequence, row:int):
             raise DataError(f"row {row + i} of the dataset is {type(v).__name__}, not a text")
 
 def _say_empty(row:int):
-    warnings.warn(f"row {row} of the dataset is a conversation in which nothing is said; "
-                  "it and others like it are left out", stacklevel=4)
+    warn(f"row {row} of the dataset is a conversation in which nothing is said; "
+         "it and others like it are left out")
 
 def make_contexts(
     maker:ContextMaker, # How
@@ -499,8 +499,8 @@ class ContextIterator(ChunkReader):
         "Start the next epoch"
         if self.epoch == 0:
             empty = f", {n} of them left out as empty" if (n := self.maker.empty) else ''
-            warnings.warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
-                          "a second epoch begins", stacklevel=3)
+            warn(f"the dataset ({self.n_rows} rows{empty}, {self.made} contexts) has been used once; "
+                 "a second epoch begins")
         self.start_epoch(self.epoch + 1)
         self.require(1)
 

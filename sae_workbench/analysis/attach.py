@@ -7,7 +7,7 @@ __all__ = ['AnSAE', 'Positions', 'WhichLatents', 'Values', 'check_sae', 'place_o
            'intervene']
 
 # %% ../../nbs/analysis/attach.ipynb #2c23dde9
-import inspect, threading, warnings
+import inspect, threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pydantic import BeforeValidator
 from ..core.arguments import checked, shown
 from ..core.capture import replacing
-from ..core.errors import ConfigError, DataError, HookError, unknown
+from ..core.errors import ConfigError, DataError, HookError, unknown, warn
 from ..core.hooks import hanging, hooks_here
 from ..core.points import resolve, same_tensor
 from ..saes.base import SAE
@@ -48,8 +48,8 @@ def _known(model:nn.Module, sae:SAE)->tuple[str, str]:
     for (pair, points), (other, others) in zip(found, found[1:]):
         if all(same_tensor(model, a, b) for a, b in zip(points, others)): continue
         taken, left = (' to '.join(dict.fromkeys(p)) for p in (pair, other))
-        warnings.warn(f"the SAE's metadata names two places that differ in this model: {taken!r} is taken, not {left!r}; "
-                      "name=… decides", stacklevel=4)
+        warn(f"the SAE's metadata names two places that differ in this model: {taken!r} is taken, not {left!r}; "
+             "name=… decides")
     return found[0][0]
 
 def _both_sides(model:nn.Module, name:str)->tuple[str, str]:
@@ -85,7 +85,7 @@ def _warn_of_origin(model:nn.Module, sae:SAE, read:str|None):
         except (ConfigError, HookError): read = None   # the metadata's names are not this model's
     name = _name(model, 'cfg', 'model_name') or _name(model, 'config', '_name_or_path')
     said = origin_differences(sae.cfg, name, read, _name(model, 'tokenizer', 'name_or_path'))
-    if said: warnings.warn(f"this {type(sae).__name__} was {'; it was '.join(said)}", UserWarning, stacklevel=5)
+    if said: warn(f"this {type(sae).__name__} was {'; it was '.join(said)}")
 
 # %% ../../nbs/analysis/attach.ipynb #40a43627
 def _join(x:Tensor, width:int, joins:bool)->Tensor:

@@ -6,7 +6,7 @@
 __all__ = ['SAEMethods']
 
 # %% ../../nbs/analysis/bridge.ipynb #368330c3
-import threading, warnings
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, check_sae, place_of
-from ..core.errors import ConfigError, DataError, HookError, did_you_mean
+from ..core.errors import ConfigError, DataError, HookError, did_you_mean, warn
 from ..core.hooks import hanging, hooks_here, is_hooked
 from ..core.points import resolve
 from ..saes.base import SAE
@@ -151,7 +151,7 @@ class _Added(_Places):
     def _at(self, name:str)->list[_Placed]:
         point = resolve(self, name).module
         found = [p for p in self._in_place if p.at[0] is point] or [p for p in self._in_place if p.at[1] is point]
-        if not found: warnings.warn(f"no SAE is at {name!r}: there is nothing to reset", stacklevel=3)
+        if not found: warn(f"no SAE is at {name!r}: there is nothing to reset")
         return found
 
 # %% ../../nbs/analysis/bridge.ipynb #bfe1c3ac

@@ -6,11 +6,11 @@
 __all__ = ['EARLIER', 'free_name', 'put_aside', 'move_aside', 'workplace']
 
 # %% ../../nbs/core/aside.ipynb #de07998b
-import itertools, os, shutil, warnings
+import itertools, os, shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from .errors import ConfigError
+from .errors import ConfigError, warn
 from .folders import HOLDER, LOCK, only_one, remove
 
 # %% ../../nbs/core/aside.ipynb #20f0ce7b
@@ -25,12 +25,11 @@ def free_name(
 def put_aside(
     path:str|Path, # A file that is there
     why:str, # Why it is not written over, for the warning
-    stacklevel:int=3, # Of the warning
 )->Path: # Where it is now
     "Keep a file under another name, and say so"
     aside = free_name(path)
     Path(path).rename(aside)
-    warnings.warn(f"{path}: {why}; it is kept as {aside.name}", stacklevel=stacklevel)
+    warn(f"{path}: {why}; it is kept as {aside.name}")
     return aside
 
 # %% ../../nbs/core/aside.ipynb #3326c32d

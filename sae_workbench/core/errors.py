@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'shown', 'SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
-           'UploadError', 'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown']
+           'UploadError', 'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown', 'warn']
 
 # %% ../../nbs/core/errors.ipynb #74b872a9
-import re
+import re, sys, warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from .private import scrub
@@ -86,3 +86,16 @@ def unknown(
     elif choices==['']: tail = " (there is only one, without a name: leave it out)"
     else: tail = f" ({', '.join(choices)})" if len(choices) <= show else f" ({len(choices)} are known)"
     return f"unknown {kind} {name!r}{did_you_mean(name, choices)}{tail}"
+
+# %% ../../nbs/core/errors.ipynb #b812843f
+_BETWEEN = {'sae_workbench', 'torch', 'contextlib', 'functools'}   # packages whose lines are not the user's
+
+def warn(
+    message:str, # What the user should know
+    category:type[Warning]=UserWarning, # As in `warnings.warn`
+):
+    "`warnings.warn` at the line of the user's that led here"
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

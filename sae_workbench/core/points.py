@@ -7,14 +7,14 @@ __all__ = ['WRAPPERS', 'ROOTS', 'GPT2', 'NEOX', 'GEMMA', 'LLAMA_LIKE', 'FAMILIES
            'unwrapped', 'Family', 'Decoder', 'decoder_of', 'resolve', 'same_tensor']
 
 # %% ../../nbs/core/points.ipynb #e56015b3
-import re, warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from .errors import HookError, unknown
+from .errors import HookError, unknown, warn
 
 # %% ../../nbs/core/points.ipynb #cc78b55b
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def _translated(decoder:Decoder, name:str)->Point|None:
     if point is None: raise _missing(decoder, name, layer, what)
     if what=='hook_mlp_in':
         norm = f'{decoder.path}.{layer}.{decoder.family.ln2}'
-        warnings.warn(f"{name!r} is the residual stream before the norm {norm}, as in TransformerLens; what the MLP "
-                      f"reads behind that norm is 'blocks.{layer}.mlp.hook_in'", stacklevel=4)
+        warn(f"{name!r} is the residual stream before the norm {norm}, as in TransformerLens; what the MLP "
+             f"reads behind that norm is 'blocks.{layer}.mlp.hook_in'")
     return point
 
 # %% ../../nbs/core/points.ipynb #9c83cd7c

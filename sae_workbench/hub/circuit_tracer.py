@@ -6,13 +6,13 @@
 __all__ = ['MwhannaTranscoder', 'save_transcoder_set', 'CircuitTracerSet', 'CLTLayer']
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #3daf0e2c
-import re, warnings
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from torch import Tensor
 from ..core.arguments import checked
-from ..core.errors import ConfigError, LoadError
+from ..core.errors import ConfigError, LoadError, warn
 from ..core.files import check_finite, write_tensors, write_text
 from ..core.folders import together
 from ..core.private import shareable
@@ -154,8 +154,8 @@ class CLTLayer(Format):
         return _transcoder(raw, i, f'threshold_{i}' in shapes, False, d_in, d_sae, d_out)
 
     def state(self, t, raw):
-        warnings.warn(f"{raw.where}: one layer of a cross-layer transcoder: its latents are right, its output is the "
-                      "sum of what they write to all layers, not a reconstruction", UserWarning, stacklevel=2)
+        warn(f"{raw.where}: one layer of a cross-layer transcoder: its latents are right, its output is the "
+             "sum of what they write to all layers, not a reconstruction")
         i = int(raw.path)
         state = dict(W_enc=t[f'W_enc_{i}'].T.contiguous(), W_dec=t[f'W_dec_{i}'].sum(1), b_enc=t[f'b_enc_{i}'],
                      b_dec=t[f'b_dec_{i}'])

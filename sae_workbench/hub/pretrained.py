@@ -6,14 +6,14 @@
 __all__ = ['Source', 'locate', 'load_pretrained']
 
 # %% ../../nbs/hub/pretrained.ipynb #f219e2aa
-import re, warnings
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from torch import Tensor
 from ..core.arguments import checked
 from ..core.config import DTYPES, check_device, device_name, dtype_name
-from ..core.errors import ConfigError, unknown
+from ..core.errors import ConfigError, unknown, warn
 from ..core.registry import get_sae_class
 from .formats import Format, ReadSAE, detect_format, fold_scale, read_sae
 from .legacy import modern_config
@@ -86,9 +86,8 @@ def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     "Fold the factor of the training activations, if the SAE expects one"
     if read.cfg.get('normalize_activations') != 'expected_average_only_in': return read
     if entry is None or entry.scale is None:
-        warnings.warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is "
-                      "nowhere: the SAE expects activations that are scaled to a mean norm of sqrt(d_in)",
-                      UserWarning, stacklevel=2)
+        warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is "
+             "nowhere: the SAE expects activations that are scaled to a mean norm of sqrt(d_in)")
         return read
     tensors = fold_scale(read.tensors, entry.scale)
     return read._replace(cfg=read.cfg | dict(normalize_activations='none'), tensors=tensors)

@@ -9,7 +9,7 @@ __all__ = ['NEURONPEDIA_DOMAIN', 'PretrainedSAELookup', 'get_pretrained_saes_dir
            'open_neuronpedia_feature_dashboard', 'get_neuronpedia_feature', 'neuronpedia_id']
 
 # %% ../../nbs/hub/registry.ipynb #c91f4cc6
-import gzip, json, re, warnings, webbrowser
+import gzip, json, re, webbrowser
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -18,7 +18,7 @@ from urllib import request
 from urllib.parse import quote
 from ..core.arguments import checked
 from ..core.config import Natural
-from ..core.errors import ConfigError, unknown
+from ..core.errors import ConfigError, unknown, warn
 from ..saes.base import SAE
 
 # %% ../../nbs/hub/registry.ipynb #49b501ba
@@ -209,7 +209,7 @@ def search(
     rows = [(*r.entry[:2], r.entry.model, r.layer, r.width, r.entry.l0, r.entry.neuronpedia, r.entry.format)
             for s, r in scored if s==best and best > 0]
     if 0 < best < len(words) + (layer is not None):
-        warnings.warn(f"no published SAE fits all of {query!r}; these fit the most of it", UserWarning, stacklevel=2)
+        warn(f"no published SAE fits all of {query!r}; these fit the most of it")
     names = ['release', 'sae_id', 'model', 'layer', 'width', 'l0', 'neuronpedia', 'format']
     return DataFrame(rows[:limit], columns=names).astype({'layer': 'Int64'})
 

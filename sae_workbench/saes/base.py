@@ -8,7 +8,7 @@ __all__ = ['FORMAT_VERSION', 'NOT_IN_V6', 'FACTS', 'Normalization', 'READ_ELSEWH
            'own_options', 'one_line', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
-import re, threading, warnings
+import re, threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.arguments import checked, floats
 from ..core.config import Config, Count, Device, Dtype, Positive
 from ..core.config import as_dtype, check_device, dtype_name, from_plain, plain
-from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError, warn
 from ..core.files import check_finite, not_finite, overflowing, read_json, read_tensors
 from ..core.files import check_inside, write_json, write_tensors
 from ..core.folders import settle, together
@@ -436,8 +436,7 @@ def say_who_opens(
 ):
     "A warning where SAELens cannot read what was written"
     if architecture not in NOT_IN_V6: return
-    warnings.warn(f"the layout is SAELens's, but SAELens has no {architecture!r}: sae_workbench alone opens this folder",
-                  UserWarning, stacklevel=5)
+    warn(f"the layout is SAELens's, but SAELens has no {architecture!r}: sae_workbench alone opens this folder")
 
 class _Saved(_Folding):
     "Writing the folder"
@@ -580,16 +579,16 @@ class _PretrainedParts(_Pretrained):
 class _AsTuple(_PretrainedParts):
     "The old tuple (SAE, config, sparsity), and the old name for a folder"
     def _old_tuple(self)->tuple:
-        warnings.warn("SAE.from_pretrained() returns just the SAE: unpacking or indexing it is deprecated. Use "
-                      "SAE.from_pretrained_with_cfg_and_sparsity() for the config and the sparsity as well",
-                      DeprecationWarning, stacklevel=3)
+        warn("SAE.from_pretrained() returns just the SAE: unpacking or indexing it is deprecated. Use "
+             "SAE.from_pretrained_with_cfg_and_sparsity() for the config and the sparsity as well",
+             DeprecationWarning)
         return self, self.cfg.to_dict(), None
 
     @classmethod
     @checked
     def load_from_pretrained(cls, path:str|Path, device:Device='cpu', dtype:Dtype|None=None)->'SAE':
         "The old name of `load_from_disk`"
-        warnings.warn("SAE.load_from_pretrained() is now called SAE.load_from_disk()", DeprecationWarning, stacklevel=2)
+        warn("SAE.load_from_pretrained() is now called SAE.load_from_disk()", DeprecationWarning)
         return cls.load_from_disk(path, device, dtype)
 
     def __getitem__(self, index:int): return self._old_tuple()[index]

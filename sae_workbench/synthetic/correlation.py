@@ -9,7 +9,7 @@ __all__ = ['CorrelationMatrixInput', 'SMALLEST_DIAGONAL', 'LowRankCorrelationMat
            'compute_correlation_matrix_stats', 'compute_low_rank_correlation_matrix_stats']
 
 # %% ../../nbs/synthetic/correlation.ipynb #8879303b
-import random, warnings
+import random
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from ..core.arguments import Rows, TorchDtype, checked
 from ..core.config import Count, Fraction, NonNegative
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, warn
 from .firing_probabilities import own_generator
 
 # %% ../../nbs/synthetic/correlation.ipynb #6203ee8e
@@ -42,8 +42,8 @@ def generate_random_low_rank_correlation_matrix(
     factor = correlation_scale*torch.randn(num_features, rank, generator=own_generator(seed))
     shared = factor.pow(2).sum(1)
     if (n := int((shared > 1 - SMALLEST_DIAGONAL).sum())):
-        warnings.warn(f"correlation_scale={correlation_scale:g} is large for rank={rank}: {n} of {num_features} features "
-                      "would share more than their whole variance and were scaled down", stacklevel=4)
+        warn(f"correlation_scale={correlation_scale:g} is large for rank={rank}: {n} of {num_features} features "
+             "would share more than their whole variance and were scaled down")
         factor = factor*((1 - SMALLEST_DIAGONAL)/shared.clamp(min=1e-12)).sqrt().clamp(max=1)[:, None]
         shared = factor.pow(2).sum(1)
     diag = (1 - shared).clamp(min=SMALLEST_DIAGONAL)

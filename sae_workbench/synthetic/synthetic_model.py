@@ -8,13 +8,12 @@ __all__ = ['SYNTHETIC_MODEL_CONFIG_FILENAME', 'SYNTHETIC_MODEL_WEIGHTS_FILENAME'
            'make_correlation', 'make_probabilities', 'make_generator', 'read_model', 'SyntheticModel']
 
 # %% ../../nbs/synthetic/synthetic_model.ipynb #05b88a3a
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core.config import Config, Count, Dtype, Natural, NonNegative, Positive
-from ..core.errors import ConfigError, LoadError
+from ..core.errors import ConfigError, LoadError, warn
 from ..core.files import read_json, read_tensors, write_json, write_tensors
 from ..core.folders import together
 from ..hub.places import Folder, Hub, Place, safe_name
@@ -78,8 +77,8 @@ def make_probabilities(cfg:SyntheticModelConfig, hierarchy:Hierarchy|None)->Tens
     if hierarchy is None or not cfg.hierarchy or not cfg.hierarchy.compensate_probabilities: return p
     raised = p*hierarchy.compute_probability_correction_factors(p)
     if (n := int((raised > 1).sum())):
-        warnings.warn(f"{n} features would need a probability above 1 to make up for the hierarchy; they get 1, "
-                      "and fire less often than the config says", stacklevel=4)
+        warn(f"{n} features would need a probability above 1 to make up for the hierarchy; they get 1, "
+             "and fire less often than the config says")
     return raised.clamp(max=1)
 
 def make_generator(
@@ -189,8 +188,8 @@ class SyntheticModel(nn.Module):
         path, cfg, tensors = Path(path), self.cfg, dict(self.feature_dict.state_dict())
         drawn = [k for k in ('std', 'mean') if isinstance(getattr(cfg, f'{k}_firing_magnitudes'), MagnitudeConfig)]
         if drawn and cfg.seed is None:
-            warnings.warn("seed=None: files do not hold magnitudes, so a rule that draws them gives others when the model "
-                          "is loaded; set a seed", stacklevel=2)
+            warn("seed=None: files do not hold magnitudes, so a rule that draws them gives others when the model "
+                 "is loaded; set a seed")
         tensors['firing_probabilities'] = self.activation_generator.firing_probabilities
         if self.correlation_matrix is not None: tensors |= LowRankCorrelationMatrix(*self.correlation_matrix)._asdict()
         trees = SYNTHETIC_MODEL_HIERARCHY_FILENAME

@@ -6,7 +6,7 @@
 __all__ = ['density_counts', 'JSONLLogger', 'read_log', 'bar_text', 'ProgressBar']
 
 # %% ../../nbs/training/callbacks.ipynb #a7dcc7ea
-import hashlib, json, math, time, warnings
+import hashlib, json, math, time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ..core.arguments import checked
 from ..core.aside import put_aside
-from ..core.errors import LoadError
+from ..core.errors import LoadError, warn
 from ..core.files import sync
 from ..core.output import Bar, say
 from .trainer import Callback
@@ -48,18 +48,18 @@ class _LogFile:
 
     def begin_again(self):
         "What was written is gone"
-        warnings.warn(f"{self.path}: somebody deleted or shortened the log; it begins again", stacklevel=6)
+        warn(f"{self.path}: somebody deleted or shortened the log; it begins again")
         self.put_aside("not what the run wrote")
         self.begin()
 
     def complain(self, e:OSError):
-        if not self.warned: warnings.warn(f"{self.path}: {e}; the log's lines wait in memory", stacklevel=6)
+        if not self.warned: warn(f"{self.path}: {e}; the log's lines wait in memory")
         self.warned = True
 
     def put_aside(self, why:str):
         "Keep a file of others under another name"
         if not self.path.exists() or not self.path.stat().st_size: return
-        put_aside(self.path, why, stacklevel=7)
+        put_aside(self.path, why)
 
 # %% ../../nbs/training/callbacks.ipynb #45c461d2
 def density_counts(

@@ -6,14 +6,14 @@
 __all__ = ['CHANGES_FILE', 'configured', 'check_change', 'Changes', 'changes_of']
 
 # %% ../../nbs/training/changes.ipynb #62d4d7fc
-import math, warnings
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from ..core.arguments import checked, shown
 from ..core.aside import put_aside
-from ..core.errors import ConfigError, DataError, LoadError, unknown
+from ..core.errors import ConfigError, DataError, LoadError, unknown, warn
 from ..core.files import read_json, write_json
 from .checkpoint import ATrainer, Checkpointing
 
@@ -95,14 +95,14 @@ class _OnDisk(_Record):
     def _write(self, trainer):
         if (path := self._file(trainer)) is None: return
         try: write_json(path, dict(changes=self.made + self.to_come))
-        except OSError as e: warnings.warn(f"{path} could not be written ({e}); the next checkpoint has the change")
+        except OSError as e: warn(f"{path} could not be written ({e}); the next checkpoint has the change")
 
     def _read(self, trainer)->list[dict]:
         path = self._file(trainer)
         if path is None or not path.is_file(): return []
         if self.fresh: return put_aside(path, "the changes of another run") and []
         try: return read_json(path)['changes']
-        except (LoadError, KeyError) as e: warnings.warn(f"{e}; changes after the checkpoint are not made again")
+        except (LoadError, KeyError) as e: warn(f"{e}; changes after the checkpoint are not made again")
         return []
 
 # %% ../../nbs/training/changes.ipynb #fa1c26bf
@@ -111,8 +111,8 @@ class Changes(_OnDisk):
     def _counts(self, trainer, c:dict)->bool:
         config = configured(trainer)
         if c['name'] in config and c.get('config') in (None, config[c['name']]): return True
-        warnings.warn(f"{c['name']} is {config.get(c['name'])} by the config, which was {c['config']} when it was "
-                      f"changed to {c['value']} at step {c['step']}: the config counts")
+        warn(f"{c['name']} is {config.get(c['name'])} by the config, which was {c['config']} when it was "
+             f"changed to {c['value']} at step {c['step']}: the config counts")
         return False
 
     def _note(self, trainer):

@@ -9,7 +9,7 @@ __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 
            'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
-import itertools, os, re, warnings
+import itertools, os, re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from ..core.arguments import checked, having
 from ..core.aside import put_aside
-from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown
+from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown, warn
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import check_folder, check_place, is_held, only_one, read_manifest, remove
@@ -177,14 +177,14 @@ def load_v6_checkpoint(
     trainer.sae.load_weights_from_checkpoint(path)
     if not (store is not None and hasattr(store, 'skip_rows') and (path/STORE_FILE).is_file()): return
     store.skip_rows(int(read_tensors(path/STORE_FILE)['n_dataset_processed']))
-    warnings.warn(f"{path} is a checkpoint of SAELens v6, without its buffer: the data go on behind the rows that were "
-                  "read, in another mixture", stacklevel=3)
+    warn(f"{path} is a checkpoint of SAELens v6, without its buffer: the data go on behind the rows that were "
+         "read, in another mixture")
 
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
 def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
     k = next(k for k in LENGTH if k in now)
-    warnings.warn(f"{path} is of a run with {k}={saved[k]:_}, which now goes on to {now[k]:_}. " +
-                  schedule_change(saved, now, trainer.n_training_steps), stacklevel=4)
+    warn(f"{path} is of a run with {k}={saved[k]:_}, which now goes on to {now[k]:_}. " +
+         schedule_change(saved, now, trainer.n_training_steps))
     if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
     trainer.folded = False   # the run had ended, and with it the scaling of its activations
     if normalize != 'expected_average_only_in': return
@@ -215,7 +215,7 @@ def load_checkpoint(
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
     if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, normalize)
     if store is None: return
-    if new_data: return warnings.warn(f"the data begin again, because {', '.join(new_data)} changed", stacklevel=2)
+    if new_data: return warn(f"the data begin again, because {', '.join(new_data)} changed")
     store.load_state_dict(read_state(path/STORE_FILE))
 
 # %% ../../nbs/training/checkpoint.ipynb #70b050ef
@@ -263,7 +263,7 @@ class _Folder:
         "The latest checkpoint that is whole; a warning for each that is passed over"
         for path in self.all():
             try: check_folder(path)
-            except LoadError as e: warnings.warn(f"damaged checkpoint passed over: {e}", stacklevel=2)
+            except LoadError as e: warn(f"damaged checkpoint passed over: {e}")
             else: return path
 
 @checked
@@ -297,7 +297,7 @@ class Checkpoints(_Folder):
         path = next(p for n in names if is_of_run(p := self.folder/n, trainer.run_id) or not os.path.lexists(p))
         if path.exists() and not self._is_good(path): remove(path)   # damaged since this run wrote it
         if path.name != name and not path.exists():
-            warnings.warn(f"{self.folder/name} is not a checkpoint of this run, so it stays; this run's is {path.name}")
+            warn(f"{self.folder/name} is not a checkpoint of this run, so it stays; this run's is {path.name}")
         return path
 
     def _is_good(self, path:Path)->bool:
@@ -313,7 +313,7 @@ class Checkpoints(_Folder):
             error = SaveError(says)
             error.checkpoint = there
             raise error from e
-        warnings.warn(f"{says}. The run goes on", stacklevel=4)
+        warn(f"{says}. The run goes on")
 
     def _forget(self, new:Path, run:str):
         "Delete old ones of the run; renamed first, so that one that is half deleted does not look like a checkpoint"
@@ -381,15 +381,15 @@ class _Wanted:
 
     def look_at(self, data):
         "A warning if there is no way back to a position in the data"
-        if (why := cannot_go_back(data)): warnings.warn(
-            f"{why}: the checkpoints will hold the SAE, but no run can go on from them exactly", stacklevel=4)
+        if (why := cannot_go_back(data)): warn(
+            f"{why}: the checkpoints will hold the SAE, but no run can go on from them exactly")
 
     def note(self, trainer, **state):
         config = trainer.cfg.to_dict() if self.run_config is None else self.run_config
         path = self.checkpoints.folder/RUN_NOTE
         if path.exists() and noted(path.parent) is None: put_aside(path, "not what a run has noted")
         try: write_json(path, dict(run=trainer.run_id, config=config) | state)
-        except OSError as e: warnings.warn(f"{self.checkpoints.folder/RUN_NOTE} could not be written ({e})")
+        except OSError as e: warn(f"{self.checkpoints.folder/RUN_NOTE} could not be written ({e})")
 
 # %% ../../nbs/training/checkpoint.ipynb #3a7e6b6e
 class _Held(_Wanted):
@@ -495,7 +495,7 @@ def _said(folder:Path)->tuple[dict, bool]|None: # Config, and whether it has end
     except (LoadError, KeyError, TypeError) as e:
         there = [p/RUN_FILE for p in Checkpoints(folder).all() if (p/RUN_FILE).is_file()]
         if there or (folder/RUN_NOTE).exists():
-            warnings.warn(f"{folder/RUN_NOTE} is missing or damaged ({e}): the run is known by its checkpoints only")
+            warn(f"{folder/RUN_NOTE} is missing or damaged ({e}): the run is known by its checkpoints only")
     for file in there:   # whether it has ended nobody knows; it stands in no other run's way
         with suppress(LoadError): return read_json(file), True
 

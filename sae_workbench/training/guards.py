@@ -6,12 +6,11 @@
 __all__ = ['position_text', 'check_batch', 'cause', 'Skips', 'Guards']
 
 # %% ../../nbs/training/guards.ipynb #6513270e
-import warnings
 from collections import deque
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.errors import DataError, NonFiniteError
+from ..core.errors import DataError, NonFiniteError, warn
 from ..core.files import not_finite
 from ..saes.training import TrainingSAE, TrainStepOutput
 
@@ -80,7 +79,7 @@ class Skips:
         self.total, self.in_a_row, self.last = self.total + 1, self.in_a_row + 1, step
         if self.in_a_row > self.most: raise NonFiniteError(f"{e}; {self.most} before it were skipped") from None
         if self.total > 1: return
-        warnings.warn(f"skipped (on_nonfinite='skip'; later ones are counted only): {e}", stacklevel=4)
+        warn(f"skipped (on_nonfinite='skip'; later ones are counted only): {e}")
 
     def state_dict(self)->dict: return dict(total=self.total, in_a_row=self.in_a_row, last=self.last)
     def load_state_dict(self, state:dict):
@@ -94,7 +93,7 @@ class _Told:
     def tell(self, trainer, name:str, text:str):
         if name in self.told: return
         self.told.append(name)
-        warnings.warn(f"step {trainer.n_training_steps}: {text}", stacklevel=6)
+        warn(f"step {trainer.n_training_steps}: {text}")
 
 def _is_late(trainer)->bool:
     "Whether a run should have become good by now"

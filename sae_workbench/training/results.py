@@ -6,13 +6,12 @@
 __all__ = ['LOG_FILE', 'METRICS_FILE', 'CARD_FILE', 'ID_FILE', 'RESULTS', 'ABOUT', 'write_sae', 'write_metrics', 'keep_earlier']
 
 # %% ../../nbs/training/results.ipynb #af537b63
-import warnings
 from pathlib import Path
 from typing import Any
 from torch import Tensor
 from ..core.aside import move_aside
 from ..core.files import read_json, write_json, write_tensors, write_text
-from ..core.errors import LoadError, SaveError
+from ..core.errors import LoadError, SaveError, warn
 from ..core.folders import together
 from ..core.private import shareable
 from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
@@ -74,6 +73,6 @@ def keep_earlier(
     if not names: return None
     place = move_aside(folder, names if own_log else [*names, LOG_FILE])
     what = 'the SAE of another run' if WEIGHTS_FILE in names else ', '.join(names)
-    warnings.warn(f"{folder} holds {what}; it is kept in {place}. A folder of its own (output_path) for each "
-                  "run saves the moving", stacklevel=3)
+    warn(f"{folder} holds {what}; it is kept in {place}. A folder of its own (output_path) for each "
+         "run saves the moving")
     return place

@@ -6,7 +6,7 @@
 __all__ = ['UNSAVED', 'check_rows_of', 'runs_folder', 'LanguageModelSAETrainingRunner', 'SAETrainingRunner']
 
 # %% ../../nbs/training/runner.ipynb #faccf31b
-import threading, warnings
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -16,7 +16,7 @@ from types import GenericAlias
 import torch
 from torch import Tensor, nn
 from ..core.arguments import checked
-from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError
+from ..core.errors import ConfigError, DataError, LoadError, NonFiniteError, warn
 from ..core.folders import check_place, only_one, remove_temporaries
 from ..core.output import say
 from ..core.private import without_secrets
@@ -49,9 +49,9 @@ def check_rows_of(
     batches = most_norm_batches(cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
     norm = estimated*batches*cfg.train_batch_size_tokens
     if (have := manifest['rows']) >= norm + cfg.training_tokens: return
-    warnings.warn(f"the cache holds {have:,} rows, and the run reads {norm + cfg.training_tokens:,}"
-                  + f" ({norm:,} of them for n_batches_for_norm_estimate)"*bool(norm)
-                  + ": they are read again, where a run on the live model goes on in its data")
+    warn(f"the cache holds {have:,} rows, and the run reads {norm + cfg.training_tokens:,}"
+         + f" ({norm:,} of them for n_batches_for_norm_estimate)"*bool(norm)
+         + ": they are read again, where a run on the live model goes on in its data")
 
 # %% ../../nbs/training/runner.ipynb #a41a4dfa
 class _Making:
@@ -208,7 +208,7 @@ class _Preparing(_Parts):
         "Settle where this run's checkpoints are"
         cfg, self.checkpoint_folder = self.cfg, None
         if cfg.checkpoint_path is None: return False
-        if cfg.resume=='auto' and not cfg.n_checkpoints: warnings.warn(UNSAVED)
+        if cfg.resume=='auto' and not cfg.n_checkpoints: warn(UNSAVED)
         runs = runs_folder(self.place/cfg.checkpoint_path)
         if auto: self.checkpoint_folder = find_run(runs, cfg.to_dict(), cfg.resume_overrides or ())
         if self.checkpoint_folder is not None: return True
@@ -389,8 +389,8 @@ class LanguageModelSAETrainingRunner(_Stopped):
         found = {k.removeprefix('eval/'): v for k, v in self.trainer.evaluate().items()}
         metrics = {k: v for k, v in found.items() if isfinite(v)}
         if bad := found.keys() - metrics.keys():
-            warnings.warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
-                          "the model's activations or losses on its contexts are not finite", stacklevel=4)
+            warn(f"the last evaluation gave NaN or infinity for {', '.join(sorted(bad))}, which are left out: "
+                 "the model's activations or losses on its contexts are not finite")
         return metrics
 
     def _say(self, m:dict[str, float], tokens:int, path:Path):
@@ -405,6 +405,5 @@ class LanguageModelSAETrainingRunner(_Stopped):
 class SAETrainingRunner(LanguageModelSAETrainingRunner):
     "The name before v6 of `LanguageModelSAETrainingRunner`"
     def __init__(self, *args, **kwargs):
-        warnings.warn("SAETrainingRunner is now called LanguageModelSAETrainingRunner",
-                      DeprecationWarning, stacklevel=2)
+        warn("SAETrainingRunner is now called LanguageModelSAETrainingRunner", DeprecationWarning)
         super().__init__(*args, **kwargs)

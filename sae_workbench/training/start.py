@@ -6,13 +6,12 @@
 __all__ = ['FIXED', 'FRESH', 'PLACES', 'unfit', 'start_from', 'check_override']
 
 # %% ../../nbs/training/start.ipynb #067955e0
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, warn
 from ..core.plain import differences
 from ..saes.base import read_sae_folder
 from ..saes.training import TrainingSAE, TrainingSAEConfig
@@ -81,7 +80,7 @@ def _no_effect(config:TrainingSAEConfig)->list[str]:
 
 def _warn(path, inference:list[str], no_effect:list[str]):
     if (lines := inference + no_effect):
-        warnings.warn(f"from_pretrained_path={str(path)!r}: {'; '.join(lines)}", stacklevel=4)
+        warn(f"from_pretrained_path={str(path)!r}: {'; '.join(lines)}")
 
 # %% ../../nbs/training/start.ipynb #4a48a3b9
 def check_override(
@@ -95,5 +94,5 @@ def check_override(
                           "make them the same")
     both = [k for k in own if k in asked and k not in PLACES]
     changed = differences({k: own[k] for k in both}, {k: asked[k] for k in both})
-    if changed: warnings.warn("override_sae is trained with its own options, not with those of sae=…: " + '; '.join(
-        f"{k} is {a!r}, not {b!r}" for k, a, b in changed), stacklevel=4)
+    if changed: warn("override_sae is trained with its own options, not with those of sae=…: " + '; '.join(
+        f"{k} is {a!r}, not {b!r}" for k, a, b in changed))

@@ -6,7 +6,7 @@
 __all__ = ['TORN', 'Callback', 'LatentStatistics', 'save_trainer_state', 'write_checkpoint', 'SAETrainer', 'train_together']
 
 # %% ../../nbs/training/trainer.ipynb #ae7b8dcd
-import contextlib, warnings
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.arguments import checked
 from ..core.batches import rows_of
 from ..core.config import Name
-from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError
+from ..core.errors import ConfigError, DataError, NonFiniteError, ProcessError, SAEWorkbenchError, warn
 from ..core.files import not_finite, not_plain, read_state, write_state
 from ..core.folders import remove
 from ..core.hooks import only_own_hooks
@@ -524,8 +524,8 @@ class _Kept(_Logged):
         for k, cb in self._kept_callbacks().items():
             state = cb.state_dict()
             if not (bad := not_plain(state, k)): states[k] = state
-            else: warnings.warn(f"the checkpoint is without the state of the callback {k}: text keys, tensors and "
-                                f"plain data can be saved, not {bad}", stacklevel=4)
+            else: warn(f"the checkpoint is without the state of the callback {k}: text keys, tensors and "
+                       f"plain data can be saved, not {bad}")
         return states
 
     def _other_buffers(self)->dict[str, Tensor]:
