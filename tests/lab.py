@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,13 +93,17 @@ class Notebook:
 
 
 @contextmanager
+def chromium():
+    "A browser without a window"
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p, closing(p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as browser:
+        yield browser
+
+
+@contextmanager
 def notebook(path: Path, width: int = 1280, height: int = 900):
     "Open a notebook in a JupyterLab of its own; errors in the page and requests to other machines fail the test"
-    from playwright.sync_api import sync_playwright
-    with ExitStack() as stack:
-        address = stack.enter_context(server(path.parent))
-        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        stack.callback(browser.close)
+    with server(path.parent) as address, chromium() as browser:
         page = browser.new_page(viewport=dict(width=width, height=height))
         errors, outside = [], []
         page.on('pageerror', lambda e: errors.append(str(e)))

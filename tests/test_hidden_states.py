@@ -1,33 +1,18 @@
 """Hidden states that transformers collects, beside an SAE in the model: they show what the model went on with"""
+from functools import partial
 import pytest, torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from sae_workbench.analysis.attach import attach
 from sae_workbench.core.capture import capture, replacing
-from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig
+from tiny import gpt2, llama, make_sae
 
-D, SIZES = 16, dict(vocab_size=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 IDS = torch.arange(3, 15).view(2, 6)
-
-def llama():
-    torch.manual_seed(0)
-    cfg = LlamaConfig(hidden_size=D, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, **SIZES)
-    cfg._attn_implementation = 'eager'   # which gives attentions
-    return LlamaForCausalLM(cfg).eval()
-
-def gpt2():
-    torch.manual_seed(0)
-    cfg = GPT2Config(n_embd=D, n_layer=3, n_head=2, n_positions=64, **SIZES)
-    cfg._attn_implementation = 'eager'
-    return GPT2LMHeadModel(cfg).eval()
-
-def make_sae(seed):
-    torch.manual_seed(seed)
-    return TopKSAE(TopKSAEConfig(d_in=D, d_sae=32, k=4))
 
 def states(model): return model(IDS, output_hidden_states=True, output_attentions=True)
 
 @pytest.fixture(params=[(llama, 'model.layers'), (gpt2, 'transformer.h')], ids=['llama', 'gpt2'])
-def place(request): return request.param
+def place(request):
+    make, layers = request.param
+    return partial(make, layers=3, attn_implementation='eager'), layers   # eager attention can be shown
 
 @pytest.mark.parametrize('asked', ['never', 'before', 'between'])
 @torch.no_grad()

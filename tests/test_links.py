@@ -1,5 +1,4 @@
 """Links of the notebooks work on GitHub, in Jupyter and on the site, and settings.ini decides the addresses."""
-import json
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +6,7 @@ from urllib.parse import unquote
 
 import addresses
 import pytest
-from sidebar import ROOT, listed, on_disk
+from sidebar import ROOT, cells, listed, on_disk
 
 LINK = re.compile(r'\]\(([^)\s]+)\)|\b(?:href|src)="([^"]+)"')
 AWAY = re.compile(r'[a-z][a-z+.-]*:|//')
@@ -15,7 +14,7 @@ AWAY = re.compile(r'[a-z][a-z+.-]*:|//')
 
 def texts(name: str):
     "The Markdown of a notebook: its cells, and what its code shows as Markdown"
-    for cell in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells']:
+    for cell in cells(ROOT/name):
         if cell['cell_type'] == 'markdown':
             yield ''.join(cell['source'])
         yield from (''.join(out['data']['text/markdown']) for out in cell.get('outputs', []) if 'text/markdown' in out.get('data', {}))

@@ -1,22 +1,15 @@
 """The site is named by what people do and not by the package's folders and modules."""
-import json
 import re
 from pathlib import Path
 
-from sidebar import ROOT, listed, sections
+from sidebar import ROOT, cells, heading, listed, sections
 
 FOLDERS = {p.name for p in (ROOT/'nbs').iterdir() if p.is_dir()}
 NAMES = {'dictionary_learning', 'sparsify', 'circuit-tracer', 'bfloat16', 'ActivationsStore'}   # that people use
 
 
-def title(name: str) -> str:
-    "The first line of a notebook, which the sidebar, the page and the search show"
-    first = ''.join(json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'][0]['source']).split('\n')[0]
-    return first.removeprefix('# ')
-
-
 def test_titles_are_words():
-    titles = {name: title(name) for name in listed()}
+    titles = {name: heading(ROOT/name)[0] for name in listed()}
     assert not [name for name, t in titles.items() if t not in NAMES and (t == Path(name).stem or not re.match(r'[A-Z]', t))]
     assert len(set(titles.values())) == len(titles)
 
@@ -35,8 +28,7 @@ def test_a_section_is_one_folder():
 
 def test_the_reference_begins_with_sae():
     "What most scripts import comes first, the errors come last, under the headings of the sidebar"
-    cells = json.loads((ROOT/'nbs'/'api.ipynb').read_text(encoding='utf-8'))['cells']
-    table = next(''.join(out['data']['text/markdown']) for c in cells for out in c.get('outputs', []) if 'text/markdown' in out.get('data', {}))
+    table = next(''.join(out['data']['text/markdown']) for c in cells(ROOT/'nbs/api.ipynb') for out in c.get('outputs', []) if 'text/markdown' in out.get('data', {}))
     names = re.findall(r'^\| \[`?(?:<code>)?(\w+)', table, re.M)
     assert names[0] == 'SAE' and all(n.endswith('Error') for n in names[-8:]) and len(names) > 100
     assert set(re.findall(r'^## (.+)$', table, re.M)) <= {section for section, _ in sections()}

@@ -1,32 +1,16 @@
 """Where interventions act while a model writes: positions count from the start of each text, however it is called"""
 import pytest, torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 from sae_workbench.analysis.attach import attach, intervene
-from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig
-
-D, SIZES = 16, dict(vocab_size=64, bos_token_id=1, eos_token_id=None, pad_token_id=0)
-
-def llama(seed=0):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=D, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                        **SIZES)).eval()
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_embd=D, n_layer=2, n_head=2, n_positions=64, **SIZES)).eval()
-
-def make_sae():
-    torch.manual_seed(0)
-    return TopKSAE(TopKSAEConfig(d_in=D, d_sae=32, k=4))
+from tiny import D, VOCAB, gpt2, llama, make_sae
 
 @pytest.fixture(params=[(llama, 'model.layers.0'), (gpt2, 'transformer.h.0.mlp')], ids=['llama', 'gpt2'])
 def place(request):
     make, name = request.param
     return make(), name
 
-def prompt(n, seed=0): return torch.randint(3, 64, (1, n), generator=torch.Generator().manual_seed(seed))
+def prompt(n, seed=0): return torch.randint(3, VOCAB, (1, n), generator=torch.Generator().manual_seed(seed))
 
 def padded(*texts):
     n = max(t.shape[1] for t in texts)
@@ -100,7 +84,7 @@ def test_a_loop_of_ones_own():
 
 def test_encoder_and_decoder():
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(d_model=D, d_ff=32, d_kv=8, num_heads=2, num_layers=2, vocab_size=64,
+    model = T5ForConditionalGeneration(T5Config(d_model=D, d_ff=32, d_kv=8, num_heads=2, num_layers=2, vocab_size=VOCAB,
                                                 decoder_start_token_id=0, pad_token_id=0, eos_token_id=None)).eval()
     tokens, part = padded(prompt(3), prompt(6, 1)), slice(2, 3)
     reads, writes = 'encoder.block.0', 'decoder.block.0'

@@ -1,15 +1,13 @@
 """The code in prose runs: README and guides, in fenced blocks and inline, as it is written there."""
 import ast
-import json
 import re
 import warnings
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
+from sidebar import ROOT, cells
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['nbs/index.ipynb', *sorted(str(p.relative_to(ROOT)) for p in (ROOT/'nbs/guides').glob('*.ipynb'))]
 FENCED = re.compile(r'^```(\w*)\n(.*?)^```', re.M | re.S)
 # Code of other libraries stands there to be compared with ours; what it became is a cell of the guide, and runs with it.
@@ -21,8 +19,7 @@ NOT_OURS = {   # inline code that is named, not recommended
 
 
 def prose(page: str) -> list[str]:
-    cells = json.loads((ROOT/page).read_text(encoding='utf-8'))['cells']
-    return [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    return [''.join(c['source']) for c in cells(ROOT/page) if c['cell_type'] == 'markdown']
 
 
 def blocks(page: str) -> list[str]:

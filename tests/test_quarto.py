@@ -1,6 +1,6 @@
 """What can be checked of the site's and the workflow's YAML without Quarto and GitHub: keys that their public schemas know."""
 import yaml
-from sidebar import ROOT
+from sidebar import ROOT, website
 
 # From Quarto's schema (src/resources/schema/definitions.yml, `base-website` and `navigation-item-object`, both closed), as far as one uses it.
 WEBSITE = {'title', 'description', 'favicon', 'site-url', 'repo-url', 'repo-branch', 'repo-actions', 'search', 'navbar', 'sidebar', 'page-navigation',
@@ -8,9 +8,6 @@ WEBSITE = {'title', 'description', 'favicon', 'site-url', 'repo-url', 'repo-bran
 NAVBAR = {'title', 'logo', 'background', 'foreground', 'search', 'pinned', 'collapse', 'left', 'right'}
 SIDEBAR = {'id', 'title', 'search', 'contents', 'style', 'background', 'border', 'alignment', 'collapse-level', 'pinned', 'header', 'footer'}
 ITEM = {'aria-label', 'href', 'icon', 'menu', 'text', 'rel', 'target'}
-
-
-def quarto() -> dict: return yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
 
 
 def items(entries: list):
@@ -21,7 +18,7 @@ def items(entries: list):
 
 
 def test_quarto_knows_the_keys():
-    site = quarto()['website']
+    site = website()
     assert not set(site) - WEBSITE
     assert not set(site['navbar']) - NAVBAR
     assert not set(site['sidebar']) - SIDEBAR and site['sidebar']['style'] in ('docked', 'floating')
@@ -32,7 +29,7 @@ def test_quarto_knows_the_keys():
 
 
 def test_files_of_the_navigation_are_there():
-    site = quarto()['website']
+    site = website()
     names = [e if isinstance(e, str) else e.get('href', '') for e in items(site['navbar']['left'] + site['navbar']['right'])]
     assert not [n for n in names if n and not n.startswith('https://') and not (ROOT/n).is_file()]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from docs import KATEX_CDN, broken_links
-from lab import CHROMIUM, FLAGS
+from lab import CHROMIUM, chromium
 from sidebar import ROOT, listed
 
 import sae_workbench
@@ -138,13 +138,11 @@ def address(site):
 
 @pytest.fixture(scope='session')
 def browser():
-    api = pytest.importorskip('playwright.sync_api')
+    pytest.importorskip('playwright.sync_api')
     if CHROMIUM is None:
         pytest.skip('no chromium')
-    with api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

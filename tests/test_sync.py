@@ -1,6 +1,5 @@
 """The notebooks, the package, the README and the sidebar say the same."""
 import ast
-import json
 import os
 import re
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import readme
-from sidebar import ROOT, listed, on_disk
+from sidebar import ROOT, cells, listed, on_disk
 
 
 @pytest.fixture
@@ -79,5 +78,5 @@ def mixed(cell: dict) -> bool:
 
 
 def test_imports_stand_in_cells_of_their_own():
-    found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'] if mixed(cell)]
+    found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in cells(ROOT/name) if mixed(cell)]
     assert not found

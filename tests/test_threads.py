@@ -1,9 +1,9 @@
 """One model and one SAE with several users at once: threads see what they should and nothing else"""
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import pytest, torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 from sae_workbench.activations.models import model_d_in
 from sae_workbench.activations.modules import ModuleSource
 from sae_workbench.activations.sources import KeptActivations, evaluating
@@ -13,13 +13,16 @@ from sae_workbench.analysis.logits import logit_effects
 from sae_workbench.core.capture import capture, replacing
 from sae_workbench.saes.base import SAEMetadata
 from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
-from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_workbench.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_workbench.saes.transcoder import Transcoder, TranscoderConfig
 from sae_workbench.faces.monitor import RUNNING, TrainingMonitor
 from sae_workbench.training.config import SAETrainerConfig
 from sae_workbench.training.trainer import SAETrainer
+import tiny
+from tiny import D, VOCAB
 
-HOOK, D = 'model.layers.0', 16
+HOOK = 'model.layers.0'
+make_sae = partial(tiny.make_sae, metadata=SAEMetadata(hf_hook_name=HOOK))
 
 @pytest.fixture(autouse=True)
 def _quick_switches():
@@ -29,19 +32,10 @@ def _quick_switches():
     yield
     sys.setswitchinterval(before)
 
-def llama(seed=0):
-    torch.manual_seed(seed)
-    cfg = LlamaConfig(hidden_size=D, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
-                      bos_token_id=1, eos_token_id=None, pad_token_id=0, max_position_embeddings=64)
-    return LlamaForCausalLM(cfg).eval().requires_grad_(False)
-
-def make_sae(seed=0, **options):
-    torch.manual_seed(seed)
-    return TopKSAE(TopKSAEConfig(d_in=D, d_sae=32, k=4, metadata=SAEMetadata(hf_hook_name=HOOK), **options))
-
+def llama(): return tiny.llama().requires_grad_(False)
 def make_normed(): return StandardSAE(StandardSAEConfig(D, 32, normalize_activations='layer_norm'))
 
-def tokens(n=4, seed=0): return torch.randint(3, 64, (n, 8), generator=torch.Generator().manual_seed(seed))
+def tokens(n=4, seed=0): return torch.randint(3, VOCAB, (n, 8), generator=torch.Generator().manual_seed(seed))
 
 def in_threads(fn, jobs, n=4):
     with ThreadPoolExecutor(n) as pool: return list(pool.map(fn, jobs))

@@ -8,7 +8,7 @@ import re
 import time
 
 import pytest
-from lab import CHROMIUM, FLAGS, MISSING, Notebook, server, write_notebook
+from lab import MISSING, Notebook, chromium, server, write_notebook
 
 CHOOSER = """
 import time
@@ -46,11 +46,8 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield b
-        b.close()
+    with chromium() as browser:
+        yield browser
 
 
 @contextlib.contextmanager

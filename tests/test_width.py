@@ -1,9 +1,8 @@
 """Code that a page of the site shows fits its width: 88 columns."""
-import json
 import re
 
 import pytest
-from sidebar import ROOT, on_disk
+from sidebar import ROOT, cells, on_disk
 
 COLUMNS = 88
 UNSEEN = re.compile(r'^#\|\s*(hide|export|exporti|exports|default_exp|echo: false)', re.M)   # cells that no page shows
@@ -12,8 +11,8 @@ LESSONS = [name for name in on_disk() if re.match(r'nbs/(tutorials|guides)/|nbs/
 
 def wide(name: str) -> list[str]:
     "Lines of a notebook's visible cells that stick out; commands with an address are left alone, for addresses change"
-    cells = [''.join(c['source']) for c in json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    lines = [line for source in cells if not UNSEEN.search(source) for line in source.split('\n')]
+    code = [''.join(c['source']) for c in cells(ROOT/name) if c['cell_type'] == 'code']
+    lines = [line for source in code if not UNSEEN.search(source) for line in source.split('\n')]
     return [line for line in lines if len(line) > COLUMNS and not ('https://' in line and line.strip().startswith('!'))]
 
 

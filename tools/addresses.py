@@ -11,9 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
+from sidebar import ROOT, website
 
-ROOT = Path(__file__).resolve().parent.parent
 PLACES = ('_quarto.yml', 'pyproject.toml', 'README.md', 'nbs/**/*.ipynb')
 
 
@@ -27,7 +26,7 @@ def decided(root: Path = ROOT) -> tuple[str, str]:
 
 def written(root: Path = ROOT) -> tuple[str, str]:
     "The two addresses as they were written last"
-    site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
+    site = website(root)
     return site['repo-url'], site['site-url']
 
 

@@ -18,10 +18,8 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
-import yaml
-from sidebar import sections
+from sidebar import ROOT, heading, sections, website
 
-ROOT = Path(__file__).resolve().parent.parent
 PROC = ROOT/'_proc'
 SITE = ROOT/'_docs'
 PLOTLY = 'application/vnd.plotly.v1+json'
@@ -157,13 +155,13 @@ def render(renderer: str) -> None:
 
 def write_llms_txt(site: Path = SITE) -> None:
     "The index of the site for language models, in reading order and with what each page is about"
-    about = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']
+    about = website()
     lines = [f"# {about['title']}", '', f"> {about['description']}", '']
     for section, names in sections():
         lines += [f'## {section}', '']
         for name in names:
-            title, _, what = ''.join(json.loads((ROOT/name).read_text(encoding='utf-8'))['cells'][0]['source']).partition('\n')
-            lines.append(f"- [{title.lstrip('# ')}]({about['site-url']}/{Path(name).with_suffix('.llms.md')}): {what.strip().lstrip('> ')}")
+            title, what = heading(ROOT/name)
+            lines.append(f"- [{title}]({about['site-url']}/{Path(name).with_suffix('.llms.md')}): {what}")
         lines.append('')
     (site/'llms.txt').write_text('\n'.join(lines), encoding='utf-8')
 

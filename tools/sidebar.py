@@ -8,6 +8,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def website(root: Path = ROOT) -> dict:
+    "What `_quarto.yml` says of the site"
+    return yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
+
+
 def listed(root: Path = ROOT) -> list[str]:
     "Notebooks named in `_quarto.yml`'s sidebar, from top to bottom"
     def walk(items):
@@ -18,14 +23,13 @@ def listed(root: Path = ROOT) -> list[str]:
                 yield from walk(item['contents'])
             elif 'href' in item:
                 yield item['href']
-    site = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']
-    return [name for name in walk(site['sidebar']['contents']) if name.endswith('.ipynb')]
+    return [name for name in walk(website(root)['sidebar']['contents']) if name.endswith('.ipynb')]
 
 
 def sections(root: Path = ROOT) -> list[tuple[str, list[str]]]:
     "The sidebar's sections with their notebooks; what stands in none comes under Start"
     found = {}
-    for item in yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']:
+    for item in website(root)['sidebar']['contents']:
         alone = isinstance(item, str)
         found.setdefault('Start' if alone else item['section'], []).extend([item] if alone else item['contents'])
     return list(found.items())
@@ -37,9 +41,20 @@ def on_disk(root: Path = ROOT) -> list[str]:
     return sorted(p.as_posix() for p in found if not any(part.startswith(('.', '_')) for part in p.parts))
 
 
+def cells(notebook: Path) -> list[dict]:
+    "The cells of a notebook"
+    return json.loads(notebook.read_text(encoding='utf-8'))['cells']
+
+
+def heading(notebook: Path) -> tuple[str, str]:
+    "The title of a notebook, which the sidebar, the page and the search show, and what it says below: what the page is about"
+    title, _, about = ''.join(cells(notebook)[0]['source']).partition('\n')
+    return title.removeprefix('# '), about.strip().lstrip('> ')
+
+
 def module_of(notebook: Path) -> str | None:
     "The module that a notebook exports, such as `core.errors`; None for one that only tells"
-    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+    for cell in cells(notebook):
         found = re.search(r'^#\|\s*default_exp\s+(\S+)', ''.join(cell['source']), re.M)
         if found and cell['cell_type'] == 'code':
             return found[1]
