@@ -23,14 +23,15 @@ HERE = pathlib.Path(__file__).resolve()
 SUMS = HERE.with_suffix('.json')
 STEPS, ROWS, D_IN, D_SAE = 40, 64, 16, 64
 NORMALISATIONS = 'none', 'expected_average_only_in', 'constant_norm_rescale', 'layer_norm'
-VARIANTS = dict(
+VARIANTS = dict(   # `quiet` lowers the biases, so that few latents are active from the start
     topk=[dict(k=4), dict(k=4, rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=True)],
     abstopk=[dict(k=4)],
-    standard=[dict(l1_coefficient=.02), dict(l1_coefficient=.02, lp_norm=.5, l1_warm_up_steps=10)],
-    jumprelu=[dict(l0_coefficient=.1, jumprelu_init_threshold=.1),
+    standard=[dict(l1_coefficient=.02), dict(l1_coefficient=.02, quiet=.5), dict(l1_coefficient=.02, lp_norm=.5, l1_warm_up_steps=10)],
+    jumprelu=[dict(l0_coefficient=.1, jumprelu_init_threshold=.1), dict(l0_coefficient=.1, pre_act_loss_coefficient=1e-3, quiet=.5),
+              dict(l0_coefficient=.1, jumprelu_sparsity_loss_mode='tanh', quiet=.5),
               dict(l0_coefficient=.1, l0_warm_up_steps=10, pre_act_loss_coefficient=1e-3, jumprelu_sparsity_loss_mode='tanh')],
     batchtopk=[dict(k=4), dict(k=2.5, apply_b_dec_to_input=True, topk_threshold_lr=.1)],
-    gated=[dict(l1_coefficient=.02)],
+    gated=[dict(l1_coefficient=.02), dict(l1_coefficient=.02, quiet=.5)],
     matching_pursuit=[dict(max_iterations=4)],
     matryoshka_batchtopk=[dict(k=4, matryoshka_widths=[8, 24, 64]), dict(k=4, matryoshka_widths=[16, 64], use_matryoshka_aux_loss=True)],
 )
@@ -64,7 +65,7 @@ def digest(value) -> str:
     return h.hexdigest()[:16]
 
 
-def run(architecture: str, options: dict, normalisation: str, dense: bool) -> dict[str, str]:
+def run(architecture: str, normalisation: str, dense: bool, quiet: float = 0., **options) -> dict[str, str]:
     "Train one, and sum up what there is afterwards"
     import torch
     from sae_workbench import SAETrainer, SAETrainerConfig
@@ -82,6 +83,7 @@ def run(architecture: str, options: dict, normalisation: str, dense: bool) -> di
     sae = cls(config(d_in=D_IN, d_sae=D_SAE, normalize_activations=normalisation, **options))
     with torch.no_grad():
         for bias in (p for name, p in sae.named_parameters() if name in ('b_enc', 'b_gate')):
+            bias -= quiet
             bias[:6] -= 50   # these are dead from the start
     cfg = SAETrainerConfig(STEPS*ROWS, ROWS, lr=5e-3, lr_warm_up_steps=5, lr_decay_steps=10, dead_feature_window=5,
                            feature_sampling_window=7, n_batches_for_norm_estimate=8)
@@ -106,7 +108,7 @@ def everything() -> dict[str, dict[str, str]]:
     "The sums of all runs"
     import torch
     torch.set_num_threads(1)
-    return {f'{architecture} {options} {normalisation} {"dense" if dense else "as is"}': run(architecture, options, normalisation, dense)
+    return {f'{architecture} {options} {normalisation} {"dense" if dense else "as is"}': run(architecture, normalisation, dense, **options)
             for architecture, variants in VARIANTS.items() for options in variants for normalisation in NORMALISATIONS for dense in (False, True)}
 
 
