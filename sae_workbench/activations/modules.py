@@ -33,7 +33,7 @@ def _pick_rows(inputs)->tuple[int, Callable]|None: # Their number, and a functio
         return len(inputs), lambda rows: default_collate([inputs[i] for i in rows])
 
 def _check_columns(inputs:Mapping)->int: # Their length
-    "An error unless all columns are tensors of one length"
+    "Raise an error unless all columns are tensors of one length"
     shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in inputs.items()}
     lengths = {s[0] if isinstance(s, tuple) and s else s for s in shapes.values()}
     if len(lengths) == 1 and isinstance(n := lengths.pop(), int): return n
@@ -68,7 +68,7 @@ def _pieces(x)->Iterator[bytes]:
 def inputs_mark(
     inputs, # Tensors, numbers, texts, pictures; lists and dicts of them
 )->str: # 16 hex digits
-    "By what inputs are recognised"
+    "A fingerprint of inputs"
     mark = hashlib.sha256()
     for piece in _pieces(inputs): mark.update(piece + b'\0')
     return mark.hexdigest()[:16]
@@ -83,9 +83,9 @@ def _check_inputs(inputs, rows:bool, batch_size:int|None, shuffle:bool):
     "Errors for inputs and options that do not go together"
     kind = type(inputs).__name__
     if not hasattr(inputs, '__iter__') and not hasattr(inputs, '__getitem__'):
-        raise DataError(f"inputs of type {kind} cannot be gone through; a tensor, a dataset, a list, a DataLoader can")
+        raise DataError(f"inputs of type {kind} cannot be iterated over; a tensor, a dataset, a list, a DataLoader can")
     if not rows and hasattr(inputs, '__next__'):
-        raise DataError(f"inputs: a {kind} can be gone through only once, and a source starts again in every epoch; "
+        raise DataError(f"inputs: a {kind} can be iterated over only once, and a source starts again in every epoch; "
                         "give a list, a DataLoader, or an object whose __iter__ starts anew")
     if batch_size is not None and not rows:
         raise ConfigError(f"batch_size={batch_size}: each item of a {kind} is a batch already; put single inputs into "
@@ -97,7 +97,7 @@ def _check_inputs(inputs, rows:bool, batch_size:int|None, shuffle:bool):
 
 # %% ../../nbs/activations/modules.ipynb #c1000001
 class _Inputs:
-    "Inputs, and by what they are recognised"
+    "Inputs and their fingerprint"
     def __init__(self, inputs, batch_size:int|None, shuffle:bool, seed:int):
         rows = _pick_rows(inputs)
         _check_inputs(inputs, rows is not None, batch_size, shuffle)
@@ -109,7 +109,7 @@ class _Inputs:
         self.cannot_resume = self.obstacle()
 
     def look(self)->str: # 16 hex digits
-        "A mark of 16 inputs from everywhere"
+        "A hash of 16 inputs from all over the data"
         with _drawing('look'): return inputs_mark([self.pick([k*(self.n - 1)//15]) for k in range(16)])
 
     def obstacle(self)->str|None:
@@ -118,7 +118,7 @@ class _Inputs:
                                                 "source's seed decides the order, or give the dataset itself)")
         if not self.mark or self.look()==self.mark: return
         self.mark = None   # nothing to recognise them by
-        return ("the inputs are others when they are read again (what is random in them should come from torch's "
+        return ("the inputs change when they are read again (what is random in them should come from torch's "
                 "generator, which the source's seed decides)")
 
 # %% ../../nbs/activations/modules.ipynb #22645295
@@ -171,7 +171,7 @@ class Batches(_Position):
         batch_size:int|None=None, # Rows at once; 64 by default
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:int|None=None, # Times to go through the inputs; None for ever
+        epochs:int|None=None, # Passes through the inputs; None repeats for ever
     ):
         super().__init__(inputs, batch_size, shuffle, seed)
         if epochs is not None and epochs < 1: raise ConfigError(f"epochs={epochs} must be at least 1, or None for ever")
@@ -268,7 +268,7 @@ class _Choice:
 
 # %% ../../nbs/activations/modules.ipynb #b7000006
 class TokenChoice(_Choice):
-    "Makes rows of what a submodule puts out"
+    "Turns the output of a submodule into rows"
     def __init__(self,
         tokens:str|slice|Callable='all', # all, cls, patches, last, mask, a slice, or a function (see above)
         mask:str|Callable='attention_mask', # Its name in the batch, or a function of the batch: (inputs, positions)
@@ -380,7 +380,7 @@ class _Measured(SavedModelSource):
 
 # %% ../../nbs/activations/modules.ipynb #b7000011
 class ModuleSource(_Measured):
-    "Activations of any model at a submodule, on any inputs that can be gone through again"
+    "Activations of any model at a submodule, on any inputs that can be iterated over again"
     @checked
     def __init__(self,
         model:nn.Module, # Any model
@@ -390,7 +390,7 @@ class ModuleSource(_Measured):
         batch_size:int|None=None, # Inputs the model is run on at once, where inputs are rows; 64 by default
         shuffle:bool=False, # Inputs in a new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:int|None=None, # Times to go through the inputs; None for ever
+        epochs:int|None=None, # Passes through the inputs; None repeats for ever
         prepare:Callable=first_of, # From a batch to what the model is called with: a tensor, a tuple or a dict
         mask:str|Callable='attention_mask', # For tokens='mask': its name in the batch, or a function of the batch
         channel_dim:int|None=None, # Dimension of the vectors; 1 for maps and the last otherwise
