@@ -53,7 +53,7 @@ def move_aside(
 def workplace(
     path:str|Path, # What will be there when it is whole
 )->Iterator[Path]: # An empty folder beside it
-    "A temporary folder to work in, for one process at a time; removed afterwards, with those that killed processes left"
+    "A folder to work in, for one process at a time; removed afterwards, with those that killed processes left"
     path = Path(path).absolute()
     place = path.with_name(f'.{path.name}.making')
     if place.exists() and not (place/LOCK).exists() and (place.is_file() or any(place.iterdir())):

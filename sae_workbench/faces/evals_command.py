@@ -158,7 +158,7 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or paths in the folder; '.*' is all")
     _option(p, 'model', "name or folder of the model; the SAE's own by default; smollm2 needs no hub")
     _option(p, 'model_class', 'TransformerBridge, HookedTransformer or AutoModelForCausalLM')
-    _option(p, 'model_kwargs', "options of the model's loader as JSON; those that the SAE's file may not decide are given here")
+    _option(p, 'model_kwargs', "options of the model's loader as JSON, those that the SAE's file may not decide too")
     _option(p, 'hook_name', "where the SAE reads, as a hook or a submodule of the model; from its metadata by default")
     _option(p, 'hook_name_out', 'where a transcoder writes')
     _option(p, 'hook_head_index', 'only this attention head', type=int)
