@@ -23,6 +23,7 @@ from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
+from .v6_cache import default_cache_path
 from ..core.arguments import checked
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule, Whole
 from ..core.config import as_dtype, plain
@@ -75,11 +76,6 @@ class _PassOptions(_CacheOptions):
     verbose:bool = True # Print a summary at the end, with the code that trains from the cache
 
 # %% ../../nbs/activations/cache_runner.ipynb #4c43a355
-def _default_path(c)->str:
-    parts = [c.dataset_path.replace('/', '_').strip('_') or 'dataset', c.model_name.replace('/', '_').strip('_')]
-    head = '' if c.hook_head_index is None else f'_{c.hook_head_index}'
-    return '/'.join(['activations', *parts, *([c.hook_name + head] if isinstance(c.hook_name, str) else [])])
-
 def _leaves_some(c)->bool:
     try: return bool(as_slice(c.seqpos_slice, c.context_size))
     except ConfigError: return False
@@ -105,7 +101,8 @@ class CacheActivationsRunnerConfig(_PassOptions):
         n_batches_in_buffer='write buffer_size_gb', store_batch_size_prompts='write model_batch_size')
 
     def __post_init__(self):
-        if self.new_cached_activations_path is None: self.new_cached_activations_path = _default_path(self)
+        if self.new_cached_activations_path is None: self.new_cached_activations_path = default_cache_path(
+            self.dataset_path, self.model_name, self.hook_name, self.hook_head_index)
 
     @property
     def sliced_context_size(self)->int:

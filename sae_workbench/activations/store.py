@@ -22,6 +22,7 @@ from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
 from .sources import ModelSource, TokenActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
+from .v6_cache import V6_FORMAT, v6_positions
 from ..core.arguments import Ids, checked, having
 from ..core.config import Count, Device, Dtype, Fraction, Natural, as_dtype
 from ..core.errors import ConfigError, DataError
@@ -156,7 +157,8 @@ class ActivationStore(TrainingTokens):
         excluded, left_out = self.exclude_special_tokens, self.cache['about'].get('exclude_special_tokens')
         if excluded is not None and set(excluded.tolist()) <= set(left_out or ()): excluded = None   # done on writing
         return ShardSource(self.cached_activations_path, self.store_batch_size_prompts*self.training_context_size,
-                           excluded=excluded, device=self.device, dtype=self.dtype)
+                           excluded=excluded, device=self.device, dtype=self.dtype, hook_name=self.hook_name,
+                           positions=self.cache.get('positions'))
 
     def cached_rows(self, raise_on_epoch_end:bool)->Tensor: # (rows, d_in)
         "The next rows of the cache"
@@ -252,10 +254,11 @@ class RunStore(SavedStore):
     @checked
     def from_config(cls,
         model:nn.Module|None, # The language model; None to read a cache and not evaluate
-        cfg:Annotated[Any, having('sae', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
+        cfg:Annotated[Any, having('training_tokens', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
         override_dataset=None, # Instead of the config's dataset_path
     )->'ActivationsStore':
-        "A store for training"
+        "A store for training; for a `CacheActivationsRunnerConfig`, one that reads what it describes"
+        if hasattr(cfg, 'new_cached_activations_path'): return cls.from_cache_activations(model, cfg)
         cached, dataset = getattr(cfg, 'use_cached_activations', False), override_dataset
         if dataset is None: dataset = (cfg.dataset_path or None) if cached else cfg.dataset_path
         store = cls(
@@ -266,6 +269,22 @@ class RunStore(SavedStore):
         store.team = processes()
         store.source
         return store
+
+    @classmethod
+    @checked
+    def from_cache_activations(cls,
+        model:nn.Module|None, # The language model; None where no tokens are to be run
+        cfg:Annotated[Any, having('new_cached_activations_path', what='a CacheActivationsRunnerConfig')], # What wrote it
+    )->'ActivationsStore':
+        "A store that reads the cache which a `CacheActivationsRunner` with this config has written"
+        rows, in_buffer = cfg.model_batch_size, min(cfg.n_batches_in_buffer, cfg.n_seq_in_dataset)   # not more than there is
+        names = ('hook_name', 'hook_head_index', 'context_size', 'd_in', 'prepend_bos', 'device', 'dtype', 'seqpos_slice',
+                 'disable_concat_sequences', 'sequence_separator_token', 'use_chat_formatting')
+        return cls(
+            model, None, False, n_batches_in_buffer=max(in_buffer, min_batches_in_buffer(rows, cfg.sliced_context_size)),
+            total_training_tokens=cfg.training_tokens, store_batch_size_prompts=rows, train_batch_size_tokens=rows,
+            exclude_special_tokens=cfg.exclude_special_tokens, cached_activations_path=cfg.new_cached_activations_path,
+            **{k: getattr(cfg, k) for k in names})
 
     def load_state_dict(self, state:dict):
         "Restore a saved state; an error if the model or the data differ"
@@ -325,7 +344,8 @@ def open_cache(
     **more, # The same by name, where it differs
 )->dict: # The manifest
     "The manifest of a cache that fits a run"
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, options.hook_name)
+    if manifest['format']==V6_FORMAT: manifest = v6_positions(manifest, options.context_size, options.seqpos_slice)
     check_fits(path, manifest, **{k: getattr(options, k) for k in CACHED if hasattr(options, k)} | more)
     return manifest
 

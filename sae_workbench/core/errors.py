@@ -7,7 +7,7 @@ __all__ = ['ELSEWHERE', 'shown', 'SAEWorkbenchError', 'ConfigError', 'DataError'
            'UploadError', 'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown', 'warn']
 
 # %% ../../nbs/core/errors.ipynb #74b872a9
-import re, sys, warnings
+import logging, re, sys, warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from .private import scrub
@@ -89,13 +89,21 @@ def unknown(
 
 # %% ../../nbs/core/errors.ipynb #b812843f
 _BETWEEN = {'sae_workbench', 'torch', 'contextlib', 'functools'}   # packages whose lines are not the user's
+_logger = logging.getLogger('sae_workbench')
+_logger.addHandler(logging.NullHandler())   # without a log of the program's, nothing is printed a second time
+_logged = set()
 
 def warn(
     message:str, # What the user should know
     category:type[Warning]=UserWarning, # As in `warnings.warn`
 ):
-    "`warnings.warn` at the line of the user's that led here"
+    "`warnings.warn` at the line of the user's that led here, and a line for the program's log"
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+    captured = getattr(warnings.showwarning, '__module__', '')=='logging'   # by logging.captureWarnings
+    once = (message, category, frame.f_code.co_filename, frame.f_lineno)
+    if captured or once in _logged: return
+    _logged.add(once)
+    _logger.warning(message, stacklevel=level)
