@@ -60,7 +60,7 @@ def _pick_rows(inputs)->tuple[int, Callable]|None: # Their number, and a functio
         return len(inputs), lambda rows: default_collate([inputs[i] for i in rows])
 
 def _check_columns(inputs:Mapping)->int: # Their length
-    "An error unless all columns are tensors of one length"
+    "Raise an error unless all columns are tensors of one length"
     shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in inputs.items()}
     lengths = {s[0] if isinstance(s, tuple) and s else s for s in shapes.values()}
     if len(lengths) == 1 and isinstance(n := lengths.pop(), int): return n
@@ -93,13 +93,13 @@ def _pieces(x)->Iterator[bytes]:
     else: yield (repr(x) if isinstance(x, (str, bytes, int, float, type(None))) else type(x).__name__).encode()
 
 def _rows_mark(pick:Callable, n:int)->str: # 16 hex digits
-    "A mark of 16 inputs from everywhere"
+    "A hash of 16 inputs from all over the data"
     with _drawing('look'): return inputs_mark([pick([k*(n - 1)//15]) for k in range(16)])
 
 def inputs_mark(
     inputs, # Tensors, numbers, texts, pictures; lists and dicts of them
 )->str: # 16 hex digits
-    "By what inputs are recognised"
+    "A fingerprint of inputs"
     mark = hashlib.sha256()
     for piece in _pieces(inputs): mark.update(piece + b'\0')
     return mark.hexdigest()[:16]
@@ -114,9 +114,9 @@ def _check_inputs(inputs, rows:bool, batch_size:int|None, shuffle:bool):
     "Errors for inputs and options that do not go together"
     kind = type(inputs).__name__
     if not hasattr(inputs, '__iter__') and not hasattr(inputs, '__getitem__'):
-        raise DataError(f"inputs of type {kind} cannot be gone through; a tensor, a dataset, a list, a DataLoader can")
+        raise DataError(f"inputs of type {kind} cannot be iterated over; a tensor, a dataset, a list, a DataLoader can")
     if not rows and hasattr(inputs, '__next__'):
-        raise DataError(f"inputs: a {kind} can be gone through only once, and a source starts again in every epoch; "
+        raise DataError(f"inputs: a {kind} can be iterated over only once, and a source starts again in every epoch; "
                         "give a list, a DataLoader, or an object whose __iter__ starts anew")
     if batch_size is not None and not rows:
         raise ConfigError(f"batch_size={batch_size}: each item of a {kind} is a batch already; put single inputs into "
@@ -134,7 +134,7 @@ class Batches:
         batch_size:int|None=None, # Rows at once; 64 by default
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:int|None=None, # Times to go through the inputs; None for ever
+        epochs:int|None=None, # Passes through the inputs; None repeats for ever
     ):
         rows = _pick_rows(inputs)
         _check_inputs(inputs, rows is not None, batch_size, shuffle)
@@ -153,7 +153,7 @@ class Batches:
                                                 "source's seed decides the order, or give the dataset itself)")
         if not self.mark or _rows_mark(self.pick, self.n)==self.mark: return None
         self.mark = None   # nothing to recognise them by
-        return ("the inputs are others when they are read again (what is random in them should come from torch's "
+        return ("the inputs change when they are read again (what is random in them should come from torch's "
                 "generator, which the source's seed decides)")
 
     # batches

@@ -73,7 +73,7 @@ def take_positions(
 
 # %% ../../nbs/activations/modules.ipynb #b7000005
 class TokenChoice:
-    "Makes rows of what a submodule puts out"
+    "Turns the output of a submodule into rows"
     def __init__(self,
         tokens:str|slice|Callable='all', # all, cls, patches, last, mask, a slice, or a function (see above)
         mask:str|Callable='attention_mask', # Its name in the batch, or a function of the batch: (inputs, positions)
@@ -207,7 +207,7 @@ def _first_widths(source:ModelSource, d_in:int|None)->dict[str, int]: # Hook nam
 
 # %% ../../nbs/activations/modules.ipynb #b7000011
 class ModuleSource(ModelSource):
-    "Activations of any model at a submodule, on any inputs that can be gone through again"
+    "Activations of any model at a submodule, on any inputs that can be iterated over again"
     @checked
     def __init__(self,
         model:nn.Module, # Any model
@@ -217,7 +217,7 @@ class ModuleSource(ModelSource):
         batch_size:int|None=None, # Inputs the model is run on at once, where inputs are rows; 64 by default
         shuffle:bool=False, # Inputs in a new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:int|None=None, # Times to go through the inputs; None for ever
+        epochs:int|None=None, # Passes through the inputs; None repeats for ever
         prepare:Callable=first_of, # From a batch to what the model is called with: a tensor, a tuple or a dict
         mask:str|Callable='attention_mask', # For tokens='mask': its name in the batch, or a function of the batch
         channel_dim:int|None=None, # Dimension of the vectors; 1 for maps and the last otherwise

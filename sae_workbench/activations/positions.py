@@ -40,7 +40,7 @@ def check_about(
     saved:dict|None, # What was known of a source when its position was saved; None for nothing
     now:dict, # What is known of the source that shall go there
 ):
-    "An error that names what differs"
+    "Raise an error that names what differs"
     both = {k: saved[k] for k in now if k in (saved or ())}
     found = [f'{k} was {a!r}, now it is {b!r}' for k, a, b in differences(both, {k: now[k] for k in both})]
-    if found: raise DataError(f"the saved position belongs to a source that was made otherwise: {'; '.join(found)}")
+    if found: raise DataError(f"the saved position belongs to a source made with other options: {'; '.join(found)}")

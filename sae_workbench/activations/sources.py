@@ -43,7 +43,7 @@ def check_rows(
     what:str, # What they are, for the message
     place:Callable[[int], str]=lambda row: '', # More about a row, for the message
 ):
-    "An error that names the first row with NaN or infinity"
+    "Raise an error that names the first row with NaN or infinity"
     if math.isfinite(x.sum(dtype=torch.float32 if x.dtype != torch.float64 else None)): return
     bad = ~torch.isfinite(x).flatten(0, -2).all(-1)
     if not bad.any(): return
@@ -59,7 +59,7 @@ class TensorSource:
         rows:int=4096, # Rows at a time
         shuffle:bool=False, # A new order in every epoch
         seed:int=0, # Decides the orders
-        epochs:Count|None=None, # Times to go through the rows; None for ever
+        epochs:Count|None=None, # Passes through the rows; None repeats for ever
     ):
         if acts.ndim != 2: raise DataError(f"activations of shape {tuple(acts.shape)}; needed is (n, d_in)")
         if not len(acts): raise DataError("there are no activations: the tensor has 0 rows")
@@ -83,7 +83,7 @@ class TensorSource:
     def position(self)->str: return read_up_to(self, epoch=self.epoch, row=self.row)
 
     def mark(self)->str: # 16 hex digits
-        "A hash of 16 rows from everywhere, which identifies the activations"
+        "A hash of 16 rows from all over the data, which identifies the activations"
         some = self.acts[torch.linspace(0, len(self.acts) - 1, 16, dtype=torch.float64).long().to(self.acts.device)]
         return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
 

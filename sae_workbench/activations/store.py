@@ -295,7 +295,7 @@ class RunStore(SavedStore):
 
 # %% ../../nbs/activations/store.ipynb #b887d3e3
 def check_metadata(**needed):
-    "An error that names what an SAE's metadata lack"
+    "Raise an error that names what an SAE's metadata lack"
     missing = [k for k, v in needed.items() if v is None]
     if missing: raise ConfigError(f"the SAE's metadata lack {', '.join(missing)}; set them in sae.cfg.metadata")
 
@@ -354,7 +354,7 @@ def check_left_out(
     manifest:dict, # Of the cache
     excluded:Tensor|None, # Token ids that the run leaves out
 ):
-    "An error if a cache lacks tokens that a run is to be trained on"
+    "Raise an error if a cache lacks tokens that a run is to be trained on"
     missing = set(manifest['about'].get('exclude_special_tokens') or ())
     if excluded is not None: missing -= set(excluded.tolist())
     if missing:

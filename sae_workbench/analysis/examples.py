@@ -321,7 +321,7 @@ def check_latents(
     sae, # An SAE
     latents:Sequence[int], # Numbers of latents
 ):
-    "An error if the SAE lacks any of these latents"
+    "Raise an error if the SAE lacks any of these latents"
     if (bad := [i for i in latents if isinstance(i, bool) or not hasattr(i, '__index__')]):
         raise ConfigError(f"latents {bad}: the number of a latent is a whole number")
     if (bad := [i for i in latents if not 0 <= i < sae.cfg.d_sae]):
