@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from ..activations.cache import ShardSource
 from ..activations.models import check_d_in, check_length, input_device
-from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows
+from ..activations.sources import LanguageModelSource, TensorSource, TokenActivations, check_rows
 from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
 from .attach import place_of
@@ -55,7 +55,7 @@ class ContextData:
         check_d_in(model, self.read, sae.cfg.d_in, self.head, kwargs)
         self.keep = positions_that_count(sae, model, contexts, excluded)
         names = list(dict.fromkeys((self.read, self.write)))
-        self.acts = KeptActivations(model, names, hook_head_index=self.head, model_kwargs=kwargs, **self.keep.keywords)
+        self.acts = TokenActivations(model, names, hook_head_index=self.head, model_kwargs=kwargs, **self.keep.keywords)
 
     def rows(self, tokens:Tensor, what:str)->tuple[Tensor, Tensor]: # (rows, d_in) what is read, (rows, d_out) written
         rows = self.acts.rows_by_hook(tokens, what)
@@ -159,7 +159,7 @@ def source_and_model(
     model:nn.Module|None=None, # The language model, if given
 )->tuple[Any, nn.Module|None]:
     "A source that has contexts and a model, or else its rows"
-    if isinstance(source, ContextSource): return source, source.activations.model if model is None else model
+    if isinstance(source, LanguageModelSource): return source, source.activations.model if model is None else model
     if not isinstance(source, ActivationsStore): return source, model
     model = source.model if model is None else model
     return (source.source if source.contexts is None or model is None else source), model
@@ -170,7 +170,7 @@ def is_tokens(x)->bool:
 
 def has_contexts(source)->bool:
     "Whether a source holds texts"
-    return is_tokens(source) or isinstance(source, (SavedContexts, ContextSource, ActivationsStore))
+    return is_tokens(source) or isinstance(source, (SavedContexts, LanguageModelSource, ActivationsStore))
 
 def find_at(
     sae:SAE, # What is measured
@@ -183,7 +183,7 @@ def find_at(
     m = sae.cfg.metadata
     if not (name or m.hook_name or m.hf_hook_name):
         if isinstance(source, ActivationsStore): name = source.hook_name
-        elif isinstance(source, ContextSource): name = source.activations.name
+        elif isinstance(source, LanguageModelSource): name = source.activations.name
         else: raise ConfigError("the SAE does not say where it sits: set sae.cfg.metadata.hook_name, or give hook_name=…")
     at = At(*place_of(model, sae, name), m.hook_head_index if head is None else head)
     if at.head is not None and at.read != at.write:

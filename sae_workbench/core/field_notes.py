@@ -16,7 +16,7 @@ from typing import Annotated
 def plain_type(
     tp, # An annotation
 ):
-    "The type without the checks that it carries"
+    "The type without its checks"
     if typing.get_origin(tp) is Annotated: return plain_type(typing.get_args(tp)[0])
     origin, args = typing.get_origin(tp), typing.get_args(tp)
     if origin in (typing.Union, UnionType): return reduce(or_, map(plain_type, args))
@@ -37,7 +37,7 @@ def field_notes(
 def described(
     cls:type, # A config class
 )->str:
-    "What a config class says of itself, and its options with their types, defaults and comments"
+    "The docstring of a config class, followed by its options with types, defaults and comments"
     notes, lines = field_notes(cls), []
     for p in inspect.signature(cls).parameters.values():
         lines += [f'    {p}'] + [f'        {notes[n]}' for n in [p.name] if n in notes]
@@ -45,7 +45,7 @@ def described(
 
 # %% ../../nbs/core/field_notes.ipynb #dee3dd78
 class ConfigDoc:
-    "The `__doc__` of config classes, made when somebody reads it"
+    "The `__doc__` of config classes, written when it is first read"
     def __get__(self, cls, meta=None):
         if cls is None: return "Checks the arguments of a dataclass when it is constructed"
         finished = '__match_args__' in vars(cls)   # set by @dataclass after it has looked at the text
