@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from ..core.arguments import checked, floats
 from ..core.batches import rows_of
-from ..core.config import Count
+from ..core.config import Count, NonNegative
 from ..core.errors import DataError, LoadError, NonFiniteError, warn
 from ..core.files import read_json, read_tensors, write_json, write_tensors
 from ..core.output import Bar
@@ -129,10 +129,11 @@ WHITENING_EPS = 1e-3   # added to the eigenvalues of the covariance, as in SAELe
 def whitening_of(
     mean:Tensor, # (d_in,) of the activations
     covariance:Tensor, # (d_in, d_in) of the activations
+    eps:float=WHITENING_EPS, # Added to the variance of each direction
 )->ActivationWhitening:
     "The map that whitens activations with this mean and covariance"
     values, vectors = torch.linalg.eigh(covariance)
-    size = (values.clamp(min=0) + WHITENING_EPS).sqrt()   # rounding can leave an eigenvalue below zero
+    size = (values.clamp(min=0) + eps).sqrt()   # rounding can leave an eigenvalue below zero
     there, back = vectors/size, size[:, None]*vectors.T
     return ActivationWhitening(mean, there.contiguous(), back.contiguous())   # as from a file: the layout decides the last bit
 
@@ -153,7 +154,9 @@ class CovarianceEstimate:
         self.sums, self.products = self.sums.to(x.device) + x.sum(0), self.products.to(x.device) + x.T @ x
         self.rows, self.batches = self.rows + len(x), self.batches + 1
 
-    def whitening(self)->ActivationWhitening:
+    def whitening(self,
+        eps:float=WHITENING_EPS, # Added to the variance of each direction
+    )->ActivationWhitening:
         "The map that whitens such rows; an error if there are fewer than two"
         if self.found is not None: return self.found
         if self.rows < 2: raise DataError(f"{self.rows} activations: their covariance needs at least two")
@@ -163,7 +166,7 @@ class CovarianceEstimate:
             warn(f"the covariance of activations of width {d} is estimated from {self.rows} rows, which leave directions "
                  "without variance; raise n_batches_for_norm_estimate")
         mean = self.sums/self.rows
-        self.found = whitening_of(mean, (self.products - self.rows*torch.outer(mean, mean))/(self.rows - 1))
+        self.found = whitening_of(mean, (self.products - self.rows*torch.outer(mean, mean))/(self.rows - 1), eps)
         self.sums = self.products = None
         return self.found
 
@@ -221,11 +224,12 @@ class ActivationScaler:
         d_in:Count, # Width of the activations
         data_provider:Iterator[Tensor], # Gives (rows, d_in); the batches looked at are used up
         n_batches_for_norm_estimate:Count=1000, # Batches to look at
+        eps:NonNegative=WHITENING_EPS, # Added to the variance of each direction
     ):
         so_far, batches = CovarianceEstimate(), islice(data_provider, n_batches_for_norm_estimate)
         for x in Bar(batches, 'covariance of the activations', total=n_batches_for_norm_estimate, leave=False, delay=2):
             so_far.add(rows_of(x))
-        so_far.set_scaler(self, d_in)
+        self.whitening = so_far.whitening(eps)
 
     def state_dict(self)->dict:
         return dict(scaling_factor=self.scaling_factor, whitening=self.whitening and self.whitening.state_dict())
