@@ -72,7 +72,7 @@ def check_same(
     plan:dict, # What is to be written
     there:dict, # The plan, or the manifest, of what is there
 ):
-    "An error if a folder holds, or is being filled with, something else"
+    "Raise an error if a folder holds, or is being filled with, something else"
     asked = {k: v for k, v in plan.items() if k != 'dtype' or v}   # a dtype of None is any
     if (bad := _unlike(asked, {k: there[k] for k in asked})):
         raise ConfigError(f"{folder} holds other activations: {bad}; "
@@ -83,7 +83,7 @@ def check_fits(
     manifest:dict, # Of the cache
     **expected, # What a run needs, by the names in the manifest's about, and d_in
 ):
-    "An error that names all in which a cache does not fit a run; what the manifest does not tell is not compared"
+    "Raise an error that names all in which a cache does not fit a run; what the manifest does not tell is not compared"
     there = manifest['about'] | dict(d_in=manifest['d_in'])
     known = {k: plain(v) for k, v in expected.items() if k in there}
     if (bad := _unlike(known, {k: there[k] for k in known})):
@@ -92,10 +92,10 @@ def check_fits(
 # %% ../../nbs/activations/cache.ipynb #674a2ffd
 def check_file(
     folder:Path, # Of the cache
-    shard:dict, # What the manifest says of it
+    shard:dict, # What the manifest says about it
     verify:bool=False, # Also read it and compare its hash
 ):
-    "A `LoadError` if a shard is missing or not as it was written"
+    "Raise a `LoadError` if a shard is missing or not as it was written"
     path = Path(folder)/shard['file']
     if not path.is_file(): raise LoadError(f"{path}: this shard is missing")
     if (size := path.stat().st_size) != shard['bytes']:
@@ -124,7 +124,7 @@ def check_row_checksums(
     expected:Tensor, # (n,) their checksums
     numbers:Tensor, # (n,) their places in the shard, for the message
 ):
-    "A `LoadError` if a row is not what was written"
+    "Raise a `LoadError` if a row is not what was written"
     bad = (row_checksums(rows) != expected).nonzero().flatten()
     if len(bad): raise LoadError(f"{path}: row {int(numbers[bad[0]])}: not what was written ({len(bad)} of the "
                                  f"{len(rows)} rows that were read); the file is damaged: write the cache again")
@@ -150,7 +150,7 @@ class OpenShard:
         if ids is not None: self.tensors[TOKENS][at] = ids[:k]
         return k
 
-    def write(self, path:Path)->dict: # What the manifest says of it
+    def write(self, path:Path)->dict: # What the manifest says about it
         "Write the shard and begin the next"
         check_rows(self.tensors[ROWS][:self.n], f"{path.name} in {dtype_name(self.tensors[ROWS].dtype)}")
         tensors = {k: t[:self.n] for k, t in self.tensors.items()}
@@ -325,7 +325,7 @@ def make_plan(
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
     dtype:str|torch.dtype|None=None, # Of the files; that of the rows if None
-    shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
+    shuffle:bool=False, # The order in which a reader takes the rows by default
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
 )->dict: # Plain data
@@ -354,7 +354,7 @@ def write_cache(
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
     dtype:Dtype|None=None, # Of the files; that of the rows if None
-    shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
+    shuffle:bool=False, # The order in which a reader takes the rows by default
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
 )->dict: # The manifest
@@ -508,7 +508,7 @@ class ShardSource(ReadAgain):
         rows:int=4096, # Rows at a time
         shuffle:bool|None=None, # A new order of all rows in every epoch; what the manifest says if None
         seed:int|None=None, # Decides the orders; the manifest's if None
-        epochs:int|None=None, # Times to go through the rows; None for ever
+        epochs:int|None=None, # Passes through the rows; None repeats for ever
         excluded:Ids|None=None, # Token ids whose rows are left out
         device:Device|None=None, # Where the rows go
         dtype:TorchDtype|None=None, # In which type; as they are if None

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from .buffer import MixingBuffer
 from .cache import ShardSource, check_fits, read_manifest
-from .models import check_d_in, input_device, tokenizer_of
+from .inputs import ContextBatches
+from .models import check_d_in, check_length, input_device, tokenizer_of
 from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
-from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
+from .sources import ModelSource, TokenActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
 from .v6_cache import V6_FORMAT, v6_positions
 from ..core.arguments import Ids, checked, having
@@ -141,14 +142,16 @@ class TrainingTokens(TokenStore):
 class ActivationStore(TrainingTokens):
     "Activations for tokens, and the stream of activations before mixing"
     @property
-    def source(self)->ContextSource|SharedPasses|ShardSource:
+    def source(self)->ModelSource|SharedPasses|ShardSource:
         "The model on the training contexts, or the cache; made when it is first needed"
         if self._source is None: self._source = self._live() if self.cache is None else self._cached()
         return self._source
 
     team = Alone()   # the processes that train on this store, and share the passes of the model
-    def _live(self)->ContextSource|SharedPasses:
-        return share_passes(ContextSource(self.activations, self.contexts, self.store_batch_size_prompts), self.team)
+    def _live(self)->ModelSource|SharedPasses:
+        check_length(self.model, self.context_size)
+        contexts = ContextBatches(self.contexts, n := self.store_batch_size_prompts)
+        return share_passes(ModelSource(self.activations, contexts, batch_size_prompts=n), self.team)
 
     def _cached(self)->ShardSource:
         excluded, left_out = self.exclude_special_tokens, self.cache['about'].get('exclude_special_tokens')
@@ -292,7 +295,7 @@ class RunStore(SavedStore):
 
 # %% ../../nbs/activations/store.ipynb #b887d3e3
 def check_metadata(**needed):
-    "An error that names what an SAE's metadata lack"
+    "Raise an error that names what an SAE's metadata lack"
     missing = [k for k, v in needed.items() if v is None]
     if missing: raise ConfigError(f"the SAE's metadata lack {', '.join(missing)}; set them in sae.cfg.metadata")
 
@@ -351,7 +354,7 @@ def check_left_out(
     manifest:dict, # Of the cache
     excluded:Tensor|None, # Token ids that the run leaves out
 ):
-    "An error if a cache lacks tokens that a run is to be trained on"
+    "Raise an error if a cache lacks tokens that a run is to be trained on"
     missing = set(manifest['about'].get('exclude_special_tokens') or ())
     if excluded is not None: missing -= set(excluded.tolist())
     if missing:
@@ -384,9 +387,9 @@ class StoreParts(MadeStore):
         if self.cache is not None: check_left_out(self.cached_activations_path, self.cache, excluded)
         return excluded
 
-    def _at_hook(self, seqpos:slice)->KeptActivations:
+    def _at_hook(self, seqpos:slice)->TokenActivations:
         check_d_in(self.model, self.hook_name, self.d_in, self.hook_head_index, self.model_kwargs)
-        return KeptActivations(
+        return TokenActivations(
             self.model, self.hook_name, self.exclude_special_tokens, hook_head_index=self.hook_head_index,
             seqpos=seqpos, autocast_lm=self.autocast_lm, device=self.device, dtype=self.dtype,
             model_kwargs=self.model_kwargs)

@@ -112,7 +112,7 @@ def transposed_product(
 
 # %% ../../nbs/core/ops.ipynb #b0b08d27
 def by_hand()->bool:
-    "Whether a backward pass may write its results by hand: nobody differentiates or vectorises it"
+    "Whether a backward pass may write its results directly, because nothing differentiates or vectorises it"
     return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
 
 def plain_grads(
@@ -315,7 +315,7 @@ def training_products()->Iterator[None]:
     finally: _in_step.reset(before)
 
 def is_transformed()->bool:
-    "Whether torch.func or forward-mode differentiation is at work"
+    "Whether torch.func or forward-mode differentiation is active"
     if torch.compiler.is_compiling(): return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -359,7 +359,7 @@ def fold_whitening(
     M_inv:Tensor, # (d_in, d_in) its inverse
     subtracts_b_dec:bool, # Whether b_dec is subtracted from the input
 )->dict[str, Tensor]: # Tensors for raw activations
-    "Take raw activations, where the SAE was trained on (x - mean) @ M"
+    "Fold the whitening (x - mean) @ M into the weights, so that the SAE takes raw activations"
     out, dtype = {k: v.double() for k, v in state.items()}, state['W_dec'].dtype
     mean, M, M_inv = mean.double(), M.double(), M_inv.double()
     W = out['W_enc'] = M @ out['W_enc']

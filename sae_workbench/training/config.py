@@ -48,7 +48,7 @@ class LoggingConfig(Config):
 
     @classmethod
     def completed(cls, given:dict[str, Any])->dict[str, Any]:
-        "Who names a W&B project, entity or id wants W&B, unless `log_to_wandb` is given, too"
+        "A W&B project, entity or id turns W&B on, unless `log_to_wandb` is given"
         named = any(given.get(n) is not None for n in ('wandb_project', 'wandb_entity', 'wandb_id'))
         return dict(log_to_wandb=True) | given if named else given
 
@@ -204,9 +204,9 @@ class _StoreOptions(_ModelOptions):
     autocast:bool = False # bfloat16 products on float32 weights, for the SAE
     autocast_lm:bool = False # The same for the model
     compile_llm:bool = False # torch.compile the model
-    llm_compilation_mode:CompileMode|None = None # Mode of that
+    llm_compilation_mode:CompileMode|None = None # Mode of torch.compile
     compile_sae:bool = False # torch.compile the training step
-    sae_compilation_mode:CompileMode|None = None # Mode of that
+    sae_compilation_mode:CompileMode|None = None # Mode of torch.compile
 
 # %% ../../nbs/training/config.ipynb #4c5dcaa0
 @dataclass
