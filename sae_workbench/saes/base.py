@@ -26,7 +26,7 @@ from ..core.files import check_finite, not_finite, overflowing, read_json, read_
 from ..core.files import check_inside, write_json, write_tensors
 from ..core.folders import settle, together
 from ..core.hooks import HookedModule, HookPoint, hooks_off
-from ..core.ops import encode_linear
+from ..core.ops import encode_linear, fold_whitening
 from ..core.private import shareable
 from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from ..core.registry import get_sae_class, get_sae_training_class
@@ -68,7 +68,7 @@ class SAEMetadata(dict):
         return cls(**data)
 
 # %% ../../nbs/saes/base.ipynb #34d99f85
-Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale']
+Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale', 'covariance_whitening']
 
 READ_ELSEWHERE = {n: f'it is in metadata.{n}' for n in FACTS} | dict.fromkeys(
     ('hook_layer', 'hook_point_layer'), 'the layer is part of metadata.hook_name') | dict(
@@ -416,6 +416,19 @@ class _Folding(_Coding):
         self.W_enc.data.mul_(scaling_factor)
         self.W_dec.data.div_(scaling_factor)
         self.b_dec.data.div_(scaling_factor)
+        self.cfg.normalize_activations = 'none'
+
+    @checked
+    @torch.no_grad()
+    def fold_activation_whitening(self,
+        mean:Tensor, # (d_in,) what was subtracted from activations in training
+        whitening_matrix:Tensor, # (d_in, d_in) what they were multiplied by then, from the right
+        unwhitening_matrix:Tensor, # (d_in, d_in) its inverse
+    ):
+        "Take activations as they are from now on, in place"
+        own, maps = dict(self.named_parameters()), (mean, whitening_matrix, unwhitening_matrix)
+        found = fold_whitening(own, *(t.to(self.W_dec.device) for t in maps), self.cfg.apply_b_dec_to_input)
+        for k, p in own.items(): p.data.copy_(found[k])
         self.cfg.normalize_activations = 'none'
 
 # %% ../../nbs/saes/base.ipynb #91b8ca81

@@ -106,6 +106,14 @@ class _TopKFormulas(SAE[TopKSAEConfig]):
         if self.cfg.rescale_acts_by_decoder_norm: feature_acts = feature_acts / self.W_dec.norm(dim=-1)
         return expand_few(feature_acts, self.W_dec, self.cfg.k)
 
+    @torch.no_grad()
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
+        "Take activations as they are from now on; where norms decide about latents they are folded first, and then stay out"
+        if self.cfg.rescale_acts_by_decoder_norm:
+            self.fold_W_dec_norm()
+            self.cfg.rescale_acts_by_decoder_norm = False   # the new decoder rows are longer or shorter
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+
 # %% ../../nbs/saes/topk.ipynb #c8747074
 class TopKSAE(_TopKFormulas):
     "A TopK SAE"

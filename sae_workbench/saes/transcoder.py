@@ -73,6 +73,10 @@ class _Folded(_Writing):
         for name in self._readers: getattr(self, name).data.mul_(scaling_factor)
         self.cfg.normalize_activations = 'none'
 
+    def fold_activation_whitening(self, *args):
+        "Refused: a transcoder writes elsewhere than it reads"
+        raise NotImplementedError("a transcoder writes elsewhere than it reads: it cannot be trained on whitened activations")
+
 # %% ../../nbs/saes/transcoder.ipynb #2302aebf
 class Transcoder(_Folded):
     "A transcoder with ReLU"
