@@ -24,7 +24,7 @@ from ..core.folders import check_folder, check_place, is_held, only_one, read_ma
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..core.private import without_secrets
-from ..saes.base import CFG_FILE, WEIGHTS_FILE
+from ..saes.files import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c

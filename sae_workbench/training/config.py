@@ -20,7 +20,7 @@ from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
-from ..saes.base import FORMAT_VERSION
+from ..saes.config import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
 
