@@ -174,7 +174,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
 
     def process_sae_in(self, sae_in:Tensor)->Tensor:
-        "What the product with `W_enc` gets, (…, d_in)"
+        "The input of the product with `W_enc`, (…, d_in)"
         x = self.prepare_input(sae_in)
         return x if self.b_in is None else x - self.b_in
 
@@ -214,7 +214,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         return self.hook_sae_acts_post(self.activate(pre)), pre
 
     def encode(self, x:Tensor)->Tensor:
-        "The latents (…, d_sae) of activations (…, d_in)"
+        "Compute the latents (…, d_sae) of activations (…, d_in)"
         return self.encode_with_hidden_pre(x)[0]
 
     def decode_linear(self, feature_acts:Tensor)->Tensor:
@@ -222,7 +222,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         return feature_acts @ self.W_dec
 
     def decode(self, feature_acts:Tensor)->Tensor:
-        "The activations (…, d_in) that latents (…, d_sae) stand for"
+        "Reconstruct activations (…, d_in) from latents (…, d_sae)"
         feature_acts = floats(feature_acts, 'feature_acts', self.W_dec.device)
         if feature_acts.shape[-1] == self.cfg.d_sae: return self.process_sae_out(self.decode_linear(feature_acts))
         raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
@@ -264,7 +264,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
 
     @torch.no_grad()
     def fold_W_dec_norm(self):
-        "Make every decoder row a unit vector, in place; outputs stay, latents are scaled by the old norms"
+        "Make every decoder row a unit vector, in place; outputs stay the same, latents are scaled by the old norms"
         n = self.get_W_dec_norm()
         self.W_dec.data.div_(n[:, None])
         self.W_enc.data.mul_(n)
@@ -276,7 +276,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:Positive, # What activations were multiplied by in training
     ):
-        "Take unscaled activations from now on, in place"
+        "Fold the scaling factor into the weights, in place, so that the SAE takes unscaled activations"
         self.W_enc.data.mul_(scaling_factor)
         self.W_dec.data.div_(scaling_factor)
         self.b_dec.data.div_(scaling_factor)
@@ -323,13 +323,13 @@ def d_head(self:SAE)->int|None:
 
 @patch
 def turn_on_forward_pass_hook_z_reshaping(self:SAE):
-    "Expect (…, heads, d_head) and give it back"
+    "Take (…, heads, d_head) and return it"
     check_heads(self.cfg)
     self.hook_z_reshaping_mode = True
 
 @patch
 def turn_off_forward_pass_hook_z_reshaping(self:SAE):
-    "Expect (…, d_in) and give it back"
+    "Take (…, d_in) and return it"
     self.hook_z_reshaping_mode = False
 
 @patch

@@ -226,7 +226,7 @@ class SAEFiles:
 
     @classmethod
     def load_from_pretrained_with_cfg_and_sparsity(cls, *args, **kwargs)->tuple['SAEFiles', dict, Tensor|None]:
-        "The same under the name of the migration guide"
+        "The same, under the name that the migration guide uses"
         return cls.from_pretrained_with_cfg_and_sparsity(*args, **kwargs)
 
     @checked

@@ -103,7 +103,7 @@ class JumpReLUTrainingSAE(TrainingSAE[JumpReLUTrainingSAEConfig], JumpReLUSAE):
 
     @torch.no_grad()
     def after_optimizer_step(self)->None:
-        "Thresholds are not negative"
+        "Keep thresholds from becoming negative"
         super().after_optimizer_step()
         self.threshold.clamp_(min=0)
 

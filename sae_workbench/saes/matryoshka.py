@@ -66,7 +66,7 @@ def split_pattern(
 
 # %% ../../nbs/saes/matryoshka.ipynb #2af94a5e
 class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
-    "Trains nested dictionaries, which leave training as one `JumpReLUSAE`"
+    "Trains nested dictionaries, which become one `JumpReLUSAE` for inference"
     cfg:MatryoshkaBatchTopKTrainingSAEConfig
 
     def complete(self, recons:Tensor)->Tensor:

@@ -53,7 +53,7 @@ class TrainingSAEConfig(SAEConfig):
         return get_sae_class(name)[1]
 
     def get_training_architecture_details(self)->dict[str, Any]:
-        "The options that only training knows"
+        "The options that matter in training only"
         inference = {f.name for f in fields(self.get_inference_config_class())}
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in inference}
 
@@ -238,7 +238,7 @@ class TrainingSAE(SAE[T]):
     def training_forward_pass(self,
         step_input:TrainStepInput, # A batch, and the coefficients of this step
     )->TrainStepOutput: # The losses; call backward on its loss
-        "The losses of a batch"
+        "Compute the losses of a batch"
         if self.training and not step_input.caller_settles:
             self.settle()
             self.unsettled = True
@@ -247,7 +247,7 @@ class TrainingSAE(SAE[T]):
     def compile_step(self,
         **options, # Passed to torch.compile, such as mode
     ):
-        "Compile `training_forward_pass`; from then on this SAE is for one thread"
+        "Compile `training_forward_pass`; from then on only one thread may use this SAE"
         # torch.compile loses what is written to a threading.local before a graph break
         self.last = SimpleNamespace(scale=None, shift=None, d_head=None, error_term=None)
         self.training_forward_pass = torch.compile(self.training_forward_pass, **options)
@@ -286,7 +286,7 @@ class TrainingSAE(SAE[T]):
 
     @torch.no_grad()
     def to_inference(self)->SAE:
-        "The SAE that users get, with weights of its own"
+        "The SAE for inference, with its own copy of the weights"
         cfg = self.cfg.get_inference_sae_cfg_dict()
         tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving_inference(tensors)
@@ -336,7 +336,7 @@ def assert_same_step(
     atol:float=1e-5, # Absolute tolerance
     step:Callable|None=None, # In place of the sparse step that is registered
 )->dict[str, float]: # The losses by name
-    "Compare the sparse step with the dense one: outputs, losses, latents, all gradients, also of what is handed out"
+    "Compare the sparse step with the dense one: outputs, losses, latents and all gradients, of the outputs too"
     results = []
     for run in (step or SPARSE_STEPS[type(sae)], dense_step):
         sae.zero_grad()
