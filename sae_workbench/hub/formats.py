@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'NOT_YET', 'Raw', 'output_hook', 'Format', 'register_format', 'get_format', 'read_config_of', 'ReadSAE',
-           'read_sae', 'find_saes', 'detect_format', 'fold_scale', 'fold_decoder_norm', 'fold_latent_scale',
-           'fold_whitening']
+           'read_sae', 'find_saes', 'detect_format', 'fold_scale', 'fold_decoder_norm', 'fold_latent_scale']
 
 # %% ../../nbs/hub/formats.ipynb #ae5fe078
 import math, re
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..core.arguments import checked
 from ..core.errors import LoadError, unknown
 from ..core.files import not_finite
+from ..core.ops import fold_whitening
 from ..core.registry import Registry
 from .places import MissingFile, Place, safe_name
 from .weights import PICKLES, Facts, Named, Shapes, look, read_config, read_weights
@@ -315,21 +315,3 @@ def fold_latent_scale(
 )->dict[str, Tensor]: # The same function without it
     "Fold the scale of the latents into the decoder"
     return state | dict(W_dec=_wide(state['W_dec'])*c[:, None])
-
-# %% ../../nbs/hub/formats.ipynb #baf5c1f7
-def fold_whitening(
-    state:dict[str, Tensor], # Canonical tensors
-    mean:Tensor, # (d_in,)
-    M:Tensor, # (d_in, d_in)
-    M_inv:Tensor, # (d_in, d_in) its inverse
-    subtracts_b_dec:bool, # Whether b_dec is subtracted from the input
-)->dict[str, Tensor]: # Tensors for raw activations
-    "Fold the whitening (x - mean) @ M into the weights, so that the SAE takes raw activations"
-    out, dtype = {k: v.double() for k, v in state.items()}, state['W_dec'].dtype
-    mean, M, M_inv = mean.double(), M.double(), M_inv.double()
-    W = out['W_enc'] = M @ out['W_enc']
-    out['W_dec'], out['b_dec'] = out['W_dec'] @ M_inv, out['b_dec'] @ M_inv + mean
-    factors = dict(b_enc=1., b_gate=1., b_mag=out['r_mag'].exp() if 'r_mag' in out else 1.)
-    for name, by in factors.items():
-        if name in out and not subtracts_b_dec: out[name] = out[name] - mean @ W * by
-    return {k: v.to(dtype) for k, v in out.items()}

@@ -85,6 +85,9 @@ def _overrides(entry:Entry|None)->dict:
 # %% ../../nbs/hub/pretrained.ipynb #66a6c603
 def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     "Fold the factor of the training activations, if the SAE expects one"
+    if read.cfg.get('normalize_activations')=='covariance_whitening':
+        warn(f"{read.cfg_file}: normalize_activations is 'covariance_whitening': this was written in the middle of training, "
+             "and the SAE expects whitened activations; the one at the end of its run takes them as they are")
     if read.cfg.get('normalize_activations') != 'expected_average_only_in': return read
     if entry is None or entry.scale is None:
         warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is "

@@ -20,7 +20,7 @@ from ..core.config import Positive, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, NonFiniteError, warn
 from ..core.files import overflowing
 from ..core.hooks import HookedModule, HookPoint, hooks_off
-from ..core.ops import encode_linear, sparse_here
+from ..core.ops import encode_linear, fold_whitening, sparse_here
 from ..core.private import shareable
 from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from .config import SAEConfig, SAEMetadata, one_line
@@ -280,6 +280,19 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         self.W_enc.data.mul_(scaling_factor)
         self.W_dec.data.div_(scaling_factor)
         self.b_dec.data.div_(scaling_factor)
+        self.cfg.normalize_activations = 'none'
+
+    @checked
+    @torch.no_grad()
+    def fold_activation_whitening(self,
+        mean:Tensor, # (d_in,) what was subtracted from activations in training
+        whitening_matrix:Tensor, # (d_in, d_in) what they were multiplied by then, from the right
+        unwhitening_matrix:Tensor, # (d_in, d_in) its inverse
+    ):
+        "Take activations as they are from now on, in place"
+        own, maps = dict(self.named_parameters()), (mean, whitening_matrix, unwhitening_matrix)
+        found = fold_whitening(own, *(t.to(self.W_dec.device) for t in maps), self.cfg.apply_b_dec_to_input)
+        for k, p in own.items(): p.data.copy_(found[k])
         self.cfg.normalize_activations = 'none'
 
     def __repr__(self)->str: return one_line(self)

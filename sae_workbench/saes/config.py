@@ -75,7 +75,7 @@ def config_from_dict(
     return from_plain(found, {k: v for k, v in data.items() if k not in training_only})
 
 # %% ../../nbs/saes/config.ipynb #34d99f85
-Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale']
+Normalization = Literal['none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale', 'covariance_whitening']
 
 READ_ELSEWHERE = {n: f'it is in metadata.{n}' for n in FACTS} | dict.fromkeys(
     ('hook_layer', 'hook_point_layer'), 'the layer is part of metadata.hook_name') | dict(

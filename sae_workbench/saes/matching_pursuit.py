@@ -66,6 +66,9 @@ class MatchingPursuitSAEConfig(SAEConfig):
     residual_threshold:NonNegative = 1e-2 # A row is finished when its residual is shorter; 0 for never
     max_iterations:Count|None = None # Steps at most; d_in if None
     stop_on_duplicate_support:bool = True # A row is finished when a step adds no new latent
+    rules = (Rule(lambda c: c.normalize_activations != 'covariance_whitening',
+                  "normalize_activations='covariance_whitening': it is folded into encoder and decoder in different ways, "
+                  "and the encoder of matching pursuit is its decoder; write 'expected_average_only_in'"),)
 
     @classmethod
     def architecture(cls)->str: return 'matching_pursuit'
@@ -108,6 +111,10 @@ class MatchingPursuitSAE(SAE[MatchingPursuitSAEConfig]):
         self.b_dec.data.div_(scaling_factor)
         self.cfg.residual_threshold /= scaling_factor
         self.cfg.normalize_activations = 'none'
+
+    def fold_activation_whitening(self, *args):
+        "Refused: the encoder of matching pursuit is its decoder"
+        raise NotImplementedError("the encoder of matching pursuit is its decoder: it cannot be trained on whitened activations")
 
 register_sae_class('matching_pursuit', MatchingPursuitSAE, MatchingPursuitSAEConfig)
 

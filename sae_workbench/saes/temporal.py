@@ -169,4 +169,8 @@ class TemporalSAE(SAE[TemporalSAEConfig]):
         "Refused: the attention layers read codes in the units they have"
         raise NotImplementedError("a scaling factor cannot be folded: the attention layers read the codes")
 
+    def fold_activation_whitening(self, *args):
+        "Refused: the attention layers read codes in the units they have"
+        raise NotImplementedError("whitening cannot be folded: the attention layers read the codes")
+
 register_sae_class('temporal', TemporalSAE, TemporalSAEConfig)

@@ -119,6 +119,14 @@ class TopKSAE(SAE[TopKSAEConfig]):
                                       "it is exact only with rescale_acts_by_decoder_norm=True")
         super().fold_W_dec_norm()
 
+    @torch.no_grad()
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
+        "Take activations as they are from now on; where norms decide about latents they are folded first, and then stay out"
+        if self.cfg.rescale_acts_by_decoder_norm:
+            self.fold_W_dec_norm()
+            self.cfg.rescale_acts_by_decoder_norm = False   # the new decoder rows are longer or shorter
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+
 # %% ../../nbs/saes/topk.ipynb #c8747074
 def selected(
     sae:TopKSAE, # Any of the family

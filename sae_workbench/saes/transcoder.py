@@ -96,6 +96,10 @@ class Transcoder(SAE[TranscoderConfig]):
         for name in self.readers: getattr(self, name).data.mul_(scaling_factor)
         self.cfg.normalize_activations = 'none'
 
+    def fold_activation_whitening(self, *args):
+        "Refused: a transcoder writes elsewhere than it reads"
+        raise NotImplementedError("a transcoder writes elsewhere than it reads: it cannot be trained on whitened activations")
+
 register_sae_class('transcoder', Transcoder, TranscoderConfig)
 
 # %% ../../nbs/saes/transcoder.ipynb #ef981c6c
