@@ -18,7 +18,8 @@ from ..core.folders import together
 from ..core.private import shareable
 from .formats import Format, Raw, register_format
 from .weights import Facts
-from ..saes.base import NOT_IN_V6, SAE
+from ..saes.base import SAE
+from ..saes.config import NOT_IN_V6
 
 # %% ../../nbs/hub/circuit_tracer.ipynb #66168e5d
 def _metadata(raw:Raw, layer:int)->dict:

@@ -20,7 +20,8 @@ from ..core.files import read_json, read_text, write_tensors, write_text
 from ..core.folders import together
 from ..core.output import Bar
 from .places import Hub, safe_name
-from ..saes.base import CFG_FILE, SAE
+from ..saes.base import SAE
+from ..saes.files import CFG_FILE
 from ..saes.card import model_card
 
 # %% ../../nbs/hub/share.ipynb #be0279ce
