@@ -237,6 +237,17 @@ def test_explore_latents(lab, browser):
         until(page, lambda: rows.count() == 1)
         rows.first.click()   # its page opens
         until(page, lambda: page.locator('.sae-page .title').inner_text() == 'Latent 17')
+        near = page.locator('.sae-page .pairs a').first   # a neighbour's page, and back
+        other = near.inner_text()
+        near.click()
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == f'Latent {other}')
+        page.get_by_role('button', name='Back to 17').click()
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == 'Latent 17')
+        search.fill('t')   # hits are marked, in the table and on the page
+        until(page, lambda: {'TD', 'SPAN'} <= set(page.evaluate(MARKED)))
+        keep(page, 'explorer_search_1280')
+        search.fill('17')
+        until(page, lambda: page.evaluate(MARKED) == [])
         search.fill('')
         until(page, lambda: rows.count() == 100)
         head = page.locator('.sae-grid').first.get_by_role('button', name='max')
@@ -258,6 +269,11 @@ def test_explore_latents(lab, browser):
         until(page, lambda: tokens.count() == len('The <b>cat</b> sat') + 1)
         fires = page.locator('.sae-grid').nth(1).locator('tbody tr')
         until(page, lambda: fires.count() > 4)   # more than fire on one token
+        few = fires.count()
+        density = page.locator('.widget-hslider', has_text='Density up to').get_by_role('slider')   # dense latents are left out, until one asks for them
+        assert 'left out' in page.locator('.sae-explorer').inner_text()
+        density.press('ArrowRight')
+        until(page, lambda: fires.count() > few)
         everywhere = fires.count()
         tokens.nth(5).click()
         until(page, lambda: 0 < fires.count() < everywhere)
@@ -293,6 +309,10 @@ def test_explore_latents(lab, browser):
         turn(200)
         after = counts(page)
         assert after['nodes'] < 1.2*before['nodes'] and after['jsEventListeners'] < 1.2*before['jsEventListeners'], (before, after)
+
+
+MARKED = """() => [...(CSS.highlights.get('sae-hits') ?? [])].filter(r => r.toString().toLowerCase() === 't')
+    .map(r => r.startContainer.parentElement.tagName)"""
 
 
 def numbers(rows, column: int) -> list[float]:
