@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
@@ -332,3 +333,11 @@ def __getattr__(name):
     make, needs = _CLASSES[name]
     try: return make()
     except ImportError as e: raise ImportError(f"{name} {needs} ({_installed()})") from e
+
+# %% ../../nbs/analysis/bridge.ipynb #11da8364
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+    class SAETransformerBridge(SAEMethods, TransformerBridge): ...
+    class HookedSAETransformer(SAEMethods, HookedTransformer): ...
