@@ -6,7 +6,7 @@
 __all__ = ['HEIGHT', 'LivePanel', 'LivePanels', 'Redrawing']
 
 # %% ../../nbs/faces/live_panels.ipynb #11fe0004
-import threading
+import threading, time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from .curves import all_traces, axes_of, still_panel

@@ -18,7 +18,7 @@ from ..training.changes import check_change, configured
 from ..training.preempt import Interrupted
 from ..training.trainer import SAETrainer
 from .curves import (
-    RUN_LOOK, check_axis, compare_runs, facts_of, names_for, numbers_html, progress_html, still_html, time_text)
+    RUN_LOOK, check_axis, facts_of, names_for, numbers_html, progress_html, still_html, time_text)
 from .history import FollowedLog, RunHistory
 from .live_panels import LivePanels, Redrawing
 from .watching import RunThread, RunWatcher, gate_of, listen, trainer_of
