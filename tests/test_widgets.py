@@ -108,11 +108,25 @@ def counts(page) -> dict:
     return found
 
 
+CLEAR = 'e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).fill].some(c => /rgba\\(0, 0, 0, 0\\)|none/.test(c)) || getComputedStyle(e).fillOpacity === "0"'
+
+
 def test_choose_an_architecture(lab, browser):
     with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
         wrong, k = page.locator('.opt-sae-k .sae-bad'), page.locator('.opt-sae-k input[type=text]')
         before = curve(page)
         keep(page, 'chooser_1280')
+        assert page.locator('.sae-chooser .js-plotly-plot .bg').first.evaluate(CLEAR) and page.locator('.sae-chooser .main-svg').first.evaluate(CLEAR)
+        page.get_by_text('Which one? Three questions').click()   # they lead to one
+        yes = page.locator('.sae-guide').get_by_role('button', name='yes')
+        page.locator('.sae-guide').get_by_role('button', name='no').nth(1).click()
+        yes.nth(2).click()
+        page.get_by_role('button', name='Take jumprelu').click()
+        until(page, lambda: page.locator('select[title=architecture]').input_value() == 'jumprelu')
+        keep(page, 'chooser_guide_1280')
+        page.locator('select[title=architecture]').select_option('topk')
+        until(page, lambda: 'sae=TopKTrainingSAEConfig' in page.locator('.sae-code').first.inner_text())
+        page.get_by_text('Which one? Three questions').click()
         k.fill('5000')   # a mistake, and its error at the field
         wrong.wait_for()
         assert 'k=5000 is more than d_sae=4096' in wrong.inner_text()

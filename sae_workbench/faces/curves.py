@@ -131,7 +131,8 @@ def compare_runs(
         across, up = axes_of(title, x)
         fig.update_xaxes(**across, **at)
         fig.update_yaxes(**up, **at)
-    fig.update_layout(height=560, margin=dict(l=40, r=10, t=60, b=40), legend=dict(orientation='h', y=1.16), **PLOT_LOOK)
+    fig.update_layout(height=560, margin=dict(l=40, r=10, t=60, b=40), legend=dict(orientation='h', y=1.16),
+                      **PLOT_LOOK)
     return fig
 
 # %% ../../nbs/faces/curves.ipynb #1ed80d85
@@ -168,8 +169,8 @@ RUN_LOOK = ('.sae-panels{display:flex;flex-wrap:wrap;gap:10px 18px}'
          '.sae-numbers{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr))}'
          '.sae-numbers{gap:6px 12px;margin:.5em 0;align-content:start}'
          '.sae-progress{display:flex;align-items:center;gap:.8em;margin:.3em 0;height:1.5em}'
-         '.sae-progress>div{flex:1 1 auto;max-width:520px;height:8px;border-radius:4px;background:rgba(128,128,128,.28)}'
-         '.sae-progress>div>div{height:100%;border-radius:4px;background:#2e8b57}')
+         '.sae-progress>div{flex:1 1 auto;max-width:520px;height:8px;background:rgba(128,128,128,.28)}'
+         '.sae-progress div{border-radius:4px}.sae-progress>div>div{height:100%;background:#2e8b57}')
 
 def progress_html(
     done:int, # Rows that were trained on
