@@ -185,7 +185,7 @@ class _Block(_Reset):
         use_error_term:bool|None=None, # Add what they miss; each SAE's own setting if None
         exclude_special_tokens:bool|Sequence[int]=False, # Leave BOS, EOS and the like alone, or these token ids
     )->Iterator[nn.Module]: # The model
-        "SAEs in the model for the time of the block, whatever ends it"
+        "Put SAEs into the model for the duration of the block, even if it ends with an error"
         saes = [saes] if isinstance(saes, SAE) else saes
         new = [self._placed(s, use_error_term, exclude_special_tokens) for s in saes]
         if (twice := [p.write for i, p in enumerate(new) if any(p.meets(q) for q in new[:i])]):
@@ -233,7 +233,7 @@ class _Runs(_Run):
 
 # %% ../../nbs/analysis/bridge.ipynb #e089c1a9
 class SAEMethods(_Runs):
-    "What a TransformerLens model gains"
+    "The methods that a TransformerLens model gains"
     @classmethod
     def from_model(cls,
         model:nn.Module, # A TransformerLens model of the class that this one is made from

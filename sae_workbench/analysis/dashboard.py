@@ -78,7 +78,7 @@ def _parser():
     p.add_argument('--labels', metavar='FILE', help='what latents are called: a file that a dashboard saved')
     p.add_argument('--model', help="the model's name or folder, if not the one that the SAE names")
     p.add_argument('--model-kwargs', metavar='JSON',
-                   help="options of the model's loader; what the SAE's file may not decide is said here")
+                   help="options of the model's loader, those that the SAE's file may not decide too")
     p.add_argument('--hook-name', help='the place in the model, if not the one that the SAE names')
     return p
 

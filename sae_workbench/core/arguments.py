@@ -35,7 +35,7 @@ def _number(v, check:Callable):
 def listed(
     v, # Anything
 ):
-    "Items in an order as a list; anything else as it is"
+    "An ordered collection as a list; anything else unchanged"
     if isinstance(v, (list, str, bytes, Mapping)): return v
     if isinstance(v, (Tensor, np.ndarray)): return v.tolist()
     return list(v) if isinstance(v, (Collection, nn.ModuleList)) else v
@@ -64,7 +64,7 @@ def floats(
     name:str, # The argument's name
     device:torch.device|None=None, # Where it has to be
 )->Tensor: # The same
-    "The check of one tensor for functions that are called in every step; a `DataError` for anything else"
+    "Check one tensor, fast enough for every training step; a `DataError` for anything else"
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         try: x = _floating(as_tensor(x))
         except ValueError as e: raise DataError(f"{name}={shown(x)}: {e}") from None
@@ -85,7 +85,7 @@ def having(
     *names:str, # Attributes
     what:str, # What such a thing is called
 )->AfterValidator: # For `Annotated[Any, …]`
-    "Anything with one of these attributes: for things that have no common class"
+    "A type for anything that has one of these attributes, where there is no common class"
     def check(v):
         if isinstance(v, (str, bytes)) or not any(hasattr(v, n) for n in names): raise ValueError(f'must be {what}')
         return v
@@ -174,7 +174,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 def shown(
     value, # Anything
 )->str: # Short
-    "A value as it stands in a message"
+    "A value as it is shown in a message"
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
         return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
     return f"<{type(value).__name__}>" if isinstance(value, nn.Module) else _SHORT.repr(value)
@@ -191,7 +191,7 @@ def _complaint(name:str, value, e:ValidationError)->str:
 
 # %% ../../nbs/core/arguments.ipynb #6f102892
 class Arguments:
-    "What a function takes, and a check for each of its arguments"
+    "The arguments of a function, with a check for each"
     def __init__(self,
         f:Callable, # The function
     ):
@@ -208,13 +208,13 @@ class Arguments:
         self.tensors = {n for n, tp in types.items() if _has_tensor(tp)}
 
     def title(self, args:Sequence)->str:
-        "The function as one calls it"
+        "The name by which the function is called"
         if not (self.owner and args): return self.name
         cls = args[0] if isinstance(args[0], type) else type(args[0])
         return cls.__name__ if self.name=='__init__' else f'{cls.__name__}.{self.name}'
 
     def misnamed(self, args:Sequence, kwargs:Mapping)->list[str]:
-        "What is wrong with the names alone"
+        "What is wrong with the argument names"
         placed, most = self.in_order[:len(args)], len(self.in_order)
         bad = [f"{n} is given twice" for n in kwargs if n in placed]
         if len(args) > most and not self.rest:
@@ -226,7 +226,7 @@ class Arguments:
         return bad + [f"{n} is required" for n in missing]
 
     def tidy(self, args:Sequence, kwargs:dict)->tuple[list, dict]:
-        "The arguments as the function wants them; one error for all that are wrong"
+        "The arguments, converted as the function expects them; one error lists all that are wrong"
         bad, wrong, args = self.misnamed(args, kwargs), {}, list(args)
         names = self.in_order + [self.rest]*(len(args) - len(self.in_order))
         given = [(args, i, n) for i, n in enumerate(names[:len(args)])] + [(kwargs, n, n) for n in kwargs]
@@ -238,7 +238,7 @@ class Arguments:
         return args, kwargs
 
     def error(self, args:Sequence, bad:list[str], wrong:dict[str, str])->ConfigError|DataError:
-        "All mistakes in one; a `DataError` where only tensors are wrong"
+        "One error for all mistakes; a `DataError` if only tensors are wrong"
         kind = ConfigError if bad or set(wrong) - self.tensors else DataError
         bad = bad + [*wrong.values()]
         many = f"{len(bad)} mistakes\n" + '\n'.join(f'- {b}' for b in bad)

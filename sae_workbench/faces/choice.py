@@ -69,7 +69,7 @@ class Choice:
         old, # A config, or anything that `read_config` reads
         afterwards:Callable[[], None]=lambda: None, # What is done before anybody hears of it
     ):
-        "Take a config over, also one of an older version; `report` says what became of its options"
+        "Load a config, of an older version too; `report` says what became of its options"
         cfg, report = read_config(old)
         with self.lock:
             self.report, self.architecture, self.values = report, cfg.sae.architecture(), values_of(cfg)

@@ -147,7 +147,7 @@ class ArchitectureChooser(Face):
 
     @checked
     def load(self, old):
-        "Take a config over, also one of an older version; `report` says what became of its options"
+        "Load a config, of an older version too; `report` says what became of its options"
         self.choice.load(old)
 
     def set(self,

@@ -58,7 +58,7 @@ class Callback:
 
 # %% ../../nbs/training/trainer.ipynb #6cd7b313
 class LatentStatistics:
-    "How often latents fire, and when they last did"
+    "How often latents fire, and when they last fired"
     def __init__(self,
         d_sae:int, # Latents
         dead_feature_window:int, # Steps without firing after which a latent is dead
@@ -211,7 +211,7 @@ class _Given(_TrainStep):
         data_provider:Iterable[Tensor], # Batches (rows, d_in), or tuples that begin with them, as a DataLoader gives
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
-        callbacks:Iterable[Callback]=(), # Are told what happens
+        callbacks:Iterable[Callback]=(), # Called at each stage of the run
         team:Alone|None=None, # The processes that train together; those of torchrun if None
     ):
         self.team = processes() if team is None else team
@@ -442,7 +442,7 @@ class _Loop(_Turns):
         finally: self._close()
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
-        "Train until `total_training_samples` rows were seen; after `Interrupted` the same call goes on"
+        "Train until `total_training_samples` rows were seen; after `Interrupted` the same call continues"
         if self.in_turn: raise SAEWorkbenchError("fit() was called by a callback, inside a step of the same trainer")
         with self.stop.signals(), self.turn(), contextlib.closing(self.steps()) as run:
             for _ in run: pass
@@ -601,7 +601,7 @@ class SAETrainer(_State):
         base_path:str|Path|None=None, # Where that folder is; the run's folder of checkpoints if None
         wandb_aliases:Any=None, # Kept for v6 scripts; has no effect
     )->Path: # The folder
-        "Write a checkpoint under a name of one's own; one of the same name and run is replaced"
+        "Write a checkpoint under a name of your choice; one of the same name and run is replaced"
         own = next((cb for cb in self.callbacks if isinstance(cb, Checkpointing)), None)
         base = base_path or own and own.checkpoints.folder
         if base is None: raise ConfigError("checkpoint_path=None: give base_path, the folder for the checkpoint")
@@ -638,7 +638,7 @@ def _turns(trainer:SAETrainer, stack:contextlib.ExitStack)->Iterator[None]:
 def train_together(
     trainers:Sequence[SAETrainer], # Each with its own SAE, data and options
 )->list[TrainingSAE]: # Their SAEs, trained in place
-    "Train several SAEs in step, a batch of each in turn; after `Interrupted` the same call goes on"
+    "Train several SAEs in step, one batch each in turn; after `Interrupted` the same call continues"
     for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
         if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
     stop = Stop()
