@@ -107,9 +107,17 @@ def _iterator(v):
     if not hasattr(v, '__next__'): raise ValueError('must be an iterator; write iter(…)')
     return v
 
+def _inside_wrapper(v):
+    "The module that nnsight's wrapper stands for: hooks hang on modules; anything else as it is"
+    inner = v if isinstance(v, nn.Module) else getattr(v, '_module', None)
+    if not isinstance(inner, nn.Module): return v
+    if inner is not v and {p.device.type for p in inner.parameters()} == {'meta'}:
+        raise ValueError(f'is a {type(v).__name__} without weights yet; write dispatch=True where it is made')
+    return inner
+
 def _of_type(cls:type, v):
-    as_model = cls is nn.Module and hasattr(v, 'named_modules')   # somebody's wrapper of a model
-    if isinstance(v, cls) or as_model and not isinstance(v, type): return v
+    as_model = cls is nn.Module and hasattr(v, 'named_modules') and not isinstance(v, type)   # somebody's wrapper
+    if isinstance(v, cls) or as_model: return _inside_wrapper(v) if cls is nn.Module else v
     hint = f'; write {v.__name__}(…)' if isinstance(v, type) and issubclass(v, cls) else ''
     raise ValueError(f'must be of type {cls.__name__}{hint}')
 
@@ -179,12 +187,12 @@ def shown(
         return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
     return f"<{type(value).__name__}>" if isinstance(value, nn.Module) else _SHORT.repr(value)
 
-def _complaint(name:str, value, e:ValidationError)->str:
+def _complaint(name:str, value, e:ValidationError, tp=None)->str:
     "One sentence for one argument; a union has one error for each of its members"
     places = {tuple(i for i in err['loc'] if type(i) is int): err for err in e.errors()}
     deepest = max(places, key=len)   # the member that fits the value's shape
     errors = [err for err in e.errors() if tuple(i for i in err['loc'] if type(i) is int)==deepest]
-    phrases = list(dict.fromkeys(map(phrase, errors)))
+    phrases = list(dict.fromkeys(phrase(err, tp) for err in errors))
     if all(p.startswith('must be ') for p in phrases[1:]): phrases[1:] = [p.removeprefix('must be ') for p in phrases[1:]]
     at = ''.join(f'[{i}]' for i in deepest)
     return f"{name}={shown(value)}: {at and f'{at} '}{' or '.join(phrases)}"
@@ -204,6 +212,7 @@ class Arguments:
         self.takes_options = any(p.kind==P.VAR_KEYWORD for p in ps)
         self.defaults = {p.name: p.default for p in named if p.default is not P.empty}
         types = _annotations(f, [p for p in ps if p.kind != P.VAR_KEYWORD])
+        self.types = types
         self.checks = {n: TypeAdapter(_as_read(tp), config=_STRICT).validate_python for n, tp in types.items()}
         self.tensors = {n for n, tp in types.items() if _has_tensor(tp)}
 
@@ -233,7 +242,7 @@ class Arguments:
         for place, at, name in given:
             if name not in self.checks or name in self.defaults and place[at] is self.defaults[name]: continue
             try: place[at] = self.checks[name](place[at])
-            except ValidationError as e: wrong[name] = _complaint(name, place[at], e)
+            except ValidationError as e: wrong[name] = _complaint(name, place[at], e, self.types[name])
         if bad or wrong: raise self.error(args, bad, wrong)
         return args, kwargs
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from ..activations.models import input_device, max_positions
 from ..analysis.attach import attach, intervene
-from ..analysis.examples import TextLatents, number, strongest, token_texts, visible
+from ..analysis.examples import TextLatents, number, token_texts, visible
+from ..analysis.top_contexts import strongest
 from ..core.errors import ConfigError, DataError, SAEWorkbenchError
 from ..saes.base import SAE
 from .controls import grid, token_strip
