@@ -37,7 +37,7 @@ _ELSEWHERE = {
     'core.config': 'str_to_dtype=as_dtype dtype_to_str=dtype_name',
     'core.registry': 'SAE_CLASS_REGISTRY SAE_TRAINING_CLASS_REGISTRY',
     'core.ops': 'JumpReLU Step rectangle',
-    'saes.base': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
+    'saes.files': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
     'saes.training': 'mse_loss',
     'saes.topk': 'TopK',
     'saes.batchtopk': 'BatchTopK',

@@ -19,7 +19,8 @@ from .formats import Format, ReadSAE, detect_format, fold_scale, read_sae
 from .legacy import modern_config
 from .places import Folder, Hub, Place, safe_name
 from .registry import Entry, find_entry, get_entry, get_pretrained_saes_directory, get_release
-from ..saes.base import SAE, is_old_layout
+from ..saes.base import SAE
+from ..saes.files import CFG_FILE, WEIGHTS_FILE, is_old_layout, sae_from_parts
 
 # %% ../../nbs/hub/pretrained.ipynb #369f3042
 @dataclass
@@ -149,6 +150,7 @@ def load_pretrained(
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model
     read = _scaled(read._replace(cfg=cfg), source.entry)
-    sae = cls._from_parts(read.cfg, read.tensors, Path(source.path), read.cfg_file, read.weights_file)
+    sae = sae_from_parts(cls, read.cfg, read.tensors, read.cfg_file or Path(source.path)/CFG_FILE,
+                         read.weights_file or Path(source.path)/WEIGHTS_FILE)
     if fold_W_dec_norm: sae.fold_W_dec_norm()
     return sae, sae.cfg.to_dict(), read.log_sparsity

@@ -27,7 +27,7 @@ from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..core.private import without_secrets
 from ..activations.scale import ESTIMATES, SCALER_FILE, ActivationScaler, CovarianceEstimate
-from ..saes.base import CFG_FILE, WEIGHTS_FILE
+from ..saes.files import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
