@@ -23,8 +23,9 @@ from ..activations.cache_runner import CacheActivationsRunnerConfig
 from ..activations.pretokenize import PretokenizeRunnerConfig
 from ..saes.config import FACTS, READ_ELSEWHERE
 from .config import LoggingConfig
-from .translate import KEPT, RENAMED, UNKNOWN_OPTION, Change, ToyTranslation, Translation
-from .translate import translate
+from .old_config import KEPT, RENAMED, UNKNOWN_OPTION, Change, Translation
+from .toy_config import TOY
+from .translate import LANGUAGE_MODEL, Kind, translate
 
 # %% ../../nbs/training/rewrite.ipynb #b1668432
 @dataclass
@@ -79,7 +80,7 @@ class Printer:
 
     def call(self)->str:
         "The expression that makes the config"
-        apart = isinstance(self.t, ToyTranslation) or 'sae' in self.t.new
+        apart = self.t.is_toy or 'sae' in self.t.new
         sae = [] if apart else self.made(self.t.sae_class, 'sae', 'sae=', ' '*4)
         logger = self.made(LoggingConfig, 'logger', 'logger=', ' '*4) if part_of(self.t, 'logger') else []
         rest = [f'    {text},' for text in self.rest]
@@ -87,7 +88,7 @@ class Printer:
 
     def statements(self, name:str)->str:
         "The statements that make the config, without the imports"
-        sae = self.made(self.t.sae_class, 'sae', 'sae = ') if isinstance(self.t, ToyTranslation) else []
+        sae = self.made(self.t.sae_class, 'sae', 'sae = ') if self.t.is_toy else []
         return '\n'.join([*sae, f'{name} = {self.call()}'])
 
 # %% ../../nbs/training/rewrite.ipynb #ccc955fa
@@ -97,7 +98,7 @@ def build(
     "The config that a translation describes"
     def options(part): return {path.rpartition('.')[2]: v.value for path, v in part_of(t, part).items()}
     sae = t.sae_class(**options('sae'))
-    nested = {} if isinstance(t, ToyTranslation) else {'sae': sae}
+    nested = {} if t.is_toy else {'sae': sae}
     return t.run_class(**nested, **options(''), logger=LoggingConfig(**options('logger'))), sae
 
 def all_known(t:Translation)->bool: return all(v.known for v in t.new.values())
@@ -171,7 +172,7 @@ def code_of(
 
 # %% ../../nbs/training/rewrite.ipynb #f201aa66
 _TOYS = ('ToyModelSAERunnerConfig', 'SAEToyModelRunnerConfig')
-RUNNERS = {'LanguageModelSAERunnerConfig': Translation, **dict.fromkeys(_TOYS, ToyTranslation)}
+RUNNERS = {'LanguageModelSAERunnerConfig': LANGUAGE_MODEL, **dict.fromkeys(_TOYS, TOY)}
 OTHERS = {c.__name__: c for c in (CacheActivationsRunnerConfig, PretokenizeRunnerConfig)}   # only read
 
 def sae_architectures()->dict[str, str]:
@@ -185,15 +186,15 @@ def is_config(name:str)->bool:
 def from_options(
     options:dict[str, Value], # As they were written
     name:str='cfg', # The variable that held them
-    cls:type=Translation, # Kind of config
+    kind:Kind=LANGUAGE_MODEL, # Kind of config
     from_version=None, # Version of SAELens, if it is known
     nested:dict[str, Value]|None=None, # Options that are nested already, by path
     architecture:str|None=None, # Known from the class of the nested config
     **kwargs, # For `Part`
 )->Part:
     "Convert the options of one config"
-    t = translate(options, from_version, cls, nested=nested, architecture=architecture)
-    if t.saved: leave_out_derived(t)
+    t = translate(options, from_version, kind, nested=nested, architecture=architecture)
+    if t.was.saved: leave_out_derived(t)
     return Part(name, t, **kwargs)
 
 # %% ../../nbs/training/rewrite.ipynb #d9788f70
@@ -457,8 +458,8 @@ def path_of(
     name:str, # An old option
 )->str|None: # Where it is now, if anywhere
     "The path of an old option in the new config"
-    value = t.old.get(name, Value('x', names=frozenset('x')))
-    probe = translate(t.old | {name: value}, cls=type(t), architecture=t.architecture, nested={})
+    value = t.was.old.get(name, Value('x', names=frozenset('x')))
+    probe = translate(t.was.old | {name: value}, kind=TOY if t.is_toy else LANGUAGE_MODEL, architecture=t.was.architecture, nested={})
     return next((path for path, origin in probe.origin.items() if origin==name), None)
 
 # %% ../../nbs/training/rewrite.ipynb #eb921fb9
@@ -502,7 +503,7 @@ class Script:
     ):
         self.reader, self.edits = reader, Edits(reader.source)
         flat = [p for p in parts if p.found and not p.nothing_to_do]
-        self.parts = [p for p in flat if not isinstance(p.t, ToyTranslation)]
+        self.parts = [p for p in flat if not p.t.is_toy]
         plain = [p for p in self.parts if isinstance(p.found.node.func, ast.Name)]
         needed = dict.fromkeys(c.__name__ for p in plain for c in Printer(p.t).classes())
         self.imports = Imports(self.edits, reader.tree, [n for n in needed if reader.aliases_of(n) is None])
