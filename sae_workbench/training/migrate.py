@@ -22,7 +22,8 @@ from ..core.files import atomic, read_text
 from ..core.old_options import OLD_OPTIONS
 from ..core.plain import read_plain
 from ..core.source import Reader, Value
-from .rewrite import OTHERS, RUNNERS, Part, Script, code_of, from_options, is_config, parts_in
+from .config_code import OTHERS, RUNNERS, Part, code_of, from_options, is_config, parts_in
+from .rewrite import Script
 from .old_config import (
     DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION, Change)
 from .toy_config import TOY
@@ -121,9 +122,20 @@ def html_of(heading:str, remarks:list[str], changes:list[Change])->str:
     rows = [row for kind, some in by_kind(changes).items() for row in _rows(kind, some)]
     return f'{text}<table>{head}{"".join(rows)}</table>'
 
+# %% ../../nbs/training/migrate.ipynb #79d7ab82
+def _part_dict(p:Part)->dict[str, Any]:
+    "Plain data on one config"
+    config = None if p.config is None else p.config.to_dict()
+    return dict(name=p.name, version=str(p.t.was.version), config=config, problem=p.problem, open_names=p.open_names,
+                changes=[c._asdict() for c in p.changes])
+
+def _report_on(p:Part)->tuple[str, list[str], list[Change]]:
+    "What the report on one config is made of"
+    return _heading(p) + (f', {p.where}' if p.where else ''), _remarks(p), [] if p.nothing_to_do else p.changes
+
 # %% ../../nbs/training/migrate.ipynb #e6a3471b
 @dataclass(repr=False)
-class _Converted:
+class Migration:
     "Old configs, converted"
     parts:list[Part] # One for each config
     script:str|None=None # The script with everything replaced, if it was one
@@ -150,19 +162,6 @@ class _Converted:
         "What became of each option, of all configs"
         return [c for p in self.parts for c in p.changes] + self.script_changes
 
-# %% ../../nbs/training/migrate.ipynb #79d7ab82
-def _part_dict(p:Part)->dict[str, Any]:
-    "Plain data on one config"
-    config = None if p.config is None else p.config.to_dict()
-    return dict(name=p.name, version=str(p.t.was.version), config=config, problem=p.problem, open_names=p.open_names,
-                changes=[c._asdict() for c in p.changes])
-
-def _report_on(p:Part)->tuple[str, list[str], list[Change]]:
-    "What the report on one config is made of"
-    return _heading(p) + (f', {p.where}' if p.where else ''), _remarks(p), [] if p.nothing_to_do else p.changes
-
-class _Reported(_Converted):
-    "Old configs, converted"
     @property
     def nothing_to_do(self)->bool:
         "Whether everything is as in v6 already"
@@ -182,9 +181,6 @@ class _Reported(_Converted):
         "What became of each option, as text"
         return '\n\n'.join(report_of(*r) for r in self._reports())
 
-# %% ../../nbs/training/migrate.ipynb #c89edeeb
-class Migration(_Reported):
-    "Old configs, converted"
     @property
     def diff(self)->str:
         "What changed in the script, as a unified diff; empty if there is no script"

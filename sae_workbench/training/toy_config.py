@@ -8,7 +8,8 @@ __all__ = ['TOY']
 # %% ../../nbs/training/toy_config.ipynb #dbc3b007
 from .config import SAETrainerConfig
 from .old_config import Translation
-from .translate import B_DEC, Kind, tell_default, write_default, write_logging
+from .option_rules import B_DEC
+from .translate import Kind, tell_default, write_default, write_logging
 
 # %% ../../nbs/training/toy_config.ipynb #9910f8f4
 _TOY_NAMES = dict(n_hidden='sae.d_in', train_batch_size='train_batch_size_samples',
