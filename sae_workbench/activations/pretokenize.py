@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .tokens import ContextIterator, ContextMaker, SpecialToken, first_row, how_to_read
-from .tokens import open_dataset, open_rows, special_token
+from .datasets import first_row, how_to_read, open_dataset, open_rows
+from .tokens import ContextMaker, Contexts, SpecialToken, special_token
 from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
@@ -66,7 +66,7 @@ def contexts_of(
     dataset, # A dataset
     tokenizer, # A Hugging Face tokenizer
     cfg:PretokenizeRunnerConfig, # How
-)->ContextIterator: # Of one epoch
+)->Contexts: # Of one epoch
     "The contexts of a dataset, in its order"
     sample, column = first_row(dataset), cfg.column_name
     if column not in sample:
@@ -77,13 +77,13 @@ def contexts_of(
     begin, separator, begin_sequence = (special_token(t, tokenizer) for t in tokens)
     maker = ContextMaker(kind, cfg.context_size, tokenizer, begin, separator, cfg.disable_concat_sequences,
                          begin_sequence)
-    contexts = ContextIterator(open_rows(dataset, columns), maker)
-    contexts.epochs, contexts.chunk = 1, cfg.pretokenize_batch_size or 1000
+    contexts = Contexts(open_rows(dataset, columns), maker, epochs=1)
+    contexts.chunk = cfg.pretokenize_batch_size or 1000
     contexts.require(1)
     return contexts
 
 # %% ../../nbs/activations/pretokenize.ipynb #08b1bfae
-def _rows(contexts:ContextIterator)->Iterator[dict]:
+def _rows(contexts:Contexts)->Iterator[dict]:
     for c in contexts: yield dict(input_ids=c.numpy().astype(np.int32))
 
 def pretokenize_dataset(

@@ -19,7 +19,7 @@ from .models import check_d_in, check_length, input_device, tokenizer_of
 from .models import vocab_size, weights_mark
 from .inputs import ContextBatches
 from .positions import check_about, no_way_back, read_up_to
-from .tokens import ContextIterator, kept_positions, special_token_ids
+from .tokens import Contexts, kept_positions, special_token_ids
 from ..core.arguments import TorchDtype, checked
 from ..core.capture import capture
 from ..core.config import Count, Device
@@ -362,7 +362,7 @@ class LanguageModelSource(ModelSource):
     def __init__(self,
         model:nn.Module, # Any language model: called with token ids (prompts, positions)
         hook_name:str|Sequence[str], # A hook or submodule name; several for `LayerSources`
-        contexts:ContextIterator, # Where the tokens come from, such as `TokenContexts`
+        contexts:Contexts, # Where the tokens come from, such as `TokenContexts`
         batch_size_prompts:Count=32, # Contexts the model is run on at once
         d_in:int|None=None, # Width that the activations must have
         hook_head_index:int|None=None, # Only this head

@@ -25,7 +25,7 @@ from ..activations.models import check_d_in, check_length, input_device
 from ..activations.scale import ActivationScaler
 from ..activations.sources import LanguageModelSource, TensorSource, TokenActivations, check_rows, evaluating
 from ..activations.store import ActivationsStore
-from ..activations.tokens import SavedContexts
+from ..activations.tokens import TokenContexts
 from ..core.arguments import as_tensor, checked
 from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
@@ -238,7 +238,7 @@ def _parts(source, model)->tuple[Any, nn.Module|None]:
 def _is_tokens(x)->bool: return isinstance(x, Tensor) and not x.is_floating_point()
 
 def _has_contexts(source)->bool:
-    return _is_tokens(source) or isinstance(source, (SavedContexts, LanguageModelSource, ActivationsStore))
+    return _is_tokens(source) or isinstance(source, (TokenContexts, LanguageModelSource, ActivationsStore))
 
 def _at(sae:SAE, model:nn.Module, source, name:str|tuple[str, str]|None, head:int|None)->At:
     "Where the SAE sits: as asked for, or as it says itself, or where the source reads"
