@@ -107,9 +107,17 @@ def _iterator(v):
     if not hasattr(v, '__next__'): raise ValueError('must be an iterator; write iter(…)')
     return v
 
+def _inside_wrapper(v):
+    "The module that nnsight's wrapper stands for: hooks hang on modules; anything else as it is"
+    inner = v if isinstance(v, nn.Module) else getattr(v, '_module', None)
+    if not isinstance(inner, nn.Module): return v
+    if inner is not v and {p.device.type for p in inner.parameters()} == {'meta'}:
+        raise ValueError(f'is a {type(v).__name__} without weights yet; write dispatch=True where it is made')
+    return inner
+
 def _of_type(cls:type, v):
-    as_model = cls is nn.Module and hasattr(v, 'named_modules')   # somebody's wrapper of a model
-    if isinstance(v, cls) or as_model and not isinstance(v, type): return v
+    as_model = cls is nn.Module and hasattr(v, 'named_modules') and not isinstance(v, type)   # somebody's wrapper
+    if isinstance(v, cls) or as_model: return _inside_wrapper(v) if cls is nn.Module else v
     hint = f'; write {v.__name__}(…)' if isinstance(v, type) and issubclass(v, cls) else ''
     raise ValueError(f'must be of type {cls.__name__}{hint}')
 
