@@ -10,7 +10,7 @@ FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'hub': 4, 'anal
 ROOF = 8   # the package's root and the short modules beside it
 STRANGERS = {frozenset({'saes', 'activations'})}   # floors that never import each other
 CALLS_UP = {('saes.base', f'hub.{m}') for m in ('pretrained', 'legacy', 'share')}   # inside a function: SAE.from_pretrained, old folders, push_to_hub
-LIGHT = {'torch', 'numpy', 'safetensors', 'pydantic', 'tqdm', PACKAGE} | sys.stdlib_module_names
+LIGHT = {'torch', 'numpy', 'safetensors', 'pydantic', 'tqdm', 'fastcore', PACKAGE} | sys.stdlib_module_names
 ORDER = [m for m in (module_of(ROOT/name) for name in listed()) if m]
 FILES = sorted(p for p in (ROOT/PACKAGE).rglob('*.py') if p.name != '_modidx.py')
 
