@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Strict
 from torch import nn
-from .cache import MANIFEST, cache_bytes, read_manifest, write_caches
+from .cache_format import MANIFEST, cache_bytes, read_manifest
+from .cache_write import write_caches
 from .datasets import TOKEN_COLUMNS, first_row, open_dataset
 from .layers import LayerSource, LayerSources
 from .models import LOADERS, check_d_in, load_model, model_d_in, tokenizer_of

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch_to
 from torch import Tensor, nn
 from .buffer import MixingBuffer
-from .cache import ShardSource
+from .cache_read import ShardSource
 from .datasets import shuffled
 from .models import input_device, tokenizer_of
 from .passes import SharedPasses
@@ -247,7 +247,6 @@ def eval_contexts(self,
     return contexts.again(**changes)
 
 # %% ../../nbs/activations/store.ipynb #d0d3ef8f
-@patch_to(ActivationsStore, cls_method=True)
 @checked
 def from_config(cls,
     model:nn.Module|None, # The language model; None to read a cache and not evaluate
@@ -268,7 +267,6 @@ def from_config(cls,
     store.start_source()
     return store
 
-@patch_to(ActivationsStore, cls_method=True)
 @checked
 def from_cache_activations(cls,
     model:nn.Module|None, # The language model; None where no tokens are to be run
@@ -282,13 +280,16 @@ def from_cache_activations(cls,
         exclude_special_tokens=cfg.exclude_special_tokens, cached_activations_path=cfg.new_cached_activations_path,
         d_in=cfg.d_in, device=cfg.device, dtype=cfg.dtype, **cached_facts(cfg))
 
-# %% ../../nbs/activations/store.ipynb #3b024d7e
+ActivationsStore.from_config = classmethod(from_config)
+ActivationsStore.from_cache_activations = classmethod(from_cache_activations)
+
+# %% ../../nbs/activations/store.ipynb #03fecb85
 def check_metadata(**needed):
     "Raise an error that names what an SAE's metadata lack"
     missing = [k for k, v in needed.items() if v is None]
     if missing: raise ConfigError(f"the SAE's metadata lack {', '.join(missing)}; set them in sae.cfg.metadata")
 
-@patch_to(ActivationsStore, cls_method=True)
+# %% ../../nbs/activations/store.ipynb #3b024d7e
 @checked
 def from_sae(cls,
     model:nn.Module, # The language model
@@ -317,6 +318,8 @@ def from_sae(cls,
         meta.prepend_bos, sae.cfg.normalize_activations, device, sae.cfg.dtype, seqpos_slice=seqpos,
         exclude_special_tokens=meta.exclude_special_tokens, disable_concat_sequences=disable_concat_sequences,
         sequence_separator_token=sequence_separator_token)
+
+ActivationsStore.from_sae = classmethod(from_sae)
 
 # %% ../../nbs/activations/store.ipynb #e8ca8845
 ActivationsStore.STATE_FILE = 'activations_store_state.safetensors'   # in a checkpoint's folder, as in v6

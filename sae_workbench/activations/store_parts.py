@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor, nn
-from .cache import ShardSource, check_fits, read_manifest
+from .cache_format import check_fits, read_manifest
+from .cache_read import ShardSource
 from .datasets import open_dataset
 from .inputs import ContextBatches
 from .models import check_d_in, check_length, tokenizer_of

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from .attach import place_of
 from .baselines import frozen_encoder, random_dictionary
-from ..activations.cache import ShardSource
+from ..activations.cache_read import ShardSource
 from ..activations.models import check_d_in, check_length, input_device
 from ..activations.scale import ActivationScaler
 from ..activations.sources import LanguageModelSource, TensorSource, TokenActivations, check_rows, evaluating
