@@ -28,7 +28,7 @@ from ..core.arguments import Ids, checked, having
 from ..core.config import Count, Device, Dtype, Fraction, Natural
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
-from ..core.processes import Alone, processes
+from ..core.processes import SingleProcess, processes
 from ..core.seeds import derive, stream
 
 # %% ../../nbs/activations/store.ipynb #3c1f6a29
@@ -84,7 +84,7 @@ class ActivationsStore:
             exclude_special_tokens, disable_concat_sequences, sequence_separator_token, activations_mixing_fraction,
             use_chat_formatting, seed)
         self.model, self.tokenizer = model, tokenizer_of(model)
-        self.team = Alone()   # the processes that train on this store, and share the passes of the model
+        self.team = SingleProcess()   # the processes that train on this store, and share the passes of the model
         self._read_with_model_or_cache()
         self._open(dataset)
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'position_of', 'keeper_of',
-           'save_checkpoint', 'is_longer', 'other_run', 'read_v6_state', 'load_v6_checkpoint', 'load_checkpoint',
-           'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'RUN_NOTE', 'SPARE', 'position_of', 'keeper_of',
+           'save_checkpoint', 'is_longer', 'other_run', 'folded_options', 'read_v6_state', 'load_v6_checkpoint',
+           'units_of', 'unfold_scaling', 'load_checkpoint', 'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back',
+           'noted', 'Checkpointing', 'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import itertools, os, re
@@ -15,6 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 import torch
+from torch import Tensor
 from ..core.arguments import checked, having
 from ..core.aside import put_aside
 from ..core.errors import ConfigError, LoadError, NonFiniteError, SaveError, unknown, warn
@@ -24,7 +26,8 @@ from ..core.folders import check_folder, check_place, is_held, only_one, read_ma
 from ..core.folders import remove_temporaries, whole_folder
 from ..core.plain import differences
 from ..core.private import without_secrets
-from ..saes.base import CFG_FILE, WEIGHTS_FILE
+from ..activations.scale import ESTIMATES, SCALER_FILE, ActivationScaler, CovarianceEstimate
+from ..saes.files import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
@@ -121,11 +124,18 @@ def _check_overrides(overrides:Sequence[str], known:set[str]):
                                             "with an SAE's weights set from_pretrained_path")
         if name not in known: raise ConfigError(f"resume_overrides: {unknown('option', name, known)}")
 
+def folded_options(
+    cfg:dict[str, Any], # Of an SAE that is trained
+)->dict[str, Any]: # Those of its options that are others once training has ended
+    "What folding changes of an SAE's config"
+    rescaled = cfg.get('normalize_activations')=='covariance_whitening' and 'rescale_acts_by_decoder_norm' in cfg
+    return dict(normalize_activations='none') | (dict(rescale_acts_by_decoder_norm=False) if rescaled else {})
+
 def _compare(path:Path, trainer, saved:dict, now:dict, overrides:Sequence[str])->tuple[bool, list[str]]:
     "Whether the SAE's options are overridden, and which overridden ones decide the data; other changes are errors"
     pairs = [(read_json(path/CFG_FILE), trainer.sae.cfg.to_dict()), (saved, now)]
     _check_overrides(overrides, {k for _, now in pairs for k in now})
-    if read_manifest(path)['position'][2]: pairs[0][0]['normalize_activations'] = pairs[0][1]['normalize_activations']
+    if read_manifest(path)['position'][2]: pairs[0][0].update({k: pairs[0][1][k] for k in folded_options(pairs[0][1])})
     bad = [b for saved, now in pairs for b in other_run(saved, now, overrides)]
     if bad: raise ConfigError(f"{path} is a checkpoint of another run:\n" + '\n'.join(f'- {b}' for b in bad) +
                               "\nA new run needs a folder of its own; resume_overrides=[…] names what may differ")
@@ -136,28 +146,28 @@ def _compare(path:Path, trainer, saved:dict, now:dict, overrides:Sequence[str])-
     return bool(changed[0]), new_data
 
 # %% ../../nbs/training/checkpoint.ipynb #6441d310
-V6_FILE, V6_SCALE_FILE = 'trainer_state.pt', 'activation_scaler.json'
+V6_FILE = 'trainer_state.pt'
 
 def read_v6_state(
     folder:str|Path, # A checkpoint of SAELens v6
     trainer, # An SAETrainer made with the same config
 )->dict[str, Any]: # For `load_state_dict`, without the weights
     "The state of a trainer that v6 has written"
-    path, scale = Path(folder)/V6_FILE, {}
+    path, scaler = Path(folder)/V6_FILE, ActivationScaler()
     try: saved = torch.load(path, map_location=trainer.cfg.device, weights_only=True)
     except Exception as e: raise LoadError(f"{path}: not a trainer's state of SAELens v6 ({type(e).__name__})") from None
-    if (path.parent/V6_SCALE_FILE).is_file(): scale = read_json(path.parent/V6_SCALE_FILE)
-    if scale.get('has_whitening'): raise LoadError(f"{path.parent}: its activations are whitened, which is not supported")
+    if (path.parent/SCALER_FILE).is_file(): scaler.load(path.parent/SCALER_FILE)
     steps, now = saved['lr_scheduler']['last_epoch'], trainer.state_dict()   # n_training_steps lags one behind in a run
     def moments(i, s):
         turned = trainer.optimizer.stepped[int(i)].view
         return {k: turned(v).contiguous() if v.dim()==2 else v for k, v in s.items()}
+    norm = now['norm'] if scaler.whitening is None else now['norm'] | dict(batches=1, found=scaler.whitening.state_dict())
     final = {k: c['final_value'] for k, c in now['coefficients'].items()}
     counts = ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')
     return now | dict(
         n_training_steps=steps, n_training_samples=saved['n_training_samples'], lr_scheduler_step=steps,
         optimizer={str(i): moments(i, s) for i, s in saved['optimizer']['state'].items()},
-        statistics={k: saved[k] for k in counts}, scaling_factor=scale.get('scaling_factor'),
+        statistics={k: saved[k] for k in counts}, scaling_factor=scaler.scaling_factor, norm=norm,
         coefficients={k: dict(current_step=c['current_step'], final_value=final[k])
                       for k, c in saved['coefficient_schedulers'].items()})
 
@@ -181,16 +191,36 @@ def load_v6_checkpoint(
          "read, in another mixture")
 
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
-def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
+def units_of(
+    sae, # A TrainingSAE, before a whitening is folded into it
+)->Tensor|None: # (d_sae,) decoder norms; None if they stay
+    "What folding takes out of the weights for good, where latents are chosen in units of their decoder norm"
+    return sae.get_W_dec_norm() if getattr(sae.cfg, 'rescale_acts_by_decoder_norm', False) else None
+
+@torch.no_grad()
+def unfold_scaling(
+    trainer, # An SAETrainer whose run had ended; is as before its end afterwards
+    options:dict[str, Any], # Of the SAE's config, as they were then
+):
+    "Take the scaling, or the whitening, of activations out of the weights again"
+    sae, norm = trainer.sae, trainer.norm
+    if isinstance(norm, CovarianceEstimate):
+        back = norm.whitening().inverse()
+        sae.fold_activation_whitening(back.mean, back.matrix, back.inverse_matrix)
+        if (units := norm.units) is not None:
+            units = units.to(sae.W_dec)
+            sae.W_dec.mul_(units[:, None]), sae.W_enc.div_(units), sae.b_enc.div_(units)
+    else: sae.fold_activation_norm_scaling_factor(1/norm.scaling_factor(sae.cfg.d_in))
+    norm.set_scaler(trainer.activation_scaler, sae.cfg.d_in)
+    vars(sae.cfg).update(options)
+
+def _go_on_longer(path:Path, trainer, saved:dict, now:dict, options:dict[str, Any]):
     k = next(k for k in LENGTH if k in now)
     warn(f"{path} is of a run with {k}={saved[k]:_}, which now goes on to {now[k]:_}. " +
          schedule_change(saved, now, trainer.n_training_steps))
     if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
     trainer.folded = False   # the run had ended, and with it the scaling of its activations
-    if normalize != 'expected_average_only_in': return
-    scale = trainer.norm.scaling_factor(trainer.sae.cfg.d_in)
-    trainer.sae.fold_activation_norm_scaling_factor(1/scale)
-    trainer.sae.cfg.normalize_activations, trainer.activation_scaler.scaling_factor = normalize, scale
+    if options['normalize_activations'] in ESTIMATES: unfold_scaling(trainer, options)
 
 @checked
 def load_checkpoint(
@@ -207,13 +237,13 @@ def load_checkpoint(
     check_folder(path)
     saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
     new_loss, new_data = _compare(path, trainer, saved, now, overrides)
-    normalize = trainer.sae.cfg.normalize_activations
+    options = {k: getattr(trainer.sae.cfg, k) for k in folded_options(trainer.sae.cfg.to_dict())}   # before the run's end
     state, final = read_state(path/TRAINER_FILE, trainer.cfg.device, check=False), {}   # the manifest was compared
     if new_data: state['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
     trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device, check=False)} | state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
-    if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, normalize)
+    if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, options)
     if store is None: return
     if new_data: return warn(f"the data begin again, because {', '.join(new_data)} changed")
     store.load_state_dict(read_state(path/STORE_FILE))
