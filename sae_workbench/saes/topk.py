@@ -121,7 +121,7 @@ class TopKSAE(SAE[TopKSAEConfig]):
 
     @torch.no_grad()
     def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
-        "Take activations as they are from now on; where norms decide about latents they are folded first, and then stay out"
+        "Fold the whitening into the weights, in place; where decoder norms decide which latents are kept, they are folded first"
         if self.cfg.rescale_acts_by_decoder_norm:
             self.fold_W_dec_norm()
             self.cfg.rescale_acts_by_decoder_norm = False   # the new decoder rows are longer or shorter

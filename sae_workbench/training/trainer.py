@@ -25,7 +25,7 @@ from ..core.files import not_finite, not_plain, read_state, write_state
 from ..core.folders import remove
 from ..core.hooks import only_own_hooks
 from ..core.metrics import log_sparsity
-from ..core.processes import Alone, processes
+from ..core.processes import processes, Processes
 from ..core.seeds import random_state, set_random_state, set_torch_random_state, torch_random_state
 from ..activations.scale import ESTIMATES, ActivationScaler, NormEstimate, most_norm_batches, norm_is_known
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
@@ -212,7 +212,7 @@ class _Given(_TrainStep):
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Called at each stage of the run
-        team:Alone|None=None, # The processes that train together; those of torchrun if None
+        team:Processes|None=None, # The processes that train together; those of torchrun if None
     ):
         self.team = processes() if team is None else team
         check_parts(cfg.train_batch_size_samples, cfg.device, self.team)
