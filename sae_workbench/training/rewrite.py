@@ -7,18 +7,14 @@ __all__ = ['comments_of', 'inherit_comments', 'path_of', 'handed_on', 'set_other
 
 # %% ../../nbs/training/rewrite.ipynb #7700606a
 import ast, io, re, tokenize
-import ast
 from ..core.old_options import OLD_NAMES, OldName
 from ..core.source import Reader, Table, Value
-from ..core.source import Reader
 from ..saes.config import FACTS, READ_ELSEWHERE
 from .config import LoggingConfig
 from .old_config import RENAMED, UNKNOWN_OPTION, Change, Translation
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL, translate
 from .config_code import Comments, Part, Printer, RUNNERS
-from .old_config import UNKNOWN_OPTION
-from .translate import translate
 from .script_edits import Edits, Imports, NEW_MODULES, NEW_NAMES, RUNNER
 
 # %% ../../nbs/training/rewrite.ipynb #977c46d7

@@ -9,13 +9,11 @@ __all__ = ['RUNNER', 'NEW_NAMES', 'NEW_MODULES', 'GONE_FROM_TRANSFORMER_LENS', '
 
 # %% ../../nbs/training/script_edits.ipynb #ad957d6e
 import ast, sys
-import ast
 from itertools import accumulate
 from ..core.errors import did_you_mean
 from ..core.old_options import OLD_NAMES
 from .old_config import RENAMED, UNKNOWN_OPTION, Change
 from .config_code import RUNNERS
-from .old_config import UNKNOWN_OPTION
 
 # %% ../../nbs/training/script_edits.ipynb #3bdf054b
 class Edits:
