@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'MAY_DIFFER',
-           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'position_of', 'keeper_of',
-           'save_checkpoint', 'is_longer', 'other_run', 'read_v6_state', 'load_v6_checkpoint', 'load_checkpoint',
-           'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'find_run']
+           'LENGTH', 'FIXED', 'KEEPS_DATA', 'V6_FILE', 'V6_SCALE_FILE', 'RUN_NOTE', 'SPARE', 'RunPosition',
+           'without_weights', 'keeper_of', 'save_checkpoint', 'is_longer', 'other_run', 'read_v6_state',
+           'load_v6_checkpoint', 'from_format_1', 'save_trainer_state', 'read_trainer_state', 'load_checkpoint',
+           'is_of_run', 'latest', 'Checkpoints', 'cannot_go_back', 'noted', 'Checkpointing', 'write_checkpoint',
+           'find_run']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import itertools, os, re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 import torch
 from ..core.arguments import checked, having
 from ..core.aside import put_aside
@@ -30,20 +32,27 @@ from .optim import optimizer_state, schedule_change
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
 TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors'
 RUN_FILE, SPARSITY_FILE = 'runner_cfg.json', 'sparsity.safetensors'
-FORMAT, VERSION = 'sae_workbench.checkpoint', 1
+FORMAT, VERSION = 'sae_workbench.checkpoint', 2
 
-def position_of(
-    trainer, # An SAETrainer
-)->list[int]: # Rows trained on, batches in the estimate of the norm, and whether all is done
+class RunPosition(NamedTuple):
     "How far a run is, to be compared with other moments of it"
-    return [trainer.n_training_samples, trainer.norm.batches, int(trainer.folded)]
+    samples:int # Rows trained on
+    norm_batches:int # Batches in the estimate of the norm
+    finished:int # Whether all is done
 
 def _beside_weights(trainer, folder:Path)->dict:
     "The trainer's state, without the weights if the SAE's file has exactly these"
     state, written = trainer.state_dict(), read_tensors(folder/WEIGHTS_FILE, check=False)
+    weights = state['train']['sae']
     def same(k, t): return k in written and written[k].dtype==t.dtype and torch.equal(written[k], t.cpu())
-    exact = len(written)==len(state['sae']) and all(same(k, t) for k, t in state['sae'].items())
-    return {k: v for k, v in state.items() if k != 'sae' or not exact}
+    exact = len(written)==len(weights) and all(same(k, t) for k, t in weights.items())
+    return without_weights(state) if exact else state
+
+def without_weights(
+    state:dict[str, Any], # Of a trainer
+)->dict[str, Any]:
+    "A trainer's state without the SAE's weights, which are in a file of their own"
+    return state | dict(train={k: v for k, v in state['train'].items() if k != 'sae'})
 
 ATrainer = Annotated[Any, having('n_training_steps', what='an SAETrainer')]
 Keeper = Annotated[Any, having('state_dict', what='a source of activations that knows its position')]
@@ -63,7 +72,7 @@ def save_checkpoint(
 )->Path: # The folder
     "Write a checkpoint"
     with whole_folder(path, format=FORMAT, version=VERSION, run=trainer.run_id,
-                      position=position_of(trainer)) as tmp:
+                      position=list(trainer.position)) as tmp:
         trainer.sae.save_model(tmp)
         for i, s in optimizer_state(trainer.optimizer).items(): check_finite(s, f'the optimiser, in tensor {i},')
         write_tensors(tmp/SPARSITY_FILE, {'sparsity': trainer.log_feature_sparsity})
@@ -152,14 +161,15 @@ def read_v6_state(
     def moments(i, s):
         turned = trainer.optimizer.stepped[int(i)].view
         return {k: turned(v).contiguous() if v.dim()==2 else v for k, v in s.items()}
-    final = {k: c['final_value'] for k, c in now['coefficients'].items()}
+    train = {k: v for k, v in now['train'].items() if k != 'sae'}
+    final = {k: c['final_value'] for k, c in train['coefficients'].items()}
     counts = ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')
-    return now | dict(
-        n_training_steps=steps, n_training_samples=saved['n_training_samples'], lr_scheduler_step=steps,
-        optimizer={str(i): moments(i, s) for i, s in saved['optimizer']['state'].items()},
-        statistics={k: saved[k] for k in counts}, scaling_factor=scale.get('scaling_factor'),
+    return now | dict(train=train | dict(
+        n_steps=steps, n_samples=saved['n_training_samples'],
+        optim=dict(adam={str(i): moments(i, s) for i, s in saved['optimizer']['state'].items()}, step=steps),
+        statistics={k: saved[k] for k in counts}, scaling=train['scaling'] | dict(factor=scale.get('scaling_factor')),
         coefficients={k: dict(current_step=c['current_step'], final_value=final[k])
-                      for k, c in saved['coefficient_schedulers'].items()})
+                      for k, c in saved['coefficient_schedulers'].items()}))
 
 def load_v6_checkpoint(
     path:Path, # A checkpoint of SAELens v6
@@ -180,6 +190,37 @@ def load_v6_checkpoint(
     warn(f"{path} is a checkpoint of SAELens v6, without its buffer: the data go on behind the rows that were "
          "read, in another mixture")
 
+# %% ../../nbs/training/checkpoint.ipynb #f2a1d62e
+def from_format_1(
+    old:dict[str, Any], # A trainer's state, as the first format kept it
+)->dict[str, Any]: # For `load_state_dict`
+    "A state whose nesting follows the parts"
+    train = dict(n_steps=old['n_training_steps'], n_samples=old['n_training_samples'], buffers=old.get('buffers', {}),
+                 optim=dict(adam=old['optimizer'], step=old['lr_scheduler_step']), coefficients=old['coefficients'],
+                 statistics=old['statistics'], scaling=dict(factor=old['scaling_factor'], norm=old['norm']))
+    if 'sae' in old: train['sae'] = old['sae']
+    feed = dict(pending=old.get('pending'), skips=old['skips'])
+    return dict(train=train, feed=feed) | {k: old[k] for k in ('random', 'callbacks', 'evaluation_due', 'folded')}
+
+def save_trainer_state(
+    trainer, # An SAETrainer
+    folder:str|Path, # Made if need be
+)->Path: # The file
+    "Write a trainer's state without the SAE's weights"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return write_state(Path(folder)/TRAINER_FILE, without_weights(trainer.state_dict()))
+
+def read_trainer_state(
+    folder:str|Path, # Of `save_trainer_state`, or a checkpoint, also one of SAELens v6
+    trainer, # An SAETrainer made with the same config
+    check:bool=True, # Whether the file's own hash is compared
+)->dict[str, Any]: # For `load_state_dict`; with the weights if they are in the file
+    "A trainer's state"
+    folder = Path(folder)
+    if not (folder/TRAINER_FILE).is_file() and (folder/V6_FILE).is_file(): return read_v6_state(folder, trainer)
+    state = read_state(folder/TRAINER_FILE, trainer.cfg.device, check=check)
+    return state if 'train' in state else from_format_1(state)
+
 # %% ../../nbs/training/checkpoint.ipynb #381fe5ef
 def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
     k = next(k for k in LENGTH if k in now)
@@ -187,10 +228,7 @@ def _go_on_longer(path:Path, trainer, saved:dict, now:dict, normalize:str):
          schedule_change(saved, now, trainer.n_training_steps))
     if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
     trainer.folded = False   # the run had ended, and with it the scaling of its activations
-    if normalize != 'expected_average_only_in': return
-    scale = trainer.norm.scaling_factor(trainer.sae.cfg.d_in)
-    trainer.sae.fold_activation_norm_scaling_factor(1/scale)
-    trainer.sae.cfg.normalize_activations, trainer.activation_scaler.scaling_factor = normalize, scale
+    trainer.state.scaling.unfold(trainer.sae, normalize)
 
 @checked
 def load_checkpoint(
@@ -208,10 +246,11 @@ def load_checkpoint(
     saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
     new_loss, new_data = _compare(path, trainer, saved, now, overrides)
     normalize = trainer.sae.cfg.normalize_activations
-    state, final = read_state(path/TRAINER_FILE, trainer.cfg.device, check=False), {}   # the manifest was compared
-    if new_data: state['pending'] = None
+    state, final = read_trainer_state(path, trainer, check=False), {}   # the manifest was compared
+    if new_data: state['feed']['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
-    trainer.load_state_dict({'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device, check=False)} | state)
+    state['train'] = {'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device, check=False)} | state['train']
+    trainer.load_state_dict(state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
     if is_longer(saved, now): _go_on_longer(path, trainer, saved, now, normalize)
     if store is None: return
@@ -337,7 +376,7 @@ class Checkpoints(_Folder):
 
 def _name(trainer)->str:
     if trainer.folded: return f'final_{trainer.n_training_samples}'
-    estimating = trainer.norm.batches and trainer.activation_scaler.scaling_factor is None
+    estimating = trainer.norm.batches and trainer.state.scaling.is_due
     return f'norm_{trainer.norm.batches}' if estimating else str(trainer.n_training_samples)
 
 # %% ../../nbs/training/checkpoint.ipynb #3e7c124b
@@ -402,7 +441,7 @@ class _Held(_Wanted):
         self.held.callback(self.use_spare)
         self.spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(SPARE)]
         remove_temporaries(self.checkpoints.folder)
-        now = position_of(trainer)
+        now = list(trainer.position)
         if any(now): self.same_run(trainer)
         def is_later(p):
             n = 2 if is_of_run(p, trainer.run_id) else 3   # its own end is no later moment, if it goes on from there
@@ -485,6 +524,21 @@ class Checkpointing(_Saving):
         if self.final: self.save(trainer, must=True)
 
     def on_close(self, trainer): self.release(trainer)
+
+# %% ../../nbs/training/checkpoint.ipynb #8595577a
+def write_checkpoint(
+    trainer, # An SAETrainer
+    name:str, # Of the checkpoint's folder
+    base_path:str|Path|None=None, # Where that folder is; the run's folder of checkpoints if None
+)->Path: # The folder
+    "Write a checkpoint, in place of one that the same run wrote there, and tell who wants to know"
+    own = trainer.callbacks.get(Checkpointing)
+    base = base_path or own and own.checkpoints.folder
+    if base is None: raise ConfigError("checkpoint_path=None: give base_path, the folder for the checkpoint")
+    if is_of_run(path := Path(base)/name, trainer.run_id): remove(path)
+    save_checkpoint(path, trainer, keeper_of(trainer), own and own.run_config)
+    if trainer.save_checkpoint_fn: trainer.save_checkpoint_fn(checkpoint_path=path)
+    return path
 
 # %% ../../nbs/training/checkpoint.ipynb #08ae8184
 def _said(folder:Path)->tuple[dict, bool]|None: # Config, and whether it has ended
