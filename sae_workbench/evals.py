@@ -172,7 +172,7 @@ def get_saes_from_regex(
 
 # %% ../nbs/evals.ipynb #487606c2
 def process_args(
-    args:Sequence[str], # What stands behind python -m sae_workbench.evals
+    args:Sequence[str], # The arguments after python -m sae_workbench.evals
 )->Namespace: # The options
     "Read the options, with v6's default folder for the results"
     from sae_workbench.faces.evals_command import dashed, parser
@@ -197,7 +197,7 @@ def process_results(
     return dict(individual_jsons=each, combined_json=whole, csv=table)
 
 def run_evals_cli(
-    args:Sequence[str], # What stands behind python -m sae_workbench.evals
+    args:Sequence[str], # The arguments after python -m sae_workbench.evals
 ):
     "Measure SAEs as the command line says"
     from sae_workbench.faces.evals_command import main

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import sae_workbench.saes
 from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LayerSources, LoggingConfig, MixingBuffer, ModuleSource
 from sae_workbench import SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE, train_together, write_cache
-from sae_workbench.activations.sources import ContextSource, KeptActivations
+from sae_workbench.activations.sources import LanguageModelSource
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.core import files
 from sae_workbench.core.files import read_tensors, write_tensors
@@ -276,7 +276,7 @@ def undisturbed(case: dict, home: Path) -> Path:
 
 def cache(folder: Path) -> None:
     contexts = TokenContexts(texts(), context_size=10)
-    write_cache(ContextSource(KeptActivations(Model(), 'layer'), contexts, 4), folder/'acts', max_rows=500, rows_per_shard=120,
+    write_cache(LanguageModelSource(Model(), 'layer', contexts, 4), folder/'acts', max_rows=500, rows_per_shard=120,
                 about=dict(hook_name='layer', context_size=10))
 
 

@@ -1,14 +1,17 @@
 """Cached activations across notebooks: killed writers, memory, the positions that count, and the way from a cache to an SAE."""
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext as nothing
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file
 from torch import nn
 from sae_workbench import CacheActivationsRunner, CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig
 from sae_workbench import LanguageModelSAETrainingRunner, StandardSAE, StandardSAEConfig, TopKTrainingSAEConfig
@@ -18,7 +21,10 @@ from sae_workbench.activations.sources import as_slice, excluded_ids
 from sae_workbench.activations.store import ActivationsStore
 from sae_workbench.activations.tokens import kept_positions, word_tokenizer
 from sae_workbench.analysis.attach import attach
+from sae_workbench.core.errors import DataError, SAEWorkbenchError
 from sae_workbench.training.evaluate import evaluate_sae
+from sae_workbench.training.preempt import Interrupted
+from sae_workbench.training.trainer import Callback
 
 WORDS = 'the cat sat on a mat and dog ran'.split()
 
@@ -185,3 +191,96 @@ def test_pretokenised_contexts_are_those_of_sae_lens():
     for *values, contexts in table['cases']:
         cfg = PretokenizeRunnerConfig(**dict(zip(table['fields'], values)), shuffle=False, pretokenize_batch_size=7)
         assert pretokenize_dataset(dataset, tok, cfg)[:]['input_ids'].tolist() == contexts, values
+
+
+V6 = Path(__file__).parent/'fixtures'/'v6_cache'   # written and read by sae-lens, see make_v6_cache.py
+V6_ROWS = load_file(V6/'rows.safetensors')
+
+
+def v6_store(**kw):
+    options = dict(hook_name='blocks.0.hook_resid_post', hook_head_index=None, context_size=8, d_in=4, n_batches_in_buffer=8,
+                   total_training_tokens=144, store_batch_size_prompts=3, train_batch_size_tokens=24, prepend_bos=True, streaming=False)
+    return ActivationsStore(None, None, **options | dict(cached_activations_path=str(V6/'cache')) | kw)
+
+
+def test_a_cache_of_v6_gives_the_rows_that_sae_lens_reads_from_it():
+    store = v6_store()
+    read = [store.get_raw_llm_batch() for _ in range(6)]
+    rows, ids = (torch.cat(parts) for parts in zip(*read))
+    assert torch.equal(rows, V6_ROWS['rows']) and torch.equal(ids, V6_ROWS['token_ids'])
+    with pytest.raises(StopIteration): store.get_raw_llm_batch(raise_on_epoch_end=True)
+    store, expected = v6_store(exclude_special_tokens=[0, 5]), V6_ROWS['without_0_and_5_twice']
+    kept = []
+    with pytest.warns(UserWarning, match='used once'):
+        while sum(map(len, kept)) < len(expected): kept.append(store.get_filtered_llm_batch())
+    assert torch.equal(torch.cat(kept), expected)
+    half = v6_store(dtype='bfloat16').get_raw_llm_batch()[0]
+    assert torch.equal(half, V6_ROWS['rows'][:24].bfloat16())
+
+
+def test_the_slice_of_a_run_decides_what_is_read_of_a_v6_context():
+    contexts = V6_ROWS['rows'].view(18, 8, 4)
+    with pytest.warns(UserWarning, match='SAELens v6 trains on all of them'): store = v6_store(seqpos_slice=(2, 7), exclude_special_tokens=[3])
+    keep = V6_ROWS['token_ids'].view(18, 8)[:, 2:7] != 3
+    rows = torch.cat([store.get_filtered_llm_batch() for _ in range(5)])
+    assert torch.equal(rows, contexts[:, 2:7][keep][:len(rows)]) and len(rows) > 60
+    written_so = v6_store(context_size=10, seqpos_slice=(1, 9)).get_raw_llm_batch()[0]   # 8 of 10 positions: those in the files
+    assert torch.equal(written_so, V6_ROWS['rows'][:24])
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(context_size=16), 'context_size: 16 here, 8 there'), (dict(context_size=16, seqpos_slice=(5, None)), 'context_size: 16 here, 8 there'),
+    (dict(d_in=8), 'd_in: 8 here, 4 there'), (dict(hook_name='blocks.0.hook_resid_pre'), "did you mean 'blocks.0.hook_resid_post'")])
+def test_a_v6_cache_of_something_else_is_refused(wrong, says):
+    with pytest.raises(SAEWorkbenchError, match=says): v6_store(**wrong)
+
+
+def v6_run(folder, **kw):
+    options = dict(model_name='tiny', hook_name='blocks.0.hook_resid_post', context_size=8, training_tokens=24*20, train_batch_size_tokens=24,
+                   n_batches_in_buffer=8, store_batch_size_prompts=3, device='cpu', seed=1, lr=1e-3, verbose=False, use_cached_activations=True,
+                   cached_activations_path=str(V6/'cache'), exclude_special_tokens=[0], checkpoint_path=str(folder))
+    return LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=4, d_sae=16, k=2), **options | kw)
+
+
+class StopsAt(Callback):
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step: trainer.stop('a test')
+
+
+def test_training_from_a_v6_cache_goes_on_exactly(tmp_path):
+    warnings.simplefilter('ignore')
+    whole = LanguageModelSAETrainingRunner(v6_run(tmp_path/'whole')).run()
+    for step in (3, 11):   # in the first epoch and in a later one
+        with pytest.raises(Interrupted):
+            LanguageModelSAETrainingRunner(v6_run(tmp_path/str(step), resume='auto'), callbacks=[StopsAt(step)]).run()
+        again = LanguageModelSAETrainingRunner(v6_run(tmp_path/str(step), resume='auto')).run()
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_another_v6_cache_is_refused(tmp_path):
+    store = v6_store()
+    for _ in range(2): next(store)
+    data = load_from_disk(str(V6/'cache'))
+    data.map(lambda row: dict(row, **{'blocks.0.hook_resid_post': [[1 + x for x in r] for r in row['blocks.0.hook_resid_post']]})
+             ).save_to_disk(str(tmp_path/'other'))
+    shutil.copytree(V6/'cache', tmp_path/'same')
+    v6_store(cached_activations_path=str(tmp_path/'same')).load_state_dict(store.state_dict())
+    with pytest.raises(DataError, match='of other activations'):
+        v6_store(cached_activations_path=str(tmp_path/'other')).load_state_dict(store.state_dict())
+
+
+def test_the_stores_of_v6_that_read_a_cache(tmp_path):
+    cfg = CacheActivationsRunnerConfig('tokens', 'tiny', 3, 'blocks.0.hook_resid_post', 4, 144, context_size=8, device='cpu',
+                                       new_cached_activations_path=str(V6/'cache'))
+    for make in (ActivationsStore.from_cache_activations, ActivationsStore.from_config):
+        assert torch.equal(make(None, cfg).get_raw_llm_batch()[0], V6_ROWS['rows'][:24])
+        assert next(make(None, cfg)).shape == (3, 4)
+
+
+def test_a_run_finds_the_cache_where_v6_puts_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = 'activations/me_texts/tiny/blocks.0.hook_resid_post'
+    shutil.copytree(V6/'cache', at)
+    assert v6_run(tmp_path/'ck', dataset_path='me/texts', cached_activations_path=None).cached_activations_path == at
+    with pytest.raises(SAEWorkbenchError, match='needs cached_activations_path'): v6_run(tmp_path/'ck', cached_activations_path=None)

@@ -24,7 +24,7 @@ def floor(module: str) -> int: return FLOORS.get(folder(module), ROOF)
 
 
 def imports(tree: ast.AST, module: str, known, inside: bool = False):
-    "Each import below a node as (absolute name, whether inside a function)"
+    "Each import below a node as (absolute name, whether importing the module leaves it out: inside a function, or for type checkers alone)"
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((a.name, inside) for a in node.names)
@@ -34,7 +34,9 @@ def imports(tree: ast.AST, module: str, known, inside: bool = False):
             yield from ((f'{base}.{a.name}' if f'{base}.{a.name}'.removeprefix(f'{PACKAGE}.') in known else base, inside) for a in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith('import_module') and node.args and isinstance(node.args[0], ast.Constant):
             yield node.args[0].value, inside
-        yield from imports(node, module, known, inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        later = later or isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING' and not node.orelse
+        yield from imports(node, module, known, inside or later)
 
 
 def complaint(module: str, target: str, inside: bool, order: list[str]) -> str | None:
@@ -90,9 +92,11 @@ BAD = {
     'import transformers': 'at its top',
     'try: import wandb\nexcept ImportError: pass': 'at its top',
     'class A:\n    from plotly import express': 'at its top',
+    'if TYPE_CHECKING:\n    pass\nelse:\n    import plotly': 'at its top',
+    'if TYPE_CHECKING:\n    from ..training.runner import x': 'goes up',
 }
 GOOD = ['import torch, json', 'from ..core.errors import ConfigError', 'from .base import SAE', 'def f(): import wandb',
-        'def f():\n    from huggingface_hub import x']
+        'def f():\n    from huggingface_hub import x', 'if TYPE_CHECKING:\n    import wandb']
 EXAMPLE = ['core.errors', 'saes.base', 'saes.gated', 'saes.topk', 'activations.tokens', 'training.runner', 'faces.cli']
 
 

@@ -77,6 +77,59 @@ def test_the_index_of_the_documentation_is_not_in_a_wheel(tmp_path):
     assert not [n for n in names if n.endswith('_modidx.py') or n.startswith('tests')]
 
 
+def test_what_type_checkers_read_is_in_a_wheel(tmp_path):
+    build(copied(tmp_path), 'bdist_wheel')
+    names = zipfile.ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist()
+    assert {'sae_workbench/py.typed', 'sae_workbench/__init__.pyi', 'sae_workbench/synthetic/__init__.pyi'} <= set(names)
+
+
+def test_an_editable_install_is_a_path(tmp_path):
+    "A finder that runs at import would hide the package from editors and type checkers"
+    source, wheel = copied(tmp_path/'clone'), tmp_path/'wheel'
+    wheel.mkdir()
+    make = f'from setuptools.build_meta import build_editable; build_editable({str(wheel)!r})'
+    done = subprocess.run([sys.executable, '-c', make], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = zipfile.ZipFile(next(wheel.glob('*.whl')))
+    paths = [n for n in made.namelist() if n.endswith('.pth')]
+    assert len(paths) == 1 and Path(made.read(paths[0]).decode().strip()).samefile(source)
+    assert not [n for n in made.namelist() if n.endswith('.py')]
+
+
+ASKED = """\
+import torch
+from sae_workbench import SAE, SAETransformerBridge, StandardSAE, StandardSAEConfig, attach
+from sae_workbench.saes.base import SAE as TheSame
+sae = SAE.from_pretrained('release', 'id')
+reveal_type(sae.encode(torch.zeros(3)))
+reveal_type(StandardSAE(StandardSAEConfig(d_in=3, d_sae=4)).cfg.d_sae)
+reveal_type(attach)
+reveal_type(SAETransformerBridge.run_with_saes)
+same: type[TheSame] = SAE
+"""
+
+
+def test_an_editor_completes():
+    script = pytest.importorskip('jedi').Script(ASKED + 'SAE.from_pre', project=None)
+    assert 'from_pretrained' in [c.name for c in script.complete()]
+    assert [d.full_name for d in script.infer(4, 7)] == ['sae_workbench.saes.base.SAE']
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_public_names(tmp_path):
+    "Not one of them is Any, and a mistyped one is found"
+    if not (pyright := shutil.which('pyright')):
+        pytest.skip('the type checker is pyright')
+    (tmp_path/'asked.py').write_text(ASKED + 'from sae_workbench import SEA\n', encoding='utf-8')
+    (tmp_path/'pyrightconfig.json').write_text(json.dumps(dict(include=['asked.py'], extraPaths=[str(ROOT)])), encoding='utf-8')
+    done = subprocess.run([pyright, '--pythonpath', sys.executable, '--outputjson'], cwd=tmp_path, capture_output=True, text=True)
+    said = json.loads(done.stdout)['generalDiagnostics']
+    assert ['"SEA" is unknown import symbol'] == [d['message'] for d in said if d['severity'] == 'error']
+    types = [d['message'].partition(' is ')[2] for d in said if d['severity'] == 'information']
+    assert types[:2] == ['"Tensor"', '"int"'], types
+    assert '(model: Module, saes: ' in types[2] and 'saes: ' in types[3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('tool', ['sae-dashboard', 'circuit-tracer'])
 def test_installs_beside(tool, tmp_path):

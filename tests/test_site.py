@@ -227,6 +227,14 @@ def test_code_outputs_and_tables_fit(name, page, address):
     assert not page.evaluate(CUT_OFF)
 
 
+def test_public_names_and_what_they_mean_fit_a_phone(page, address):
+    page.set_viewport_size(PHONE)
+    page.goto(address + 'nbs/api.html')
+    widths = page.evaluate("() => [...document.querySelectorAll('main table')].map(e => e.getBoundingClientRect().right)")
+    assert len(widths) > 5 and max(widths) <= PHONE['width'], widths
+    assert page.evaluate("() => Math.min(...[...document.querySelectorAll('main td:first-child')].map(e => e.getBoundingClientRect().width))") > 100
+
+
 @pytest.mark.parametrize('name', ['nbs/tutorials/which_architecture.html', 'nbs/tutorials/train_your_first_sae.html'])
 def test_panels_stand_one_below_the_other_on_a_phone(name, page, address):
     widths = """() => [...document.querySelectorAll('.plotly-graph-div')].filter(e => e.querySelectorAll('.cartesianlayer > .subplot').length > 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import readme
+import stubs
 from sidebar import ROOT, cells, listed, on_disk
 
 
@@ -60,6 +61,16 @@ def test_readme_is_made_from_the_index():
 def test_readme_has_the_command_that_ci_runs():
     command = re.findall(r'^```sh\n(.*-m pytest.*)\n```$', (ROOT/'README.md').read_text(encoding='utf-8'), re.M)
     assert len(command) == 1 and '.venv/bin/python -m pytest' in command[0]
+
+
+@pytest.mark.parametrize('package', stubs.PACKAGES)
+def test_editors_are_told_the_public_names(package):
+    assert stubs.make(package) == stubs.path(package).read_text(encoding='utf-8'), 'run python tools/stubs.py'
+
+
+def test_every_package_that_imports_late_has_a_stub():
+    late = [p.parent for p in ROOT.glob('sae_workbench/**/__init__.py') if '\n_PUBLIC' in p.read_text(encoding='utf-8')]
+    assert sorted(late) == sorted(stubs.path(package).parent for package in stubs.PACKAGES)
 
 
 def test_every_notebook_stands_in_the_sidebar():

@@ -6,7 +6,7 @@ import pytest, torch
 from torch import nn
 from sae_workbench.activations.models import model_d_in
 from sae_workbench.activations.modules import ModuleSource
-from sae_workbench.activations.sources import KeptActivations, evaluating
+from sae_workbench.activations.sources import TokenActivations, evaluating
 from sae_workbench.analysis.attach import Attachment, attach, intervene
 from sae_workbench.analysis.evals import get_eval_everything_config, run_evals
 from sae_workbench.analysis.logits import logit_effects
@@ -91,7 +91,7 @@ def test_measurements_at_once():
     cfg = get_eval_everything_config(batch_size_prompts=4, n_eval_reconstruction_batches=2, baselines=False)
     def measures(i):
         metrics, _ = run_evals(saes[i], ids, model, eval_config=cfg, exclude_special_tokens=False)
-        acts = KeptActivations(model, HOOK).rows(ids)
+        acts = TokenActivations(model, HOOK).rows(ids)
         return (metrics.to_dict(), acts.sum().item(), logit_effects(model, saes[i].W_dec[:2]).sum().item(),
                 capture(model, HOOK, ids[i:i + 1])[HOOK].sum().item(), model_d_in(model, HOOK),
                 saes[i].run_with_cache(torch.ones(1, D)*i)[1]['hook_sae_input'].sum().item())

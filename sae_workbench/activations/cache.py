@@ -6,18 +6,19 @@
 __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'PROGRESS', 'ROWS', 'TOKENS', 'SUMS', 'cache_bytes', 'read_manifest', 'check_same',
            'check_fits', 'check_file', 'row_checksums', 'check_row_checksums', 'OpenShard', 'left_over', 'look',
            'only_writer', 'CacheFolder', 'GrowingCache', 'CacheWriter', 'check_space', 'SteppedWriter', 'fill',
-           'make_plan', 'finished', 'write_cache', 'write_caches', 'CachedRows', 'MappedRows', 'KeptRows', 'ReadAgain',
-           'ShardSource']
+           'make_plan', 'finished', 'write_cache', 'write_caches', 'read_shard', 'CachedRows', 'MappedRows', 'KeptRows',
+           'ReadAgain', 'ShardSource']
 
 # %% ../../nbs/activations/cache.ipynb #2ae55459
 import hashlib, math, re, shutil, sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import torch
 from torch import Tensor
 from .sources import TensorSource, check_rows
 from .tokens import kept_positions
+from .v6_cache import V6_FORMAT, is_v6_cache, not_yet_v6_cache, v6_manifest, v6_rows
 from ..core.arguments import Ids, TorchDtype, checked, shown
 from ..core.config import Device, Dtype, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, LoadError, warn
@@ -43,13 +44,16 @@ MANIFEST, PROGRESS = 'manifest.json', '.progress.safetensors'
 ROWS, TOKENS, SUMS = 'activations', 'token_ids', 'checksums'   # the tensors of a shard
 
 def read_manifest(
-    folder:str|Path, # A folder that `write_cache` filled
+    folder:str|Path, # A folder that `write_cache` filled, or SAELens v6
+    hook_name:str|None=None, # Which hook, in a cache of v6 that has several
 )->dict: # Counts, hashes and what is in it
     "The manifest of a complete cache; `LoadError` where there is none"
     folder = Path(folder)
     if not folder.is_dir(): raise LoadError(f"{folder}: no such folder with cached activations")
+    if not (folder/MANIFEST).exists() and is_v6_cache(folder): return v6_manifest(folder, hook_name)
     if (folder/PROGRESS).exists() and not (folder/MANIFEST).exists():
         raise LoadError(f"{folder}: the cache is unfinished; run what wrote it again and it goes on where it stopped")
+    if not (folder/MANIFEST).exists() and (what := not_yet_v6_cache(folder)): raise LoadError(f"{folder}: no cache; {what}")
     manifest = read_json(folder/MANIFEST, LARGEST_MANIFEST)
     if 'sha256' in manifest or manifest.get('signed'): check_signature(manifest, folder/MANIFEST)   # older ones have none
     if manifest.get('format') != FORMAT: raise LoadError(f"{folder/MANIFEST}: not the manifest of cached activations")
@@ -68,7 +72,7 @@ def check_same(
     plan:dict, # What is to be written
     there:dict, # The plan, or the manifest, of what is there
 ):
-    "An error if a folder holds, or is being filled with, something else"
+    "Raise an error if a folder holds, or is being filled with, something else"
     asked = {k: v for k, v in plan.items() if k != 'dtype' or v}   # a dtype of None is any
     if (bad := _unlike(asked, {k: there[k] for k in asked})):
         raise ConfigError(f"{folder} holds other activations: {bad}; "
@@ -79,7 +83,7 @@ def check_fits(
     manifest:dict, # Of the cache
     **expected, # What a run needs, by the names in the manifest's about, and d_in
 ):
-    "An error that names all in which a cache does not fit a run; what the manifest does not tell is not compared"
+    "Raise an error that names all in which a cache does not fit a run; what the manifest does not tell is not compared"
     there = manifest['about'] | dict(d_in=manifest['d_in'])
     known = {k: plain(v) for k, v in expected.items() if k in there}
     if (bad := _unlike(known, {k: there[k] for k in known})):
@@ -88,14 +92,15 @@ def check_fits(
 # %% ../../nbs/activations/cache.ipynb #674a2ffd
 def check_file(
     folder:Path, # Of the cache
-    shard:dict, # What the manifest says of it
+    shard:dict, # What the manifest says about it
     verify:bool=False, # Also read it and compare its hash
 ):
-    "A `LoadError` if a shard is missing or not as it was written"
+    "Raise a `LoadError` if a shard is missing or not as it was written"
     path = Path(folder)/shard['file']
     if not path.is_file(): raise LoadError(f"{path}: this shard is missing")
     if (size := path.stat().st_size) != shard['bytes']:
         raise LoadError(f"{path}: {size} bytes, but {shard['bytes']} were written; the file is damaged")
+    if verify and 'sha256' not in shard: raise LoadError(f"{path}: was written without a hash, so none can be compared")
     if verify and file_hash(path) != shard['sha256']:
         raise LoadError(f"{path}: not what was written (its SHA-256 differs); write the cache again")
 
@@ -119,7 +124,7 @@ def check_row_checksums(
     expected:Tensor, # (n,) their checksums
     numbers:Tensor, # (n,) their places in the shard, for the message
 ):
-    "A `LoadError` if a row is not what was written"
+    "Raise a `LoadError` if a row is not what was written"
     bad = (row_checksums(rows) != expected).nonzero().flatten()
     if len(bad): raise LoadError(f"{path}: row {int(numbers[bad[0]])}: not what was written ({len(bad)} of the "
                                  f"{len(rows)} rows that were read); the file is damaged: write the cache again")
@@ -145,7 +150,7 @@ class OpenShard:
         if ids is not None: self.tensors[TOKENS][at] = ids[:k]
         return k
 
-    def write(self, path:Path)->dict: # What the manifest says of it
+    def write(self, path:Path)->dict: # What the manifest says about it
         "Write the shard and begin the next"
         check_rows(self.tensors[ROWS][:self.n], f"{path.name} in {dtype_name(self.tensors[ROWS].dtype)}")
         tensors = {k: t[:self.n] for k, t in self.tensors.items()}
@@ -320,7 +325,7 @@ def make_plan(
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
     dtype:str|torch.dtype|None=None, # Of the files; that of the rows if None
-    shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
+    shuffle:bool=False, # The order in which a reader takes the rows by default
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
 )->dict: # Plain data
@@ -349,7 +354,7 @@ def write_cache(
     max_rows:int|None=None, # Rows to write; until the source ends if None
     rows_per_shard:int=65_536, # Rows in a file, and in memory
     dtype:Dtype|None=None, # Of the files; that of the rows if None
-    shuffle:bool=False, # How a reader takes the rows, unless it is told otherwise
+    shuffle:bool=False, # The order in which a reader takes the rows by default
     seed:int=0, # Decides that order
     about:dict|None=None, # Plain data about the model, the hook and the data, for the manifest
 )->dict: # The manifest
@@ -378,15 +383,32 @@ def write_caches(
         return done | dict(zip(left, fill(writers, show)))
 
 # %% ../../nbs/activations/cache.ipynb #3049c5ec
+def read_shard(
+    folder:Path, # Of the cache
+    manifest:dict, # Of the cache
+    i:int, # Which shard
+)->dict[str, Tensor]: # Its tensors, mapped: activations, and token_ids and checksums where there are any
+    "A shard's header and what is hashed there; the rows are read by whoever touches them"
+    shard, about = manifest['shards'][i], manifest['about']
+    path = folder/shard['file']
+    if manifest['format']==V6_FORMAT:
+        rows, ids = v6_rows(path, shard['batch'], about['hook_name'], about['context_size'], manifest['d_in'])
+        return {ROWS: rows} if ids is None else {ROWS: rows, TOKENS: ids}
+    tensors = read_tensors(path)
+    if ROWS not in tensors: raise LoadError(f"{path}: holds no {ROWS!r}; the file is damaged")
+    return tensors
+
 class CachedRows:
     "The rows of a cache, memory-mapped, by number"
     def __init__(self,
-        folder:str|Path, # A folder that `write_cache` filled
+        folder:str|Path, # Of the cache
+        manifest:dict|None=None, # What `read_manifest` gave, if it was read already
         verify:bool=False, # Read all shards and compare their hashes
         keep_mapped:bool=False, # For reading back and forth
         **to, # device and dtype that the rows are brought to
     ):
-        self.folder, self.manifest, self.keep_mapped, self.to = Path(folder), read_manifest(folder), keep_mapped, to
+        self.folder, self.manifest, self.to = Path(folder), read_manifest(folder) if manifest is None else manifest, to
+        self.keep_mapped = keep_mapped
         for s in self.manifest['shards']: check_file(self.folder, s, verify)
         self.ends = torch.tensor([s['rows'] for s in self.manifest['shards']]).cumsum(0)
         self.mapped, self.device = {}, torch.device('cpu')   # device: where row numbers are wanted
@@ -396,9 +418,7 @@ class CachedRows:
     def shard(self, i:int)->dict[str, Tensor]:
         "The tensors of a shard, mapped"
         if not self.keep_mapped: self.mapped = {k: v for k, v in self.mapped.items() if k == i}
-        if i not in self.mapped:
-            self.mapped[i] = read_tensors(self.path(i))   # reads the header and what is hashed there, not the rows
-            if ROWS not in self.mapped[i]: raise LoadError(f"{self.path(i)}: holds no {ROWS!r}; the file is damaged")
+        if i not in self.mapped: self.mapped[i] = read_shard(self.folder, self.manifest, i)
         return self.mapped[i]
 
     def path(self, i:int)->Path: return self.folder/self.manifest['shards'][i]['file']
@@ -427,13 +447,22 @@ class MappedRows(CachedRows):
 class KeptRows(MappedRows):
     "The rows of a cache that are not left out"
     def __init__(self,
-        folder:str|Path, # A folder that `write_cache` filled
+        folder:str|Path, # Of the cache
         excluded:Tensor|None=None, # Token ids whose rows are left out
+        positions:Sequence[int]|None=None, # Of every context; the manifest then knows how long contexts are
         **options, # Further arguments of `CachedRows`
     ):
         super().__init__(folder, **options)
         self.kept = self.last = None
         if excluded is not None: self.kept = self.without(excluded)
+        if positions is not None: self.kept = self.at_positions(positions)
+
+    def at_positions(self, positions:Sequence[int])->Tensor: # Row numbers
+        "The rows at some positions of their contexts, of those that are kept"
+        kept = torch.arange(super().__len__()) if self.kept is None else self.kept
+        kept = kept[torch.isin(kept % self.manifest['about']['context_size'], torch.tensor(positions))]
+        if len(kept): return kept
+        raise DataError(f"{self.folder}: nothing is left, all tokens at the chosen positions are excluded")
 
     def without(self, excluded:Tensor)->Tensor: # Row numbers
         "The rows whose tokens are not excluded"
@@ -466,30 +495,35 @@ class ReadAgain(TensorSource):
         return x
 
     def mark(self)->str: # 16 hex digits
-        "Hashes of the shards, which identify the cache wherever its folder is"
-        shards = ''.join(str(s.get('sha256')) for s in self.manifest['shards'])
+        "Hashes of the shards, or of some of their rows, which identify the cache wherever its folder is"
+        shards = ''.join(str(s.get('sha256', s.get('mark'))) for s in self.manifest['shards'])
         return hashlib.sha256(shards.encode()).hexdigest()[:16]
-
 
 # %% ../../nbs/activations/cache.ipynb #c0d95d9d
 class ShardSource(ReadAgain):
     "Activations from a cache on disk"
     @checked
     def __init__(self,
-        folder:str|Path, # A folder that `write_cache` filled
+        folder:str|Path, # A folder that `write_cache` filled, or SAELens v6
         rows:int=4096, # Rows at a time
         shuffle:bool|None=None, # A new order of all rows in every epoch; what the manifest says if None
         seed:int|None=None, # Decides the orders; the manifest's if None
-        epochs:int|None=None, # Times to go through the rows; None for ever
+        epochs:int|None=None, # Passes through the rows; None repeats for ever
         excluded:Ids|None=None, # Token ids whose rows are left out
         device:Device|None=None, # Where the rows go
         dtype:TorchDtype|None=None, # In which type; as they are if None
         verify:bool=False, # Read all shards first and compare their hashes
+        hook_name:str|None=None, # An error if it is a cache of another hook; chooses one in a cache of v6 that has several
+        positions:list[int]|None=None, # Of every context, in a cache of v6; all of them if None
     ):
         if rows < 1: raise ConfigError(f"rows={rows} must be at least 1")
-        order = (manifest := read_manifest(folder))['order']
+        order = (manifest := read_manifest(folder, hook_name))['order']
+        if hook_name is not None: check_fits(folder, manifest, hook_name=hook_name)
+        if positions is not None and manifest['format'] != V6_FORMAT:
+            raise ConfigError("positions: this cache was written with those that are in it; they are chosen on writing")
         self.shuffle = order['shuffle'] if shuffle is None else shuffle
         self.seed = order['seed'] if seed is None else seed
-        self.acts = KeptRows(folder, excluded, verify=verify, keep_mapped=self.shuffle, device=device, dtype=dtype)
+        self.acts = KeptRows(folder, excluded, positions, manifest=manifest, verify=verify, keep_mapped=self.shuffle,
+                             device=device, dtype=dtype)
         self.manifest, self.d_in, self.chunk, self.epochs = manifest, manifest['d_in'], rows, epochs
         self.epoch, self.row, self.order = 0, 0, None

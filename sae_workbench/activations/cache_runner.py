@@ -23,6 +23,7 @@ from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store import CACHED, PACKING
 from .tokens import SpecialToken, TOKEN_COLUMNS, TokenContexts, first_row, open_dataset
 from .tokens import special_token_ids
+from .v6_cache import default_cache_path
 from ..core.arguments import checked
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule, Whole
 from ..core.config import as_dtype, plain
@@ -44,15 +45,15 @@ class _CacheOptions(Config):
     context_size:Whole = -1 # Tokens in a context; -1 for that of a data set that is tokenised already
     model_class_name:Literal[tuple(LOADERS)] = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     new_cached_activations_path:str|None = None # The folder, with one in it for each hook of a list; derived if None
-    shuffle:bool = True # A reader takes the activations in random order, unless it is told otherwise
+    shuffle:bool = True # Readers take the activations in random order by default
     seed:Natural = 42 # Decides that order
     dtype:Dtype = 'float32' # Of the activations
     device:Device = field(default_factory=lambda: 'cuda' if torch.cuda.is_available() else 'cpu') # Where the model runs
-    buffer_size_gb:Positive = 2.0 # Of a file at most; one a hook is in memory while it is filled
+    buffer_size_gb:Positive = 2.0 # Largest size of a file; one for each hook is in memory while it is filled
     hf_repo_id:str|None = None # Upload to this data set on the hub
     hf_num_shards:Count|None = None # Kept for v6 scripts; the files are those on disk, see buffer_size_gb
-    hf_revision:str = 'main' # To this branch
-    hf_is_private_repo:bool = False # Make it a private one
+    hf_revision:str = 'main' # Branch to upload to
+    hf_is_private_repo:bool = False # Make that data set private
 
 # %% ../../nbs/activations/cache_runner.ipynb #86913970
 @dataclass
@@ -61,7 +62,7 @@ class _PassOptions(_CacheOptions):
     model_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's forward pass
     model_from_pretrained_kwargs:PlainDict = field(default_factory=dict) # Passed to the model's loader
     compile_llm:bool = False # torch.compile the model
-    llm_compilation_mode:str|None = None # Mode of that
+    llm_compilation_mode:str|None = None # Mode of torch.compile
     prepend_bos:bool = True # Begin every context with BOS
     seqpos_slice:Annotated[tuple[int|None, ...], Strict(False)] = (None,) # Positions of a context to keep, as a slice
     streaming:bool = True # Read the data set as it comes instead of downloading it first
@@ -75,11 +76,6 @@ class _PassOptions(_CacheOptions):
     verbose:bool = True # Print a summary at the end, with the code that trains from the cache
 
 # %% ../../nbs/activations/cache_runner.ipynb #4c43a355
-def _default_path(c)->str:
-    parts = [c.dataset_path.replace('/', '_').strip('_') or 'dataset', c.model_name.replace('/', '_').strip('_')]
-    head = '' if c.hook_head_index is None else f'_{c.hook_head_index}'
-    return '/'.join(['activations', *parts, *([c.hook_name + head] if isinstance(c.hook_name, str) else [])])
-
 def _leaves_some(c)->bool:
     try: return bool(as_slice(c.seqpos_slice, c.context_size))
     except ConfigError: return False
@@ -105,7 +101,8 @@ class CacheActivationsRunnerConfig(_PassOptions):
         n_batches_in_buffer='write buffer_size_gb', store_batch_size_prompts='write model_batch_size')
 
     def __post_init__(self):
-        if self.new_cached_activations_path is None: self.new_cached_activations_path = _default_path(self)
+        if self.new_cached_activations_path is None: self.new_cached_activations_path = default_cache_path(
+            self.dataset_path, self.model_name, self.hook_name, self.hook_head_index)
 
     @property
     def sliced_context_size(self)->int:

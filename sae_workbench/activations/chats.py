@@ -133,7 +133,7 @@ def check_turns(
     tokenizer, # A tokenizer with a chat template
     messages:Sequence[dict], # A conversation
 ):
-    "An error if the template leaves a turn out"
+    "Raise an error if the template leaves a turn out"
     text, at = _templated(tokenizer, messages, tokenize=False), 0
     for k, m in enumerate(messages):
         content = m['content'].strip()

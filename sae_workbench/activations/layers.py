@@ -8,7 +8,8 @@ __all__ = ['LayerSource', 'LayerSources']
 # %% ../../nbs/activations/layers.ipynb #6cc6bdd0
 from collections.abc import Iterator, Mapping
 from torch import Tensor
-from .sources import SavedModelSource
+from .positions import no_way_back, position_of, read_up_to
+from .sources import ModelSource
 from ..core.arguments import checked
 from ..core.errors import ConfigError, NonFiniteError, unknown, warn
 
@@ -27,6 +28,13 @@ class LayerSource:
 
     def __iter__(self)->Iterator[Tensor]: return self
     def __next__(self)->Tensor: return self.shared.take(self) # (rows, d_in)
+
+    # the position
+    def position(self)->str: return read_up_to(self, self.shared, passes=self.n_pass)
+
+    @property
+    def cannot_resume(self)->str|None: return no_way_back(self.shared.source)
+
     def state_dict(self)->dict: return dict(n_pass=self.n_pass, source=self.shared.before[self.n_pass])
     def load_state_dict(self, state:dict):
         "Go to a saved position; the other layers stay where they are"
@@ -34,15 +42,29 @@ class LayerSource:
         self.shared.go_to(self, state['source'])
 
 # %% ../../nbs/activations/layers.ipynb #def18957
-class _Passes:
-    "Runs a model and keeps what some layers have not taken yet"
-    def __init__(self, source:SavedModelSource, max_ahead:int):
+class LayerSources(Mapping):
+    "A source for each hook of a model, by name, fed by the same passes"
+    @checked
+    def __init__(self,
+        source:ModelSource, # A `ModuleSource` or `LanguageModelSource` that was made with several names
+        max_ahead:int=64, # Passes that may wait for a layer
+    ):
+        if max_ahead < 1: raise ConfigError(f"max_ahead={max_ahead} must be at least 1")
         self.source, self.max_ahead, self.warned = source, max_ahead, False
         self.layers = {name: LayerSource(self, name) for name in source.names}
         self.at = 0                               # number of the pass that the source runs next; None if not known
         self.before = {0: source.state_dict()}    # number of a pass to the source's state before it
         self.rows = {}                            # number of a pass to the rows and tokens not taken yet, by layer
 
+    def __len__(self): return len(self.layers)
+    def __iter__(self): return iter(self.layers)
+    def __getitem__(self, name:str)->LayerSource:
+        if name in self.layers: return self.layers[name]
+        raise ConfigError(unknown('layer', name, self.layers))
+
+    def position(self)->str: return position_of(self.source)
+
+    # passes
     def in_reach(self, n:int, layer:LayerSource)->bool: return 0 <= n - layer.n_pass < self.max_ahead
 
     def run(self, n:int):
@@ -55,7 +77,7 @@ class _Passes:
         except NonFiniteError:                    # whoever asks again gets the pass behind it
             self.at, self.before[n] = n, self.source.state_dict()
             raise
-        ids = getattr(self.source, 'token_ids', None)
+        ids = self.source.token_ids
         self.at = n + 1
         self.before[n + 1] = self.source.state_dict()
         self.rows[n] = {k: (x, ids) for k, x in rows.items() if self.in_reach(n, self.layers[k])}
@@ -66,9 +88,7 @@ class _Passes:
             f"number {n} on; take from all layers in step (train_together), or raise max_ahead")
         self.warned = True
 
-# %% ../../nbs/activations/layers.ipynb #7da658aa
-class _Queue(_Passes):
-    "Hands out rows in order, and forgets what nobody will ask for"
+    # rows in order, for one layer
     def take(self, layer:LayerSource)->Tensor: # (rows, d_in)
         "The next rows of a layer"
         n = layer.n_pass
@@ -91,20 +111,3 @@ class _Queue(_Passes):
         self.rows = {n: x for n, x in self.rows.items() if x and any(self.in_reach(n, l) for l in layers)}
         near = {l.n_pass + i for l in layers for i in range(self.max_ahead + 1)}
         self.before = {n: s for n, s in self.before.items() if n in near}
-
-# %% ../../nbs/activations/layers.ipynb #81db18d8
-class LayerSources(_Queue, Mapping):
-    "A source for each hook of a model, by name, fed by the same passes"
-    @checked
-    def __init__(self,
-        source:SavedModelSource, # A `ModuleSource` or `LanguageModelSource` that was made with several names
-        max_ahead:int=64, # Passes that may wait for a layer
-    ):
-        if max_ahead < 1: raise ConfigError(f"max_ahead={max_ahead} must be at least 1")
-        super().__init__(source, max_ahead)
-
-    def __len__(self): return len(self.layers)
-    def __iter__(self): return iter(self.layers)
-    def __getitem__(self, name:str)->LayerSource:
-        if name in self.layers: return self.layers[name]
-        raise ConfigError(unknown('layer', name, self.layers))

@@ -293,7 +293,7 @@ def check_length(
     model:nn.Module, # Any model
     context_size:int, # Tokens in a context
 ):
-    "An error if the contexts are longer than the model can read"
+    "Raise an error if the contexts are longer than the model can read"
     limit = max_positions(model)
     if limit and context_size > limit:
         raise ConfigError(f"context_size={context_size} is more than the {limit} positions of the model")
@@ -303,7 +303,7 @@ def check_length(
 def weights_mark(
     model:nn.Module, # Any model
 )->str: # 16 hex digits
-    "By what a model's weights are recognised"
+    "A fingerprint of a model's weights"
     mark = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         flat = p.detach().flatten()
@@ -339,7 +339,7 @@ def check_d_in(
     hook_head_index:int|None=None, # Only this head
     model_kwargs:dict|None=None, # Further arguments of the model's call
 ):
-    "An error if the activations at a hook are not `d_in` wide"
+    "Raise an error if the activations at a hook are not `d_in` wide"
     found = model_d_in(model, hook_name, hook_head_index, model_kwargs)
     if found != d_in:
         raise ConfigError(f"d_in={d_in}, but the activations at {hook_name!r} are {found} wide; set d_in={found}")

@@ -54,9 +54,9 @@ class PretokenizeRunnerConfig(_PretokenizeData):
     disable_concat_sequences:bool = False # One context at most from each text; shorter texts are left out
     save_path:str|None = None # Save to this folder
     hf_repo_id:str|None = None # Upload to this data set on the hub
-    hf_num_shards:Count = 64 # In so many files
-    hf_revision:str = 'main' # To this branch
-    hf_is_private_repo:bool = False # Make it a private one
+    hf_num_shards:Count = 64 # Number of files
+    hf_revision:str = 'main' # Branch to upload to
+    hf_is_private_repo:bool = False # Make that data set private
     rules = (
         Rule(lambda c: c.context_size > (c.begin_batch_token is not None),
              "context_size={c.context_size} leaves no room for a token of the text beside begin_batch_token"),)
@@ -156,7 +156,7 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
 def data_mark(
     dataset, # Texts
 )->str: # 16 hex digits
-    "By what texts are recognised: the fingerprint that `datasets` keeps, or else the first row and their number"
+    "A fingerprint of texts: the one that `datasets` keeps, or else the first row and their number"
     known = getattr(dataset, '_fingerprint', None)
     if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from .buffer import MixingBuffer
 from .cache import ShardSource, check_fits, read_manifest
-from .models import check_d_in, input_device, tokenizer_of
+from .inputs import ContextBatches
+from .models import check_d_in, check_length, input_device, tokenizer_of
 from .passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
-from .sources import ContextSource, KeptActivations, as_slice, excluded_ids
+from .sources import ModelSource, TokenActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts, open_dataset
+from .v6_cache import V6_FORMAT, v6_positions
 from ..core.arguments import Ids, checked, having
 from ..core.config import Count, Device, Dtype, Fraction, Natural, as_dtype
 from ..core.errors import ConfigError, DataError
@@ -140,20 +142,23 @@ class TrainingTokens(TokenStore):
 class ActivationStore(TrainingTokens):
     "Activations for tokens, and the stream of activations before mixing"
     @property
-    def source(self)->ContextSource|SharedPasses|ShardSource:
+    def source(self)->ModelSource|SharedPasses|ShardSource:
         "The model on the training contexts, or the cache; made when it is first needed"
         if self._source is None: self._source = self._live() if self.cache is None else self._cached()
         return self._source
 
     team = Alone()   # the processes that train on this store, and share the passes of the model
-    def _live(self)->ContextSource|SharedPasses:
-        return share_passes(ContextSource(self.activations, self.contexts, self.store_batch_size_prompts), self.team)
+    def _live(self)->ModelSource|SharedPasses:
+        check_length(self.model, self.context_size)
+        contexts = ContextBatches(self.contexts, n := self.store_batch_size_prompts)
+        return share_passes(ModelSource(self.activations, contexts, batch_size_prompts=n), self.team)
 
     def _cached(self)->ShardSource:
         excluded, left_out = self.exclude_special_tokens, self.cache['about'].get('exclude_special_tokens')
         if excluded is not None and set(excluded.tolist()) <= set(left_out or ()): excluded = None   # done on writing
         return ShardSource(self.cached_activations_path, self.store_batch_size_prompts*self.training_context_size,
-                           excluded=excluded, device=self.device, dtype=self.dtype)
+                           excluded=excluded, device=self.device, dtype=self.dtype, hook_name=self.hook_name,
+                           positions=self.cache.get('positions'))
 
     def cached_rows(self, raise_on_epoch_end:bool)->Tensor: # (rows, d_in)
         "The next rows of the cache"
@@ -249,10 +254,11 @@ class RunStore(SavedStore):
     @checked
     def from_config(cls,
         model:nn.Module|None, # The language model; None to read a cache and not evaluate
-        cfg:Annotated[Any, having('sae', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
+        cfg:Annotated[Any, having('training_tokens', what='a LanguageModelSAERunnerConfig')], # A `LanguageModelSAERunnerConfig`
         override_dataset=None, # Instead of the config's dataset_path
     )->'ActivationsStore':
-        "A store for training"
+        "A store for training; for a `CacheActivationsRunnerConfig`, one that reads what it describes"
+        if hasattr(cfg, 'new_cached_activations_path'): return cls.from_cache_activations(model, cfg)
         cached, dataset = getattr(cfg, 'use_cached_activations', False), override_dataset
         if dataset is None: dataset = (cfg.dataset_path or None) if cached else cfg.dataset_path
         store = cls(
@@ -264,6 +270,22 @@ class RunStore(SavedStore):
         store.source
         return store
 
+    @classmethod
+    @checked
+    def from_cache_activations(cls,
+        model:nn.Module|None, # The language model; None where no tokens are to be run
+        cfg:Annotated[Any, having('new_cached_activations_path', what='a CacheActivationsRunnerConfig')], # What wrote it
+    )->'ActivationsStore':
+        "A store that reads the cache which a `CacheActivationsRunner` with this config has written"
+        rows, in_buffer = cfg.model_batch_size, min(cfg.n_batches_in_buffer, cfg.n_seq_in_dataset)   # not more than there is
+        names = ('hook_name', 'hook_head_index', 'context_size', 'd_in', 'prepend_bos', 'device', 'dtype', 'seqpos_slice',
+                 'disable_concat_sequences', 'sequence_separator_token', 'use_chat_formatting')
+        return cls(
+            model, None, False, n_batches_in_buffer=max(in_buffer, min_batches_in_buffer(rows, cfg.sliced_context_size)),
+            total_training_tokens=cfg.training_tokens, store_batch_size_prompts=rows, train_batch_size_tokens=rows,
+            exclude_special_tokens=cfg.exclude_special_tokens, cached_activations_path=cfg.new_cached_activations_path,
+            **{k: getattr(cfg, k) for k in names})
+
     def load_state_dict(self, state:dict):
         "Restore a saved state; an error if the model or the data differ"
         try: super().load_state_dict(state)
@@ -273,7 +295,7 @@ class RunStore(SavedStore):
 
 # %% ../../nbs/activations/store.ipynb #b887d3e3
 def check_metadata(**needed):
-    "An error that names what an SAE's metadata lack"
+    "Raise an error that names what an SAE's metadata lack"
     missing = [k for k, v in needed.items() if v is None]
     if missing: raise ConfigError(f"the SAE's metadata lack {', '.join(missing)}; set them in sae.cfg.metadata")
 
@@ -322,7 +344,8 @@ def open_cache(
     **more, # The same by name, where it differs
 )->dict: # The manifest
     "The manifest of a cache that fits a run"
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, options.hook_name)
+    if manifest['format']==V6_FORMAT: manifest = v6_positions(manifest, options.context_size, options.seqpos_slice)
     check_fits(path, manifest, **{k: getattr(options, k) for k in CACHED if hasattr(options, k)} | more)
     return manifest
 
@@ -331,7 +354,7 @@ def check_left_out(
     manifest:dict, # Of the cache
     excluded:Tensor|None, # Token ids that the run leaves out
 ):
-    "An error if a cache lacks tokens that a run is to be trained on"
+    "Raise an error if a cache lacks tokens that a run is to be trained on"
     missing = set(manifest['about'].get('exclude_special_tokens') or ())
     if excluded is not None: missing -= set(excluded.tolist())
     if missing:
@@ -364,9 +387,9 @@ class StoreParts(MadeStore):
         if self.cache is not None: check_left_out(self.cached_activations_path, self.cache, excluded)
         return excluded
 
-    def _at_hook(self, seqpos:slice)->KeptActivations:
+    def _at_hook(self, seqpos:slice)->TokenActivations:
         check_d_in(self.model, self.hook_name, self.d_in, self.hook_head_index, self.model_kwargs)
-        return KeptActivations(
+        return TokenActivations(
             self.model, self.hook_name, self.exclude_special_tokens, hook_head_index=self.hook_head_index,
             seqpos=seqpos, autocast_lm=self.autocast_lm, device=self.device, dtype=self.dtype,
             model_kwargs=self.model_kwargs)

@@ -188,7 +188,7 @@ class MapRows:
 
     mark = None
     def sample(self)->str: # 16 hex digits
-        "A hash of 16 rows from everywhere, which identifies the data"
+        "A hash of 16 rows from all over the data, which identifies the data"
         if self.mark is None:
             n = len(self.dataset)
             rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
@@ -375,7 +375,7 @@ def check_tokenizer(
     kind:Literal['tokens', 'text', 'chat'], # What a column holds
     tokenizer, # A Hugging Face tokenizer, or None
 ):
-    "An error if the tokenizer cannot encode values of this kind"
+    "Raise an error if the tokenizer cannot encode values of this kind"
     if kind != 'tokens' and tokenizer is None:
         raise ConfigError("the dataset holds text and the model has no tokenizer; "
                           "tokenise it first (column 'tokens' or 'input_ids')")
@@ -413,7 +413,7 @@ class ContextMaker:
 
 # %% ../../nbs/activations/tokens.ipynb #823b82b9
 def _check_values(kind:str, values:Sequence, row:int):
-    "An error if a value cannot be encoded"
+    "Raise an error if a value cannot be encoded"
     for i, v in enumerate(values):
         if v is None: raise DataError(f"row {row + i} of the dataset is empty (None)")
         if kind == 'text' and not isinstance(v, str):
@@ -564,7 +564,7 @@ class TokenContexts(SavedContexts):
         disable_concat_sequences:bool=False, # One context at most from each text; short texts are left out
         use_chat_formatting:bool=False, # Rows are conversations, for the tokenizer's chat template
         column:str|None=None, # Which column; by default the first of tokens, input_ids, text, problem
-        epochs:Count|None=None, # Times to go through the dataset; None for ever
+        epochs:Count|None=None, # Passes through the dataset; None repeats for ever
     ):
         self.args = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         self.context_size, self.epochs, sample = context_size, epochs, first_row(dataset)

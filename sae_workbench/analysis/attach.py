@@ -27,7 +27,7 @@ from ..saes.card import origin_differences
 def check_sae(
     sae, # What should be an SAE
 ):
-    "An error unless it is one"
+    "Raise an error unless it is an SAE"
     if not isinstance(sae, SAE): raise ConfigError(f"expected an SAE, got a {type(sae).__name__}: {str(sae)[:60]!r}")
 
 def _an_sae(sae): return check_sae(sae) or sae
@@ -243,9 +243,9 @@ class Attachment(_Options):
     @contextmanager
     def in_place(self,
         model:nn.Module, # Any model
-        first:bool=False, # What is written comes before the hooks that hang there already
+        first:bool=False, # What is written comes before the hooks that are there already
     )->Iterator[None]:
-        "The SAE at work in a model, for the time of the block"
+        "The SAE at work in a model, for the duration of the block"
         with ExitStack() as stack:
             stack.callback(self._note, None)
             for i, m in enumerate(_readers(model, resolve(model, self.write).module)):
@@ -305,7 +305,7 @@ def attach(
     keep:Tensor|Callable[[Tensor], Tensor]|None=None, # (batch, positions) where SAEs work, or a function; all if None
     head_index:int|None=None, # Only this head; from the metadata if None
 )->Iterator[nn.Module]: # The model
-    "Run a model with SAEs inside, for the time of the block"
+    "Run a model with SAEs inside, for the duration of the block"
     made = _attachments(model, saes, name, head_index, use_error_term=use_error_term, keep=keep)
     with ExitStack() as stack:
         for a in made: stack.enter_context(a.in_place(model))
@@ -347,7 +347,7 @@ def _checked(sae:SAE, latents:Tensor, mode:str, value:Tensor|None)->tuple[Tensor
     if value.dim() > 1 or value.numel() not in (1, len(latents)):
         raise ConfigError(f"value must be one number or one for each of {len(latents)} latents, "
                           f"got {tuple(value.shape)}")
-    if len(latents.unique()) < len(latents): raise ConfigError(f"latents {latents.tolist()}: a number stands there twice")
+    if len(latents.unique()) < len(latents): raise ConfigError(f"latents {latents.tolist()}: a number occurs twice")
     return latents, value
 
 # %% ../../nbs/analysis/attach.ipynb #a454bf2f
@@ -423,7 +423,7 @@ def intervene(
     positions:Positions=None, # Where: a position, several, a slice or a mask; everywhere if None
     cached:bool|None=None, # With positions: whether they count from the start of the text, as a KV cache needs
 )->Iterator[SAE]: # The SAE
-    "Change latents of an SAE, for the time of the block"
+    "Change latents of an SAE, for the duration of the block"
     change = _Change(mode, *_checked(sae, latents, mode, value), positions, cached)
     with hanging(sae.hook_sae_acts_post, change, 'forward_pre', changes=sae):   # before whoever reads the latents
         yield sae

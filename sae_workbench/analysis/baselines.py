@@ -33,7 +33,7 @@ def random_dictionary(
     k:int, # Active latents per row
     seed:int=0, # Decides the directions
 )->TopKSAE: # Fit for use like any other SAE
-    "An SAE with random directions, in encoder and decoder alike"
+    "An SAE with random directions, in encoder and decoder"
     _check(x, d_sae, k)
     x, sae = x.float(), _topk_sae(x, d_sae, k)
     sae.W_dec.copy_(F.normalize(torch.randn(d_sae, x.shape[1], generator=stream(seed, 'baselines')), dim=-1))

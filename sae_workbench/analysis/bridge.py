@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
@@ -184,7 +185,7 @@ class _Block(_Reset):
         use_error_term:bool|None=None, # Add what they miss; each SAE's own setting if None
         exclude_special_tokens:bool|Sequence[int]=False, # Leave BOS, EOS and the like alone, or these token ids
     )->Iterator[nn.Module]: # The model
-        "SAEs in the model for the time of the block, whatever ends it"
+        "Put SAEs into the model for the duration of the block, even if it ends with an error"
         saes = [saes] if isinstance(saes, SAE) else saes
         new = [self._placed(s, use_error_term, exclude_special_tokens) for s in saes]
         if (twice := [p.write for i, p in enumerate(new) if any(p.meets(q) for q in new[:i])]):
@@ -232,7 +233,7 @@ class _Runs(_Run):
 
 # %% ../../nbs/analysis/bridge.ipynb #e089c1a9
 class SAEMethods(_Runs):
-    "What a TransformerLens model gains"
+    "The methods that a TransformerLens model gains"
     @classmethod
     def from_model(cls,
         model:nn.Module, # A TransformerLens model of the class that this one is made from
@@ -332,3 +333,11 @@ def __getattr__(name):
     make, needs = _CLASSES[name]
     try: return make()
     except ImportError as e: raise ImportError(f"{name} {needs} ({_installed()})") from e
+
+# %% ../../nbs/analysis/bridge.ipynb #11da8364
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+    class SAETransformerBridge(SAEMethods, TransformerBridge): ...
+    class HookedSAETransformer(SAEMethods, HookedTransformer): ...

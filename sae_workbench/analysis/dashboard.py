@@ -200,7 +200,7 @@ def _parser():
     p.add_argument('--tokens', type=int, default=32768, help='read so many tokens (32768)')
     p.add_argument('--model', help="the model's name or folder, if not the one that the SAE names")
     p.add_argument('--model-kwargs', metavar='JSON',
-                   help="options of the model's loader; what the SAE's file may not decide is said here")
+                   help="options of the model's loader, those that the SAE's file may not decide too")
     p.add_argument('--hook-name', help='the place in the model, if not the one that the SAE names')
     return p
 

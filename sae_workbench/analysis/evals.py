@@ -23,7 +23,7 @@ from .baselines import frozen_encoder, random_dictionary
 from ..activations.cache import ShardSource
 from ..activations.models import check_d_in, check_length, input_device
 from ..activations.scale import ActivationScaler
-from ..activations.sources import ContextSource, KeptActivations, TensorSource, check_rows, evaluating
+from ..activations.sources import LanguageModelSource, TensorSource, TokenActivations, check_rows, evaluating
 from ..activations.store import ActivationsStore
 from ..activations.tokens import SavedContexts
 from ..core.arguments import as_tensor, checked
@@ -144,7 +144,7 @@ class _OnContexts:
         check_d_in(model, self.read, sae.cfg.d_in, self.head, kwargs)
         self.keep = positions_that_count(sae, model, contexts, excluded)
         names = list(dict.fromkeys((self.read, self.write)))
-        self.acts = KeptActivations(model, names, hook_head_index=self.head, model_kwargs=kwargs, **self.keep.keywords)
+        self.acts = TokenActivations(model, names, hook_head_index=self.head, model_kwargs=kwargs, **self.keep.keywords)
 
     def rows(self, tokens:Tensor, what:str)->tuple[Tensor, Tensor]: # (rows, d_in) what is read, (rows, d_out) written
         rows = self.acts.rows_by_hook(tokens, what)
@@ -230,7 +230,7 @@ def _split(found:Tensor, n:int, fit:bool)->tuple[Tensor, Tensor]: # Contexts to 
 # %% ../../nbs/analysis/evals.ipynb #d61647f5
 def _parts(source, model)->tuple[Any, nn.Module|None]:
     "A source that has contexts and a model, or else its rows"
-    if isinstance(source, ContextSource): return source, source.activations.model if model is None else model
+    if isinstance(source, LanguageModelSource): return source, source.activations.model if model is None else model
     if not isinstance(source, ActivationsStore): return source, model
     model = source.model if model is None else model
     return (source.source if source.contexts is None or model is None else source), model
@@ -238,14 +238,14 @@ def _parts(source, model)->tuple[Any, nn.Module|None]:
 def _is_tokens(x)->bool: return isinstance(x, Tensor) and not x.is_floating_point()
 
 def _has_contexts(source)->bool:
-    return _is_tokens(source) or isinstance(source, (SavedContexts, ContextSource, ActivationsStore))
+    return _is_tokens(source) or isinstance(source, (SavedContexts, LanguageModelSource, ActivationsStore))
 
 def _at(sae:SAE, model:nn.Module, source, name:str|tuple[str, str]|None, head:int|None)->At:
     "Where the SAE sits: as asked for, or as it says itself, or where the source reads"
     m = sae.cfg.metadata
     if not (name or m.hook_name or m.hf_hook_name):
         if isinstance(source, ActivationsStore): name = source.hook_name
-        elif isinstance(source, ContextSource): name = source.activations.name
+        elif isinstance(source, LanguageModelSource): name = source.activations.name
         else: raise ConfigError("the SAE does not say where it sits: set sae.cfg.metadata.hook_name, or give hook_name=…")
     at = At(*place_of(model, sae, name), m.hook_head_index if head is None else head)
     if at.head is not None and at.read != at.write:

@@ -21,7 +21,7 @@ from ..core.arguments import Ids, Tokenizer, checked, listed
 from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError
 from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
-from ..activations.sources import HookedActivations, check_rows
+from ..activations.sources import TokenActivations, check_rows
 from ..saes.base import SAE
 from ..training.evaluate import positions_that_count
 from .attach import place_of
@@ -321,7 +321,7 @@ def check_latents(
     sae, # An SAE
     latents:Sequence[int], # Numbers of latents
 ):
-    "An error if the SAE lacks any of these latents"
+    "Raise an error if the SAE lacks any of these latents"
     if (bad := [i for i in latents if isinstance(i, bool) or not hasattr(i, '__index__')]):
         raise ConfigError(f"latents {bad}: the number of a latent is a whole number")
     if (bad := [i for i in latents if not 0 <= i < sae.cfg.d_sae]):
@@ -332,7 +332,7 @@ MOST_NUMBERS = 2**26   # latents at a time, and activations that are kept: 256 M
 
 class _Remembered:
     "Activations of contexts by number, the first of them kept"
-    def __init__(self, acts:HookedActivations, contexts:Tensor):
+    def __init__(self, acts:TokenActivations, contexts:Tensor):
         self.acts, self.contexts, self.seen = acts, contexts, {}
 
     def __call__(self, rows:list[int])->Tensor: # (contexts, positions, d_in)
@@ -389,7 +389,7 @@ class TextLatents(_Contexts):
         _check(sae, model, contexts, self.hook_name)
         if ignore_tokens is None: ignore_tokens = getattr(self.tokenizer, 'all_special_ids', None) or []
         self.counts = positions_that_count(sae, model, contexts, list(ignore_tokens))
-        self.acts = _Remembered(HookedActivations(model, self.hook_name, sae.cfg.metadata.hook_head_index), contexts)
+        self.acts = _Remembered(TokenActivations(model, self.hook_name, None, sae.cfg.metadata.hook_head_index), contexts)
         self.batch_size = max(1, min(batch_size, MOST_NUMBERS//(contexts.shape[1]*sae.cfg.d_sae)))
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ def picture_uri(
 
 # %% ../../nbs/analysis/latents.ipynb #545176b9
 def _check_acts(sae, acts:Tensor, **more):
-    "An error unless there are activations for the SAE, and as many of everything else"
+    "Raise an error unless there are activations for the SAE, and as many of everything else"
     if acts.dim() != 2 or not len(acts) or acts.shape[1] != sae.cfg.d_in:
         raise DataError(f"acts must be (n, d_in={sae.cfg.d_in}), got {tuple(acts.shape)}")
     for name, values in more.items():
@@ -148,7 +148,7 @@ class _Pass:
         source:TextLatents|RowLatents, # Where the latents come from
         latents:Latents|None=None, # Which latents; all if None
         n_examples:Count=10, # Strongest examples for each
-        n_samples:Natural=5, # Examples drawn from everywhere
+        n_samples:Natural=5, # Examples drawn from all places where it fires
         seed:Natural=0, # Decides the sample
     ):
         self.source, self.sae = source, source.sae
@@ -189,7 +189,7 @@ def latent_stats(
     source:TextLatents|RowLatents, # Where the latents come from
     latents:Latents|None=None, # Which latents; all if None
     n_examples:Count=10, # Strongest examples for each
-    n_samples:Natural=5, # Examples drawn from everywhere
+    n_samples:Natural=5, # Examples drawn from all places where it fires
     seed:Natural=0, # Decides the sample
     progress:bool=False, # Show a bar with the time that is left
 )->LatentStats:
@@ -245,7 +245,7 @@ def pick(
     n:int, # How many
     max_density:float=0.01, # Those that fire on a larger share come last
 )->list[int]: # Latents; fewer than n only if so few fire at all
-    "Latents that are worth a first look"
+    "The latents that are most worth a first look"
     top = stats.top
     first = interesting_latents(top, n, max_density, stats.source.label)
     steady = top.value.masked_fill(~top.value.isfinite(), 0).abs().sum(0)   # strong in all of its examples

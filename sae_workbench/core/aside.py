@@ -17,7 +17,7 @@ from .folders import HOLDER, LOCK, only_one, remove
 def free_name(
     path:str|Path, # A name that is taken
 )->Path: # The first of log.1.jsonl, log.2.jsonl, … that is free
-    "Another name beside a file"
+    "An unused name in the same folder as a file"
     path = Path(path)
     names = (path.with_name(f'{path.stem}.{n}{path.suffix}') for n in itertools.count(1))
     return next(p for p in names if not os.path.lexists(p))
@@ -26,7 +26,7 @@ def put_aside(
     path:str|Path, # A file that is there
     why:str, # Why it is not written over, for the warning
 )->Path: # Where it is now
-    "Keep a file under another name, and say so"
+    "Rename a file out of the way, with a warning"
     aside = free_name(path)
     Path(path).rename(aside)
     warn(f"{path}: {why}; it is kept as {aside.name}")
@@ -39,7 +39,7 @@ def move_aside(
     folder:str|Path, # Where something is to be written
     names:Iterable[str], # Of the files that will be written
 )->Path|None: # Where the files are now; None if none of these was there
-    "Move files that would be replaced into a folder of their own below"
+    "Move files that would be overwritten into a new subfolder"
     there = [p for n in names if os.path.lexists(p := Path(folder)/n)]
     if not there: return None
     places = (Path(folder)/f'{EARLIER}-{n}' for n in itertools.count(1))
@@ -53,7 +53,7 @@ def move_aside(
 def workplace(
     path:str|Path, # What will be there when it is whole
 )->Iterator[Path]: # An empty folder beside it
-    "A folder to make something in, for one process at a time; nothing of it stays, nor of a killed one's"
+    "A folder to work in, for one process at a time; removed afterwards, with those that killed processes left"
     path = Path(path).absolute()
     place = path.with_name(f'.{path.name}.making')
     if place.exists() and not (place/LOCK).exists() and (place.is_file() or any(place.iterdir())):

@@ -111,10 +111,10 @@ def _at(point:Point, name:str, fn:Callable, **options)->Iterator[None]:
 def _hooked(
     points:Mapping[str, Point], # Name to point
     fn:Callable[[str, Tensor], Tensor|None], # Called with the name and what is there; returns what shall be there
-    first:bool=False, # Before the hooks that hang there already
+    first:bool=False, # Before the hooks that are there already
     **options, # Of `hanging`
 )->Iterator[None]:
-    "Hooks at several points for the time of the block"
+    "Hooks at several points for the duration of the block"
     with ExitStack() as stack:
         for name, point in points.items():
             stack.enter_context(_at(point, name, partial(fn, name), first=first, **options))
@@ -139,7 +139,7 @@ def capture(
     stop:bool=True, # Leave the forward pass after the last of the names
     **kwargs, # Named arguments of the call
 )->dict[str, Tensor]: # Name to tensor, in the order of `names`
-    "Run a model and return what is at some points inside it"
+    "Run a model and return the activations at some points inside it"
     points, seen, halt = _points(model, names), {}, _Stop()
     def keep(name, x):
         if name in seen: return
@@ -162,9 +162,9 @@ def capture(
 def replacing(
     model:nn.Module, # Any model
     fns:Mapping[str, Callable[[Tensor], Tensor|None]], # Name to a function of the tensor; None leaves it as it is
-    first:bool=False, # Before the hooks that hang there already, which then see the new values
+    first:bool=False, # Before the hooks that are there already, which then see the new values
     private:bool=False, # In the passes of this thread only
 )->Iterator[nn.Module]: # The model
-    "Run a model with other values at some points inside it"
+    "Run a model with the values at some points inside it replaced"
     def swap(name, x): return fns[name](x)
     with _hooked(_points(model, list(fns)), swap, first, private=private, changes=model): yield model

@@ -29,7 +29,7 @@ from .plain import write_plain, yaml_text
 def whole(
     v, # Anything
 ):
-    "A whole number of any kind, 4e3 included, as an `int`; anything else as it is, for the type's own complaint"
+    "A whole number of any kind, 4e3 included, as an `int`; anything else unchanged, for the type's own check"
     if isinstance(v, float) and v.is_integer(): return int(v)
     try: return v if isinstance(v, bool) else index(v)
     except TypeError: return v
@@ -75,7 +75,7 @@ Device = Annotated[str, BeforeValidator(device_name)]
 def check_device(
     device:str|torch.device, # Where tensors are to go
 ):
-    "A `ConfigError` if this machine has no such device"
+    "Raise a `ConfigError` if this machine has no such device"
     try: known = torch.device(device_name(device))
     except ValueError as e: raise ConfigError(f"device={device!r}: {e}") from None
     counts = dict(cuda=torch.cuda.device_count, mps=lambda: int(torch.backends.mps.is_available()))
@@ -84,7 +84,7 @@ def check_device(
 
 # %% ../../nbs/core/config.ipynb #983a40fa
 class Rule(NamedTuple):
-    "What must hold between the fields of a config"
+    "A condition that the fields of a config must meet together"
     holds:Callable[[Any], bool] # Gets the config's values as attributes
     says:str|Callable[[Any], str] # The complaint; {c.k} in a text is the value of the field k
 
@@ -195,7 +195,7 @@ def option_advice(
     cls:type, # A config class
     name:str, # What it has no option of
 )->str: # Empty where nothing is known
-    "What is known of a name that is no option of a config class"
+    "Advice on a name that is not an option of a config class"
     if (hint := _moved(cls).get(name)): return hint
     for n, tp in _nested(cls).items():
         if (owners := _owners(tp, name)): return f"an option of {n}; write {n}={owners[0]}({name}=…)"
@@ -241,7 +241,7 @@ def broken_rules(
     cls:type, # A config class
     values:dict, # The sound values by name
 )->list[str]: # What the broken rules say
-    "The complaints of a config class's rules about some values"
+    "The messages of the rules that some values break"
     c, bad = SimpleNamespace(**values), []
     for rule in _collect(cls, 'rules'):
         try:
@@ -259,7 +259,7 @@ class _ChosenDict(_Chosen, dict): pass
 def chosen(
     value, # A number, a text or a dict, worked out from other options
 ): # The same, marked
-    "A value for a field that was left at None, to be worked out again in a copy"
+    "A value worked out for a field that was left at None; a copy of the config works it out again"
     return {int: _ChosenInt, float: _ChosenFloat, str: _ChosenStr, dict: _ChosenDict}[type(value)](value)
 
 def is_chosen(value)->bool:
@@ -270,7 +270,7 @@ def is_chosen(value)->bool:
 def plain_type(
     tp, # An annotation
 ):
-    "The type without the checks that it carries"
+    "The type without its checks"
     if typing.get_origin(tp) is Annotated: return plain_type(typing.get_args(tp)[0])
     origin, args = typing.get_origin(tp), typing.get_args(tp)
     if origin in (typing.Union, UnionType): return reduce(or_, map(plain_type, args))
@@ -291,14 +291,14 @@ def field_notes(
 def described(
     cls:type, # A config class
 )->str:
-    "What a config class says of itself, and its options with their types, defaults and comments"
+    "The docstring of a config class, followed by its options with types, defaults and comments"
     notes, lines = field_notes(cls), []
     for p in inspect.signature(cls).parameters.values():
         lines += [f'    {p}'] + [f'        {notes[n]}' for n in [p.name] if n in notes]
     return '\n'.join([vars(cls).get('__doc__') or '', '', 'Options:', *lines])
 
 class ConfigDoc:
-    "The `__doc__` of config classes, made when somebody reads it"
+    "The `__doc__` of config classes, written when it is first read"
     def __get__(self, cls, meta=None):
         if cls is None: return "Checks the arguments of a dataclass when it is constructed"
         finished = '__match_args__' in vars(cls)   # set by @dataclass after it has looked at the text
@@ -371,7 +371,7 @@ class _Dicts(metaclass=ConfigMeta):
 
     @classmethod
     def completed(cls, given:dict[str, Any])->dict[str, Any]:
-        "The options that were given, and those that follow from them; for a config to override"
+        "The options that were given, and those that follow from them; a config may override this"
         return given
 
     @classmethod
@@ -393,7 +393,7 @@ class _Dicts(metaclass=ConfigMeta):
 
 # %% ../../nbs/core/config.ipynb #4b289797
 class Config(_Dicts):
-    "Base of every config: a dataclass whose construction is checked"
+    "Base of every config: a dataclass whose values are checked when it is made"
     def to_json(self)->str:
         "The config as JSON text"
         return json_text(self.to_dict())
@@ -415,10 +415,10 @@ class Config(_Dicts):
         return cls.from_dict(data)
 
     def save(self, path:str|Path)->Path:
-        "Write a file; .yaml or .json decides the format"
+        "Write a file; its ending, .yaml or .json, decides the format"
         return write_plain(path, self.to_dict())
 
     @classmethod
     def load(cls, path:str|Path):
-        "Read a file that is named .yaml, .yml or .json"
+        "Read a .yaml, .yml or .json file"
         return cls.from_dict(read_plain(path))

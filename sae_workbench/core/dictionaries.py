@@ -27,7 +27,7 @@ def mmcs(
     found:Rows, # (d_sae, d_in) rows of a decoder
     truth:Rows, # (n_features, d_in) the directions to compare with
 )->float:
-    "The mean over true directions of the largest cosine with one found"
+    "For each true direction the largest cosine with a found one, averaged"
     return cosines(found, truth).amax(0).mean().item()
 
 @checked
@@ -45,7 +45,7 @@ def match(
     found:Rows, # (d_sae, d_in) rows of a decoder
     truth:Rows, # (n_features, d_in) the directions to match
 )->tuple[Tensor, Tensor]: # (n_features,) the latent of each feature, -1 where none is left; (n_features,) cosines
-    "Pair features with latents, one to one, the most alike first"
+    "Pair features with latents, one to one, the most similar first"
     c = cosines(found, truth)
     latents, best = torch.full((len(truth),), -1), torch.zeros(len(truth))
     for _ in range(min(c.shape)):

@@ -7,7 +7,7 @@ __all__ = ['ELSEWHERE', 'shown', 'SAEWorkbenchError', 'ConfigError', 'DataError'
            'UploadError', 'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown', 'warn']
 
 # %% ../../nbs/core/errors.ipynb #74b872a9
-import re, sys, warnings
+import logging, re, sys, warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from .private import scrub
@@ -18,7 +18,7 @@ _ORDERS = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def shown(
     text, # Anything; as text
 )->str: # The same with \x1b where an escape byte stands
-    "A text whose characters a terminal shows, all of them"
+    "A text with control characters made visible"
     return _ORDERS.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
 
 # %% ../../nbs/core/errors.ipynb #e6bc7228
@@ -43,10 +43,10 @@ class SaveError(SAEWorkbenchError, OSError):
     "A file could not be written"
 
 class UploadError(SAEWorkbenchError, OSError):
-    "The hub did not take an upload; the repository is as it was"
+    "The hub did not accept an upload; the repository is unchanged"
 
 class NonFiniteError(SAEWorkbenchError, ArithmeticError):
-    "NaN or infinity appeared; nothing was changed by the step that found it"
+    "NaN or infinity appeared; the step that found it changed nothing"
 
 class ProcessError(SAEWorkbenchError, RuntimeError):
     "Another process of the same run failed or is gone"
@@ -80,7 +80,7 @@ def unknown(
     choices:Iterable[str], # What would have been valid
     show:int=12, # Print the whole list of choices up to this many
 )->str: # "unknown architecture 'topkk'; did you mean 'topk'? (gated, topk)"
-    "The sentence for a name that does not exist"
+    "The error sentence for a name that does not exist"
     choices = sorted(map(str, choices))
     if not choices: tail = " (there are none)"
     elif choices==['']: tail = " (there is only one, without a name: leave it out)"
@@ -89,13 +89,21 @@ def unknown(
 
 # %% ../../nbs/core/errors.ipynb #b812843f
 _BETWEEN = {'sae_workbench', 'torch', 'contextlib', 'functools'}   # packages whose lines are not the user's
+_logger = logging.getLogger('sae_workbench')
+_logger.addHandler(logging.NullHandler())   # without a log of the program's, nothing is printed a second time
+_logged = set()
 
 def warn(
     message:str, # What the user should know
     category:type[Warning]=UserWarning, # As in `warnings.warn`
 ):
-    "`warnings.warn` at the line of the user's that led here"
+    "`warnings.warn`, pointing at the user's own line, and a line for the program's log"
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+    captured = getattr(warnings.showwarning, '__module__', '')=='logging'   # by logging.captureWarnings
+    once = (message, category, frame.f_code.co_filename, frame.f_lineno)
+    if captured or once in _logged: return
+    _logged.add(once)
+    _logger.warning(message, stacklevel=level)

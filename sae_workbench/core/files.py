@@ -39,7 +39,7 @@ def naming(
 def sync(
     path:str|Path, # A file that was written, or a folder in which names have changed
 ):
-    "Have the disk hold it, so that it is there after the power failed; as well as the file system can"
+    "Flush it to the disk, so that it survives a power failure, as far as the file system allows"
     folder = Path(path).is_dir()
     if os.name=='nt' and folder: return   # not possible there
     with naming(path):
@@ -61,7 +61,7 @@ def put(
     new:Path, # A file or a folder that is complete
     path:Path, # The name it gets; a file that has it is replaced
 ):
-    "Bring what was written to the disk, and give it its name"
+    "Flush a written file to the disk, and give it its name"
     sync(new)
     with naming(path): os.replace(new, path)
     sync(path.parent)
@@ -70,7 +70,7 @@ def put(
 def atomic(
     path:str|Path, # Where the file will be
 )->Iterator[Path]: # Where to write it
-    "Write to the yielded path inside the block; it takes its place when the block ends without an exception"
+    "Write to the yielded path inside the block; the file gets its name when the block ends without an exception"
     path = Path(path)
     new = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     with naming(path):
@@ -95,7 +95,7 @@ def write_json(
     path:str|Path, # The file
     data, # Plain data: dicts, lists, texts, numbers
 )->Path: # The file
-    "Write strict JSON without secrets, atomically; NaN and infinity are refused because JSON has no word for them"
+    "Write strict JSON without secrets, atomically; NaN and infinity are refused because JSON cannot express them"
     return write_text(path, json.dumps(without_secrets(data), indent=2, allow_nan=False) + '\n')
 
 # %% ../../nbs/core/files.ipynb #251645d2
@@ -120,7 +120,7 @@ def tensor_hashes(
 def own_hash(
     said:dict, # Plain data, perhaps with this hash in it
 )->str: # 64 hex digits
-    "The SHA-256 of what a header or a manifest says beside it"
+    "The SHA-256 of everything else in a header or manifest"
     rest = {k: v for k, v in said.items() if k != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -129,7 +129,7 @@ def signed_header(
     metadata:dict[str, str]|None=None, # Texts for the file's header
     unhashed:tuple[str, ...]=(), # Tensors that are checked in another way
 )->dict[str, str]: # The header
-    "A header by which a reader notices that a file has changed"
+    "A header that lets a reader notice changes to the file"
     hashes = tensor_hashes({k: t for k, t in tensors.items() if k not in unhashed})
     text = (metadata or {}) | dict(hashes=hashes)
     return {WRITER: json.dumps(text | dict(sha256=own_hash(text)))}
@@ -138,7 +138,7 @@ def signed_header(
 def own_memory(
     tensors:dict[str, Tensor], # By name; views of one tensor among them, or not contiguous
 )->dict[str, Tensor]: # Contiguous, no two in the same memory
-    "Tensors as safetensors takes them"
+    "Tensors with memory of their own, as safetensors needs them"
     own = {}
     for k, t in tensors.items():
         shared = any(t.data_ptr()==o.data_ptr() and t.numel() for o in own.values())
@@ -163,7 +163,7 @@ def write_tensors(
 def not_finite(
     tensors:dict[str, Tensor], # By name
 )->list[str]: # The names of those with NaN or infinity in them
-    "Tensors that hold something that is not a number"
+    "The tensors that contain NaN or infinity"
     floats = {k: t.float() if t.element_size()==1 else t for k, t in tensors.items() if t.is_floating_point()}
     return [k for k, t in floats.items() if not t.isfinite().all()]
 
@@ -208,7 +208,7 @@ def read_text(
 def once(
     pairs:list[tuple], # Keys and values of a mapping in a file
 )->dict:
-    "The pairs as a dict, if no key stands twice"
+    "The pairs as a dict, if no key occurs twice"
     twice = sorted(str(k) for k, n in Counter(k for k, _ in pairs).items() if n > 1)
     if twice: raise ConfigError(f"given twice: {', '.join(twice)}")
     return dict(pairs)
@@ -249,7 +249,7 @@ def check_tensors(
     header:dict[str, str]|None, # Its header, as safetensors gives it
     tensors:dict[str, Tensor], # What was read
 ):
-    "Raise `LoadError` naming the tensors that are not what was written"
+    "Raise `LoadError` naming the tensors that differ from what was written"
     texts = header_texts(path, header)
     expected = texts['hashes'] if isinstance(texts.get('hashes'), dict) else {}
     found = tensor_hashes({k: tensors[k] for k in expected if k in tensors})
@@ -279,7 +279,7 @@ def check_inside(
     path:str|Path, # A file of a folder that may come from somebody else
     folder:str|Path, # The folder
 ):
-    "A `LoadError` if the file is a link that leads out of its folder"
+    "Raise a `LoadError` if the file is a link that leads out of its folder"
     real, home = Path(path).resolve(), Path(folder).resolve()
     caches = [p.parent/'blobs' for p in (home, *home.parents) if p.name=='snapshots']
     if any(map(real.is_relative_to, (home, *caches))): return
@@ -291,7 +291,7 @@ def not_plain(
     node, # Nested dicts; leaves are tensors or plain data
     at:str='', # Where it stands, for the message
 )->str|None: # What cannot; None if all can
-    "What of a nest a file cannot give back as it was"
+    "The part of nested data that a file cannot restore exactly"
     if isinstance(node, Tensor): return None
     if isinstance(node, dict):
         if bad := [k for k in node if not isinstance(k, str) or not k]: return f"the key {bad[0]!r} of {at or 'it'}"
@@ -303,7 +303,7 @@ def write_state(
     path:str|Path, # The file
     state:dict, # Nested dicts with text keys; leaves are tensors or plain data
 )->Path: # The file
-    "Write a nest of tensors and plain data, atomically"
+    "Write nested tensors and plain data, atomically"
     if bad := not_plain(state): raise SaveError(f"{path}: text keys, tensors and plain data can be saved, not {bad}")
     tensors = {}
     def strip(node, at):
@@ -320,7 +320,7 @@ def read_state(
     device:str='cpu', # Where the tensors go
     check:bool=True, # Compare the tensors' hashes
 )->dict: # The nest
-    "Read a nest of tensors and plain data"
+    "Read nested tensors and plain data"
     tensors = read_tensors(path, device, check)
     with safe_open(path, framework='pt') as f: header = header_texts(path, f.metadata())
     if 'state' not in header: raise LoadError(f"{path}: holds tensors, but not the state of a run")

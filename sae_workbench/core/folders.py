@@ -21,7 +21,7 @@ MANIFEST = 'manifest.json'
 def signed_manifest(
     manifest:dict, # Plain data
 )->dict: # With its own hash
-    "A manifest by which a reader notices that it has changed"
+    "A manifest that lets a reader notice changes to it"
     return manifest | dict(sha256=own_hash(manifest))
 
 def check_signature(
@@ -52,7 +52,7 @@ def new_folder(
     path:str|Path, # The folder; must not exist
     last:Callable[[Path], None]=lambda folder: None, # Writes the file that is written last
 )->Iterator[Path]: # Where to write its files
-    "Write files to the yielded folder inside the block; it takes its name when all of them are on the disk"
+    "Write files to the yielded folder inside the block; the folder gets its name when all of them are on the disk"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident() % 2**32:x}.{_HOST}.tmp')
     with naming(path):
@@ -92,7 +92,7 @@ def remove_temporaries(
 def is_running(
     pid:int, # Of a process on this machine
 )->bool:
-    "Whether a process is there; always true where that cannot be asked"
+    "Whether a process is running; always true where that cannot be found out"
     if os.name=='nt': return True   # there os.kill would end it
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -103,7 +103,7 @@ def remove_abandoned(
     folder:str|Path, # Where others may be writing, too
     name:str, # Of what was to be written there
 )->list[Path]: # What was removed
-    "Delete what writers of one name left behind that are not there any more, or have done nothing for a day"
+    "Delete what writers of one name left behind that have ended, or have done nothing for a day"
     gone = []
     for p in Path(folder).glob(f'.{name}.*.tmp'):
         maker = _MAKER.fullmatch(p.name)
@@ -132,7 +132,7 @@ def _move(folder:Path, commit:Path, said:dict):
 def settle(
     folder:str|Path, # That others write to with `together`
 ):
-    "Move what a killed writer had decided on to its place; `LoadError` where that cannot be done"
+    "Finish the move that a killed writer had begun; `LoadError` where that cannot be done"
     folder, commit = Path(folder), Path(folder)/COMMIT
     if commit.is_symlink() or not commit.is_dir(): return
     try: said = read_json(commit/TO_MOVE) if (commit/TO_MOVE).exists() else {}
@@ -149,7 +149,7 @@ def together(
     folder:str|Path, # Made if need be; its other files stay
     gone:tuple[str, ...]=(), # Files that the new ones replace, without being among them
 )->Iterator[Path]: # Where to write the files
-    "Write files to the yielded folder inside the block; they take their places all together or not at all"
+    "Write files to the yielded folder inside the block; they replace the old ones all together or not at all"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder)
@@ -172,7 +172,7 @@ def check_folder(
     path:str|Path, # A folder of `whole_folder`
     hashes:bool=True, # Also read every file and compare its hash
 )->dict: # The manifest
-    "A `LoadError` that names the file, what was expected and what was found, unless a folder is as it was written"
+    "Unless a folder is as it was written, raise a `LoadError` with the file, what was expected and what was found"
     path, manifest = Path(path), read_manifest(path)
     for name, f in manifest['files'].items(): _check_file(path/name, f['bytes'], f['sha256'] if hashes else None)
     return manifest
@@ -181,7 +181,7 @@ def check_folder(
 def read_manifest(
     path:str|Path, # A folder of `whole_folder`
 )->dict: # Its manifest
-    "The manifest of a folder; `LoadError` where there is none, or another one than was written"
+    "The manifest of a folder; `LoadError` if there is none, or if it was changed"
     file = Path(path)/MANIFEST
     if not file.is_file(): raise LoadError(f"{file}: expected the manifest of a whole folder, found none")
     check_signature(manifest := read_json(file, LARGEST_MANIFEST), file)
@@ -248,7 +248,7 @@ def check_place(
     folder:str|Path, # Need not exist yet
     option:str, # What it was given as, for the message
 ):
-    "A `ConfigError` now if nothing can be written there later"
+    "Raise a `ConfigError` now if nothing could be written there later"
     places = (Path(folder), *Path(folder).absolute().parents)
     there = next(p for p in places if os.path.lexists(p))
     if not there.is_dir(): raise ConfigError(f"{option}={str(folder)!r}: {there} is not a folder; choose another place")

@@ -50,12 +50,12 @@ def hanging(
     module:nn.Module, # Any module
     fn:Callable, # As torch calls a hook of this kind
     kind:Literal['forward', 'forward_pre']='forward', # On the output, or on the inputs
-    first:bool=False, # Before the hooks that hang there already
+    first:bool=False, # Before the hooks that are there already
     private:bool=False, # Acts in this thread only
     changes:nn.Module|None=None, # What it changes: threads that change the same see their own changes only
     **options, # More options of torch's registration, such as with_kwargs
 )->Iterator[None]:
-    "A hook that knows its thread, for the time of the block"
+    "A hook that knows its thread, for the duration of the block"
     hook, mine = OwnHook(fn, private, changes), _thread.changed
     with _hanging: handle = getattr(module, f'register_{kind}_hook')(hook, prepend=first, **options)
     mine[id(changes)] += changes is not None
@@ -66,7 +66,7 @@ def hanging(
 
 @contextmanager
 def only_own_hooks()->Iterator[None]:
-    "Inside the block no hook acts in this thread that this library hung in another one"
+    "Inside the block, hooks that this library added in other threads do not act in this one"
     before, _thread.alone = _thread.alone, True
     try: yield
     finally: _thread.alone = before
@@ -77,7 +77,7 @@ _KINDS = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_p
 def is_hooked(
     module:nn.Module, # Any module
 )->bool:
-    "Whether any function hangs on a module that acts in this thread"
+    "Whether a module has a hook function that acts in this thread"
     fns = (fn for kind in _KINDS for fn in tuple(getattr(module, kind).values()))
     return any(not isinstance(fn, OwnHook) or fn.acts for fn in fns)
 
@@ -107,19 +107,19 @@ class _Point(nn.Module):
 
     @property
     def is_hooked(self)->bool:
-        "Whether any function hangs here, by `add_hook` or by torch's own registration"
+        "Whether there is a hook function here, by `add_hook` or by torch's own registration"
         here = self.here
         return not here.off and bool(here.before or here.after or is_hooked(self))
 
 # %% ../../nbs/core/hooks.ipynb #807c9f44
 class HookPoint(_Point):
-    "Hands on what it gets, to whoever hangs on it first"
+    "Passes its input on, through the hook functions that were added to it"
     def add_hook(self,
         hook:Callable, # Called as hook(tensor, hook=point); returns a new tensor or None
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
         is_permanent:bool=False, # Survives `remove_hooks` and `reset_hooks`
         level:int|None=None, # Of a context in TransformerLens; `remove_hooks` can name it
-        prepend:bool=False, # Before the functions that hang here already
+        prepend:bool=False, # Before the functions that are here already
         alias_names:list[str]|None=None, # Other names of the point; the function is called once for each
     ):
         "Add a hook function, which acts in all threads"
@@ -130,7 +130,7 @@ class HookPoint(_Point):
         hook:Callable, # Called as hook(tensor, hook=point)
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
     ):
-        "Hang a function that stays until somebody asks for permanent ones to go"
+        "Add a hook function that stays until permanent ones are removed explicitly"
         self.add_hook(hook, dir, is_permanent=True)
 
     def _hang(self, hook:Callable, dir:str, is_permanent:bool, wrap:Callable, level=None, first=False)->RemovableHandle:
@@ -146,7 +146,7 @@ class HookPoint(_Point):
 
     def remove_hooks(self,
         dir:Literal['fwd', 'bwd', 'both']='both', # Which functions
-        including_permanent:bool=False, # Those too that were hung to stay
+        including_permanent:bool=False, # Permanent ones too
         level:int|None=None, # Only those of this level
     ):
         "Remove hook functions"
@@ -161,10 +161,10 @@ class HookPoint(_Point):
 
     def has_hooks(self,
         dir:Literal['fwd', 'bwd', 'both']='both', # Which functions
-        including_permanent:bool=True, # Those too that were hung to stay
+        including_permanent:bool=True, # Permanent ones too
         level:int|None=None, # Only those of this level
     )->bool:
-        "Whether any function hangs here by `add_hook`"
+        "Whether there is a hook function here by `add_hook`"
         hooks = (h for d in ('fwd', 'bwd') if dir in (d, 'both') for h in getattr(self, f'{d}_hooks'))
         return any((including_permanent or not stays) and level in (None, h.level) for h, stays in hooks)
 
@@ -222,9 +222,9 @@ class _Points(nn.Module):
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
         is_permanent:bool=False, # Survives `reset_hooks`
         level:int|None=None, # Of a context in TransformerLens; `reset_hooks` can name it
-        prepend:bool=False, # Before the functions that hang there already
+        prepend:bool=False, # Before the functions that are there already
     ):
-        "Hang a function on one point or several"
+        "Add a hook function to one point or several"
         for p in self._points(name): p.add_hook(hook, dir, is_permanent, level, prepend)
 
     @checked
@@ -233,17 +233,17 @@ class _Points(nn.Module):
         hook:Callable, # Called as hook(tensor, hook=point)
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
     ):
-        "Hang a function that survives `reset_hooks`"
+        "Add a hook function that survives `reset_hooks`"
         self.add_hook(name, hook, dir, is_permanent=True)
 
     @checked
     def reset_hooks(self,
         clear_contexts:bool=True, # Kept for TransformerLens scripts; the points' notes are always cleared
         direction:Literal['fwd', 'bwd', 'both']='both', # Which functions
-        including_permanent:bool=False, # Those too that were hung to stay
+        including_permanent:bool=False, # Permanent ones too
         level:int|None=None, # Only those of this level
     ):
-        "Take all functions down"
+        "Remove all hook functions"
         for p in self.hook_dict.values(): p.remove_hooks(direction, including_permanent, level)
 
 # %% ../../nbs/core/hooks.ipynb #906024c9
@@ -256,7 +256,7 @@ class _Hooking(_Points):
         bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), # The same on gradients
         private:bool=False, # Functions on values act in this thread only
     )->Iterator['HookedModule']:
-        "Functions that hang inside the block only, also when it ends in an exception"
+        "Add hook functions for the block; they are removed even if it ends with an exception"
         before = {n: [h for h, _ in (*p.fwd_hooks, *p.bwd_hooks)] for n, p in self.hook_dict.items()}
         try:
             for dir, pairs in (('fwd', fwd_hooks), ('bwd', bwd_hooks)):
@@ -273,7 +273,7 @@ class HookedModule(_Hooking):
     "A module whose `HookPoint`s can be reached by name"
     @checked
     def run_with_hooks(self, *args, fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), **kwargs):
-        "Call the module with functions that hang for this call only"
+        "Call the module with hook functions for this call only"
         if bwd_hooks:
             raise HookError("a gradient flows after the call has ended: "
                             "use `with sae.hooks(bwd_hooks=...)` around forward and backward")
@@ -296,7 +296,7 @@ class HookedModule(_Hooking):
 def hooks_off(
     module:nn.Module, # Any module
 )->Iterator[None]:
-    "Inside the block, in this thread, the points of a module hand on what they get, whatever hangs on them"
+    "Inside the block, in this thread, the hook functions of a module's points do not act"
     kept = [(m.here, m.here.off) for m in module.modules() if isinstance(m, HookPoint)]
     try:
         for here, _ in kept: here.off = True
@@ -309,7 +309,7 @@ def hooks_here(
     before:dict[HookPoint, Callable]={}, # Functions of a point's value, ahead of what hangs there
     after:dict[HookPoint, Callable]={}, # The same, behind it
 )->Iterator[None]:
-    "Inside the block, in this thread, points have functions of their own"
+    "Inside the block, in this thread, points have hook functions of their own"
     kept = [(p.here, p.here.before, p.here.after) for p in {*before, *after}]
     try:
         for p, fn in before.items(): p.here.before = (fn, *p.here.before)

@@ -112,7 +112,7 @@ def transposed_product(
 
 # %% ../../nbs/core/ops.ipynb #b0b08d27
 def by_hand()->bool:
-    "Whether a backward pass may write its results by hand: nobody differentiates or vectorises it"
+    "Whether a backward pass may write its results directly, because nothing differentiates or vectorises it"
     return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
 
 def plain_grads(
@@ -315,7 +315,7 @@ def training_products()->Iterator[None]:
     finally: _in_step.reset(before)
 
 def is_transformed()->bool:
-    "Whether torch.func or forward-mode differentiation is at work"
+    "Whether torch.func or forward-mode differentiation is active"
     if torch.compiler.is_compiling(): return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 

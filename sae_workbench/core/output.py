@@ -17,13 +17,13 @@ def say(
     text:str, # What is to be read
     file:TextIO|None=None, # Where; stdout if None
 ):
-    "Print, if anybody reads it; what a terminal would take for orders is shown as it is"
+    "Print, if anybody reads the output; control characters are shown, so that a terminal does not act on them"
     try: print(shown(text), file=file, flush=True)
     except OSError: pass
 
 # %% ../../nbs/core/output.ipynb #683883e1
 def end_quietly():
-    "Forget what nobody reads on stdout and stderr"
+    "Drop what nobody reads on stdout and stderr"
     for stream in filter(None, (sys.stdout, sys.stderr)):   # a program without a console has none
         try: stream.flush()
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -43,7 +43,7 @@ def our_command(
 
 # %% ../../nbs/core/output.ipynb #a76feb53
 class Bar(tqdm):
-    "A progress bar that goes on counting when nobody sees it"
+    "A progress bar that keeps counting when nobody reads the output"
     def display(self, *args, **kwargs):
         try: return super().display(*args, **kwargs)
         except OSError: self.disable = True

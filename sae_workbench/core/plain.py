@@ -38,7 +38,7 @@ def differences(
     b:Mapping, # More of it
     at:str='', # Where in the nest
 )->list[tuple[str, Any, Any]]: # The place, what `a` has there, and what `b` has; None for nothing
-    "Where two nests of plain data differ"
+    "Where two pieces of nested plain data differ"
     found = []
     for k in dict.fromkeys((*a, *b)):
         x, y, name = a.get(k), b.get(k), f'{at}{k}'
@@ -56,7 +56,7 @@ def plain_dict(
     value, # A dictionary of options for another library
     path:str='', # Where it stands, for the message
 ): # The same, with dtypes as their names and tuples as lists
-    "A value that JSON can hold, or a `ValueError` that says what cannot be held"
+    "A value that JSON can hold, or a `ValueError` that says what JSON cannot hold"
     if isinstance(value, Mapping): return {_key(k, path): plain_dict(v, f'{path}[{k!r}]') for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain_dict(v, f'{path}[{i}]') for i, v in enumerate(value)]
     value = plain(value)
@@ -144,7 +144,7 @@ def _weigh(node)->int:
 def read_yaml_text(
     text:str, # A YAML document
 ): # Plain data
-    "Plain data from YAML text; nothing but plain data can come of it"
+    "Plain data from YAML text, and nothing but plain data"
     import yaml
     if len(text) > LARGEST_YAML: raise ConfigError(f"the YAML has {len(text):,} characters, at most {LARGEST_YAML:,}")
     loader = _loader()(text)

@@ -30,7 +30,7 @@ def normalized(
     norm:nn.Module, # A LayerNorm or an RMSNorm
     x:Tensor, # (…, d) what goes into it
 )->Tensor: # (…, d)
-    "What a norm makes of its input before its weights"
+    "The result of a norm before its weights are applied"
     y = x.float()
     if isinstance(norm, nn.LayerNorm): y = y - y.mean(-1, keepdim=True)
     eps = next((getattr(norm, a) for a in ('eps', 'variance_epsilon') if hasattr(norm, a)), 0.)
@@ -43,7 +43,7 @@ ROOTS = ('module', 'base_model', 'model', 'language_model', 'text_model', 'trans
 def bare_name(
     name:str, # The path of a submodule
 )->str: # Without what may be wrapped around the layers
-    "A path as the innermost model would have it"
+    "A path as the innermost model names it"
     parts = [p for p in name.split('.') if p not in WRAPPERS]
     while len(parts) > 1 and parts[0] in ROOTS: parts.pop(0)
     return '.'.join(parts)
@@ -51,7 +51,7 @@ def bare_name(
 def unwrapped(
     model:nn.Module, # Any model
 )->nn.Module: # Without torch.compile and data parallelism
-    "The model in PyTorch's own wrappers"
+    "The model inside PyTorch's own wrappers"
     while True:
         if hasattr(model, '_orig_mod'): model = model._orig_mod
         elif isinstance(model, (nn.DataParallel, DistributedDataParallel)): model = model.module

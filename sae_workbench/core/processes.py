@@ -206,7 +206,7 @@ def check_device(
     device:str, # Where an SAE is to be trained
     team:Alone, # The processes
 ):
-    "An error if all processes of a machine would use the same GPU"
+    "Raise an error if all processes of a machine would use the same GPU"
     if team.size > 1 and device.startswith('cuda:') and int(os.environ.get('LOCAL_WORLD_SIZE', 1)) > 1:
         raise ConfigError(f"device={device!r} would put every process on one GPU; write device='cuda', which is "
                           "the GPU of its own for each of them")

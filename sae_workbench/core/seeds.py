@@ -18,7 +18,7 @@ def derive(
     seed:int, # The run's seed
     *names:str|int, # Who draws: a word, or a few
 )->int: # A seed in [0, 2**63)
-    "A seed for one named consumer of randomness"
+    "A seed for one named use of randomness"
     text = '/'.join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') >> 1
 
@@ -28,7 +28,7 @@ def stream(
     *names:str|int, # Who draws
     device:str='cpu', # Where the generator lives
 )->torch.Generator: # A generator that nobody else draws from
-    "A random generator of one's own"
+    "A separate random generator"
     return torch.Generator(device=device).manual_seed(derive(seed, *names))
 
 # %% ../../nbs/core/seeds.ipynb #5c948fd5
@@ -37,7 +37,7 @@ def seeded(
     seed:int|None, # The seed inside the block; None leaves everything as it is
     *names:str|int, # Who draws
 )->Iterator[None]:
-    "Draw from a seeded global generator inside the block, and give the state back; other threads share it meanwhile"
+    "Seed the global generator inside the block, and restore its state afterwards; other threads share it meanwhile"
     if seed is None: yield; return
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *names))
@@ -55,7 +55,7 @@ def torch_random_state(
 def set_torch_random_state(
     state:dict, # From `torch_random_state`
 ):
-    "Put torch's global generators back; a GPU that is not there is left out"
+    "Restore torch's global generators; a GPU that is not there is left out"
     torch.set_rng_state(state['torch'].cpu())
     for i, s in state['cuda'].items():
         if int(i) < torch.cuda.device_count(): torch.cuda.set_rng_state(s.cpu(), int(i))
@@ -71,7 +71,7 @@ def random_state()->dict:
 def set_random_state(
     state:dict, # From `random_state`
 ):
-    "Put the global generators back"
+    "Restore the global generators"
     set_torch_random_state(state)
     n, p = state['numpy'], state['python']
     key = n['key'].cpu().numpy().astype(np.uint32)

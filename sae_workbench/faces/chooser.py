@@ -385,7 +385,7 @@ class _Choice(Face):
 
     @checked
     def load(self, old):
-        "Take a config over, also one of an older version; `report` says what became of its options"
+        "Load a config, of an older version too; `report` says what became of its options"
         cfg, report = read_config(old)
         with self.lock:
             self._adopt(cfg, report)

@@ -83,7 +83,7 @@ def _no_such_option(cls:type, name:str, names:Iterable[str])->str:
 
 # %% ../../nbs/faces/cli.ipynb #90e3179f
 def v6_options(
-    args:Sequence[str], # What stands on the command line
+    args:Sequence[str], # The arguments of the command line
     cls:type, # From `run_class`
 )->tuple[list[str], list[str]]: # As tyro reads it, and the nested names of the options that are there
     "Options in either style as nested names, and switches without values; an unknown option is a `ConfigError`"
@@ -194,7 +194,7 @@ def _written(full:str, tp, value)->list[str]:
 
 def command_line(
     cfg:LanguageModelSAERunnerConfig, # Any config
-)->list[str]: # What to write behind `sae-workbench train`; `shlex.join` makes one text of it
+)->list[str]: # What to write after `sae-workbench train`; `shlex.join` makes one text of it
     "The command line that describes a config"
     args = ['--architecture', cfg.sae.architecture()]
     for full, tp in dict(_options(run_class(cfg.sae.architecture())).values()).items():

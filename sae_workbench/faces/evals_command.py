@@ -136,7 +136,7 @@ def _option(p:ArgumentParser, name:str, help:str, **kwargs):
     p.add_argument(f"--{name.replace('_', '-')}", dest=name, help=help, **kwargs)
 
 def dashed(
-    args:Iterable[str], # What stands on the command line
+    args:Iterable[str], # The arguments of the command line
 )->list[str]: # As `parser` reads it
     "Options with dashes; v6 wrote them with underscores"
     def one(a):
@@ -158,7 +158,7 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     p.add_argument('sae_id', metavar='SAE', nargs='?', help="a pattern for ids, or paths in the folder; '.*' is all")
     _option(p, 'model', "name or folder of the model; the SAE's own by default; smollm2 needs no hub")
     _option(p, 'model_class', 'TransformerBridge, HookedTransformer or AutoModelForCausalLM')
-    _option(p, 'model_kwargs', "options of the model's loader as JSON; what the SAE's file may not decide is said here")
+    _option(p, 'model_kwargs', "options of the model's loader as JSON, those that the SAE's file may not decide too")
     _option(p, 'hook_name', "where the SAE reads, as a hook or a submodule of the model; from its metadata by default")
     _option(p, 'hook_name_out', 'where a transcoder writes')
     _option(p, 'hook_head_index', 'only this attention head', type=int)
@@ -167,7 +167,7 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
     _option(p, 'batch_size_prompts', 'contexts in a batch', type=int, default=16)
     _option(p, 'n_eval_reconstruction_batches', 'batches for the losses of the model', type=int, default=10)
     _option(p, 'n_eval_sparsity_variance_batches', 'batches for everything else', type=int, default=1)
-    only = p.add_argument_group('what is measured', 'Everything by default; if some of these are given, only they.')
+    only = p.add_argument_group('what is measured', 'Everything by default; if some of these are given, only those.')
     for f in COMPUTE: _option(only, f, MEASURES[f], action='store_true')
     _option(p, 'output_dir', "write v6's JSON and CSV files there")
     _option(p, 'device', 'where SAE and model go', default='cpu')
@@ -179,7 +179,7 @@ def parser(prog:str='sae-workbench evals')->ArgumentParser:
 
 # %% ../../nbs/faces/evals_command.ipynb #c34f36b9
 def main(
-    args:Sequence[str], # What stands behind `sae-workbench evals`
+    args:Sequence[str], # The arguments after `sae-workbench evals`
     prog:str='sae-workbench evals', # How the program was called, for the help
 ):
     "Measure SAEs as the command line says"

@@ -456,7 +456,7 @@ class _Changing(_Hand):
         name:str, # lr, or a coefficient of the loss
         value:float, # The new value
     ):
-        "Change a coefficient before the next step; the log and the checkpoints tell of it"
+        "Change a coefficient before the next step; the log and the checkpoints record it"
         check_change(self.run, name, value)
         if self.trainer is None: self.before_start.append((name, value))
         else: self.trainer.changes.ask(self.trainer, name, value)
@@ -468,7 +468,7 @@ class _Changing(_Hand):
         return list(self.before_start if self.trainer is None else self.trainer.changes.asked)
 
     def coefficients(self)->dict[str, float]:
-        "What `set` can change, with the values of now"
+        "What `set` can change, with its current values"
         if self.trainer is not None: return self.trainer.changes.values(self.trainer)
         return configured(self.run) | dict(self.before_start)
 
@@ -680,6 +680,6 @@ class LogMonitor(_Monitor):
         return view.box
 
     def close(self):
-        "Look no more; what was seen stays on the screen"
+        "Stop following; the last picture stays on the screen"
         self.open = False
         self._keep_picture()

@@ -162,7 +162,7 @@ def record_recipe(
 
 # %% ../../nbs/faces/recipes.ipynb #2fa91425
 def main(
-    args:Sequence[str], # What stands behind the command in a terminal
+    args:Sequence[str], # The arguments after the command in a terminal
 )->int: # 0, or 1 if a result differs
     "`sae-workbench recipes`"
     from argparse import ArgumentParser

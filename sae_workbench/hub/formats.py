@@ -25,7 +25,7 @@ from .weights import PICKLES, Facts, Named, Shapes, look, read_config, read_weig
 # %% ../../nbs/hub/formats.ipynb #b8c4ec2b
 @dataclass
 class Raw:
-    "What is known of an SAE before its tensors are read"
+    "What is known about an SAE before its tensors are read"
     repo:str # owner/name on the hub, or a folder
     path:str # The SAE's path in it
     files:dict[str, Facts] = field(default_factory=dict) # The config files' contents, by role
@@ -35,7 +35,7 @@ class Raw:
 
     @property
     def where(self)->str:
-        "Repository and path, for names in which facts are hidden"
+        "Repository and path, for names that contain facts"
         return f'{self.repo}/{self.path}'
 
     def need(self, key:str, kind:type, default:Any=...)->Any:
@@ -53,7 +53,7 @@ def output_hook(
     part:str, # mlp or attn
     model:str|None, # The model's name
 )->str: # In a block
-    "TransformerLens's name for what a submodule itself puts out"
+    "TransformerLens's name for the output of a submodule itself"
     return f'{part}.hook_out' if re.search(r'gemma-?[23]', str(model).lower()) else f'hook_{part}_out'
 
 # %% ../../nbs/hub/formats.ipynb #10415602
@@ -94,7 +94,7 @@ FORMATS = Registry('format')
 def register_format(
     cls:type[Format], # A reader
 )->type[Format]: # The same
-    "Make a reader known by its name; a class decorator"
+    "Register a reader under its name; a class decorator"
     FORMATS.register(cls.name, cls, cls)
     return cls
 
@@ -162,7 +162,7 @@ def read_config_of(
     allow_pickle:bool=False, # Read pickles, with torch's weights_only
     **facts, # The registry's `scale` and `model`
 )->tuple[dict, Raw, list[Path]]: # The config's dict, what the reader saw, and the weight files
-    "All but the tensors"
+    "Everything about an SAE but its tensors"
     fmt = get_format(format)
     path = fmt.tidy(path)
     raw = Raw(place.repo, path, _read_configs(fmt, place, path), **facts)
@@ -294,7 +294,7 @@ def fold_scale(
     s:float, # What activations were multiplied by on the way in
     s_out:float|None=None, # What the output was multiplied by; as on the way in if None
 )->dict[str, Tensor]: # Tensors for raw activations
-    "Take raw activations from now on"
+    "Fold the input scale into the weights, so that the SAE takes raw activations"
     s_out = s if s_out is None else s_out
     if not (math.isfinite(s*s_out) and s > 0 and s_out > 0):
         raise LoadError(f"expected positive scales, found {s} and {s_out}")
@@ -313,7 +313,7 @@ def fold_latent_scale(
     state:dict[str, Tensor], # Canonical tensors
     c:Tensor, # (d_sae,) what latents were multiplied by before decoding
 )->dict[str, Tensor]: # The same function without it
-    "Let the decoder do the scaling"
+    "Fold the scale of the latents into the decoder"
     return state | dict(W_dec=_wide(state['W_dec'])*c[:, None])
 
 # %% ../../nbs/hub/formats.ipynb #baf5c1f7
@@ -324,7 +324,7 @@ def fold_whitening(
     M_inv:Tensor, # (d_in, d_in) its inverse
     subtracts_b_dec:bool, # Whether b_dec is subtracted from the input
 )->dict[str, Tensor]: # Tensors for raw activations
-    "Take raw activations, where the SAE was trained on (x - mean) @ M"
+    "Fold the whitening (x - mean) @ M into the weights, so that the SAE takes raw activations"
     out, dtype = {k: v.double() for k, v in state.items()}, state['W_dec'].dtype
     mean, M, M_inv = mean.double(), M.double(), M_inv.double()
     W = out['W_enc'] = M @ out['W_enc']

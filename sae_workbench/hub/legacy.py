@@ -36,7 +36,7 @@ def modern_config(
     cfg:dict, # A flat config of versions 1 to 5
     file:str='cfg.json', # Its name, for error messages
 )->dict: # As version 6 writes it
-    "A config of version 6 out of an older one"
+    "A config of version 6 from an older one"
     old = Facts({_RENAMED.get(k, k): v for k, v in cfg.items()}, file)
     hook, d_in = old.need('hook_name', str, ''), old.need('d_in', int)
     new = _architecture(old) | dict(d_in=d_in)
@@ -55,7 +55,7 @@ def modern_weights(
     cfg:dict, # The file's config
     file:str='sae_weights.safetensors', # Its name, for error messages
 )->dict[str, Tensor]: # As version 6 has them
-    "Weights of version 6 out of older ones"
+    "Weights of version 6 from older ones"
     state = {k: v for k, v in tensors.items() if k not in ('scaling_factor', 'log_threshold')}
     if 'log_threshold' in tensors: state['threshold'] = tensors['log_threshold'].exp()
     c = tensors.get('scaling_factor')
@@ -73,7 +73,7 @@ def modernize(
     tensors:dict[str, Tensor], # The file's tensors
     folder:str='', # Where they come from, for error messages
 )->tuple[dict, dict[str, Tensor]]: # As version 6 has them
-    "Config and tensors of version 6 out of older ones"
+    "Config and tensors of version 6 from older ones"
     return modern_config(cfg, f'{folder}/{CFG_FILE}'), modern_weights(tensors, cfg, f'{folder}/{WEIGHTS_FILE}')
 
 # %% ../../nbs/hub/legacy.ipynb #0fa2144e

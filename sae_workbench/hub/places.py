@@ -24,7 +24,7 @@ class MissingFile(LoadError):
 def safe_name(
     name:str, # A file's path inside a repository or a folder
 )->str: # The same, tidied
-    "Refuse a name that would leave its folder"
+    "Refuse a name that leads out of its folder"
     path = PurePosixPath(name)
     odd = '\\' in name or '\0' in name or re.match('[A-Za-z]:', name)
     if not name or odd or path.is_absolute() or '..' in path.parts:
@@ -60,7 +60,7 @@ class Place:
 
 # %% ../../nbs/hub/places.ipynb #585fc7e8
 class Folder(Place):
-    "A folder of this machine"
+    "A folder on this machine"
     def __init__(self,
         root:str|Path, # The folder
         within:str|Path|None=None, # A folder in it that links must not leave; the folder itself if None
@@ -158,9 +158,9 @@ class _Downloads(Place):
 
 # %% ../../nbs/hub/places.ipynb #e7bd3b71
 class Hub(_Downloads):
-    "A repository of the hub"
+    "A repository on the hub"
     def other(self, repo:str, revision:str|None=None)->'Hub':
-        "Another repository, asked in the same way"
+        "Another repository, with the same settings"
         return Hub(repo, revision, force_download=self.force_download, verify=self.verify, **self.where)
 
     def names(self, under:str='', deep:bool=True)->list[str]:

@@ -24,7 +24,7 @@ from ..saes.base import SAE, is_old_layout
 # %% ../../nbs/hub/pretrained.ipynb #369f3042
 @dataclass
 class Source:
-    "Where an SAE is, and what the registry knows of it"
+    "Where an SAE is, and what the registry knows about it"
     repo:str # A repository on the hub, or a folder
     path:str # The SAE's path there
     local:bool = False # Whether it is a folder
@@ -35,7 +35,7 @@ def locate(
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder
 )->Source: # Where it is
-    "Find out what a name means"
+    "Find out which SAE a name means"
     if not isinstance(release, (str, Path)):
         raise ConfigError(f"expected the name of a release or repository, or a folder, got {release!r}")
     name, path = str(release), safe_name(str(sae_id)) if sae_id else ''

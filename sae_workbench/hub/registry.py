@@ -24,7 +24,7 @@ from ..saes.base import SAE
 # %% ../../nbs/hub/registry.ipynb #49b501ba
 @dataclass
 class PretrainedSAELookup:
-    "A release: where its SAEs are, and what is known of them"
+    "A release: where its SAEs are, and what is known about them"
     release:str # Its name
     repo_id:str # The repository on the hub
     model:str # The model whose activations were decomposed
@@ -115,7 +115,7 @@ def get_repo_id_and_folder_name(
     release:str, # A release, or a repository on the hub
     sae_id:str, # The id of an SAE in the release, or a path in the repository
 )->tuple[str, str]: # Repository and path
-    "Where an SAE is, by the names that v6 takes"
+    "Where an SAE is, for the names that v6 takes"
     if release not in get_pretrained_saes_directory(): return release, sae_id
     e = get_entry(release, sae_id)
     return e.repo_id, e.path
@@ -124,7 +124,7 @@ def get_norm_scaling_factor(
     release:str, # A release
     sae_id:str, # The id of an SAE in it
 )->float|None: # None where nothing is known
-    "What activations were multiplied by when a published SAE was trained"
+    "The factor by which activations were multiplied when a published SAE was trained"
     r = get_pretrained_saes_directory().get(release)
     return r and r.norm_scaling_factor.get(sae_id)
 
@@ -209,7 +209,7 @@ def search(
     rows = [(*r.entry[:2], r.entry.model, r.layer, r.width, r.entry.l0, r.entry.neuronpedia, r.entry.format)
             for s, r in scored if s==best and best > 0]
     if 0 < best < len(words) + (layer is not None):
-        warn(f"no published SAE fits all of {query!r}; these fit the most of it")
+        warn(f"no published SAE fits all of {query!r}; these fit most of it")
     names = ['release', 'sae_id', 'model', 'layer', 'width', 'l0', 'neuronpedia', 'format']
     return DataFrame(rows[:limit], columns=names).astype({'layer': 'Int64'})
 
@@ -263,7 +263,7 @@ def get_neuronpedia_feature(
     model:str='gpt2-small', # The site's name of the model
     dataset:str='res-jb', # The site's name of the group of SAEs
 )->dict[str, Any]: # Explanations, activations and statistics
-    "What neuronpedia.org knows of a latent"
+    "What neuronpedia.org knows about a latent"
     with request.urlopen(f'{NEURONPEDIA_DOMAIN}/api/feature/{quote(model)}/{layer}-{quote(dataset)}/{feature}') as reply:
         found = json.load(reply)
     return found | dict(index=int(found['index']))

@@ -110,7 +110,7 @@ def _passes(e:Exception)->float|None:
 def patiently(
     do:Callable[[], Any], # What may fail for a while
 )->Any: # What it returns
-    "Call a function until it works, as long as what goes wrong is likely to pass"
+    "Call a function until it works, as long as its errors are likely to be temporary"
     for wait in WAITS:
         try: return do()
         except Exception as e:
@@ -194,7 +194,7 @@ def upload_saes_to_huggingface(
     hf_revision:str='main', # A branch; made if need be
     show_progress:bool=True, # Show how far it is
     add_default_readme:bool=True, # Write a model card, unless the repository has a README of its own
-    token:str|None=None, # With the right to write; the logged-in user's if None
+    token:str|None=None, # A token with write access; the logged-in user's if None
     private:bool|None=None, # For a repository that is made; the owner's default if None
     commit_message:str|None=None, # Of the commit
 )->str: # The address of the commit
@@ -217,7 +217,7 @@ def push_to_hub(
     sae_id:str|None=None, # The path in the repository; the hook's name if None
     revision:str='main', # A branch; made if need be
     private:bool|None=None, # For a repository that is made; the owner's default if None
-    token:str|None=None, # With the right to write; the logged-in user's if None
+    token:str|None=None, # A token with write access; the logged-in user's if None
     commit_message:str|None=None, # Of the commit
     card:bool=True, # Write a model card, unless the repository has a README of its own
     show_progress:bool=False, # Show how far it is

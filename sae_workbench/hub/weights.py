@@ -36,7 +36,7 @@ def _few(names:Iterable, n:int=8)->str:
 
 # %% ../../nbs/hub/weights.ipynb #d948421e
 class Facts(dict):
-    "What a config file says; `need` checks what it is asked for"
+    "The contents of a config file; `need` checks each value that is asked for"
     def __init__(self,
         data:dict, # The file's contents
         file:str|Path='', # Its name, for error messages
@@ -84,7 +84,7 @@ def read_config(
 
 # %% ../../nbs/hub/weights.ipynb #0c2b806c
 class Named(dict):
-    "Things of a file by name; a missing one is a `LoadError`, and what was asked for is remembered"
+    "The parts of a file by name; a missing one is a `LoadError`, and what was asked for is remembered"
     def __init__(self,
         items:dict, # By name
         file:str|Path='', # The file, for error messages

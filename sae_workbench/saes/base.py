@@ -247,14 +247,14 @@ class _InOut(_Weights):
         else: self.turn_off_forward_pass_hook_z_reshaping()
 
     def turn_on_forward_pass_hook_z_reshaping(self):
-        "Expect (…, heads, d_head) and give it back"
+        "Take (…, heads, d_head) and return it"
         name = self.cfg.metadata.hook_name
         if name and not name.endswith('_z'):
             raise ConfigError(f"reshape_activations='hook_z' is for attention outputs, not for {name!r}")
         self.hook_z_reshaping_mode = True
 
     def turn_off_forward_pass_hook_z_reshaping(self):
-        "Expect (…, d_in) and give it back"
+        "Take (…, d_in) and return it"
         self.hook_z_reshaping_mode = False
 
     @property
@@ -323,7 +323,7 @@ class _Scaled(_Normed):
         return self.run_time_activation_norm_fn_in(x)
 
     def process_sae_in(self, sae_in:Tensor)->Tensor:
-        "What the product with `W_enc` gets, (…, d_in)"
+        "The input of the product with `W_enc`, (…, d_in)"
         x = self._input(sae_in)
         return x if self._b_in is None else x - self._b_in
 
@@ -352,7 +352,7 @@ class _Formulas(_Scaled):
     def encode(self,
         x:Tensor, # (…, d_in) activations
     )->Tensor: # (…, d_sae) latents
-        "The latents of activations"
+        "Compute the latents of activations"
         return self.encode_with_hidden_pre(x)[0]
 
     def _expand(self, feature_acts:Tensor)->Tensor: return feature_acts @ self.W_dec
@@ -360,7 +360,7 @@ class _Formulas(_Scaled):
     def decode(self,
         feature_acts:Tensor, # (…, d_sae) latents
     )->Tensor: # (…, d_in) reconstruction
-        "The activations that latents stand for"
+        "Reconstruct activations from latents"
         feature_acts = floats(feature_acts, 'feature_acts', self.W_dec.device)
         if feature_acts.shape[-1] != self.cfg.d_sae:
             raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
@@ -394,7 +394,7 @@ class _Folding(_Coding):
 
     @torch.no_grad()
     def fold_W_dec_norm(self):
-        "Make every decoder row a unit vector, in place; outputs stay, latents are scaled by the old norms"
+        "Make every decoder row a unit vector, in place; outputs stay the same, latents are scaled by the old norms"
         n = self.get_W_dec_norm()
         self.W_dec.data.div_(n[:, None])
         self.W_enc.data.mul_(n)
@@ -412,7 +412,7 @@ class _Folding(_Coding):
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:Positive, # What activations were multiplied by in training
     ):
-        "Take unscaled activations from now on, in place"
+        "Fold the scaling factor into the weights, in place, so that the SAE takes unscaled activations"
         self.W_enc.data.mul_(scaling_factor)
         self.W_dec.data.div_(scaling_factor)
         self.b_dec.data.div_(scaling_factor)
@@ -572,7 +572,7 @@ class _PretrainedParts(_Pretrained):
 
     @classmethod
     def load_from_pretrained_with_cfg_and_sparsity(cls, *args, **kwargs)->tuple['SAE', dict, Tensor|None]:
-        "The same under the name of the migration guide"
+        "The same, under the name that the migration guide uses"
         return cls.from_pretrained_with_cfg_and_sparsity(*args, **kwargs)
 
 # %% ../../nbs/saes/base.ipynb #7a20c106

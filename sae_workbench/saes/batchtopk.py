@@ -108,7 +108,7 @@ class _Threshold(TopKTrainingSAE):
     def update_topk_threshold(self,
         acts_topk:Tensor, # Latents of a step, any shape
     )->None:
-        "Let the smallest positive latent take part in the average"
+        "Add the smallest positive latent to the running average"
         positive = acts_topk[acts_topk > 0]
         if len(positive): self.topk_threshold.copy_(self._averaged(positive))
 
@@ -123,7 +123,7 @@ class _Threshold(TopKTrainingSAE):
         self._smallest = None
 
     def after_optimizer_step(self)->None:
-        "The threshold follows the step"
+        "Update the threshold after the step"
         super().after_optimizer_step()
         self._follow()
 
@@ -131,15 +131,15 @@ class _Threshold(TopKTrainingSAE):
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:float, # What activations were multiplied by in training
     ):
-        "Take unscaled activations from now on, in place; a threshold in units of decoder norms shrinks with them"
+        "Fold the scaling factor into the weights, in place; a threshold in units of decoder norms shrinks with them"
         super().fold_activation_norm_scaling_factor(scaling_factor)
         if self.cfg.rescale_acts_by_decoder_norm: self.topk_threshold.div_(scaling_factor)
 
 # %% ../../nbs/saes/batchtopk.ipynb #f5afc952
 class BatchTopKTrainingSAE(_Threshold):
-    "Trains a BatchTopK SAE, which leaves training as a `JumpReLUSAE`"
+    "Trains a BatchTopK SAE, which becomes a `JumpReLUSAE` for inference"
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:
-        "The losses of a batch"
+        "Compute the losses of a batch"
         team, k = sharing(), self.cfg.k
         if k*(rows := team.total(len(step_input.sae_in))) < 1:
             raise DataError(f"k={k} of {rows} rows is less than one latent: "

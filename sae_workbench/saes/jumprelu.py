@@ -96,7 +96,7 @@ class _KeptThreshold(_Threshold):
     "The threshold between steps, and in files"
     @torch.no_grad()
     def after_optimizer_step(self)->None:
-        "Thresholds are not negative"
+        "Keep thresholds from becoming negative"
         super().after_optimizer_step()
         self.threshold.clamp_(min=0)
 

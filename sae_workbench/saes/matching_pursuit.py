@@ -92,7 +92,7 @@ class _Tied(SAE[MatchingPursuitSAEConfig]):
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:float, # What activations were multiplied by in training
     ):
-        "Take unscaled activations from now on, in place"
+        "Fold the scaling factor into the weights, in place, so that the SAE takes unscaled activations"
         self.b_dec.data.div_(scaling_factor)
         self.cfg.residual_threshold /= scaling_factor
         self.cfg.normalize_activations = 'none'

@@ -88,7 +88,7 @@ class _Nested(BatchTopKTrainingSAE):
 
 # %% ../../nbs/saes/matryoshka.ipynb #cf973268
 class MatryoshkaBatchTopKTrainingSAE(_Nested):
-    "Trains nested dictionaries, which leave training as one `JumpReLUSAE`"
+    "Trains nested dictionaries, which become one `JumpReLUSAE` for inference"
     cfg:MatryoshkaBatchTopKTrainingSAEConfig
 
     def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor):

@@ -44,7 +44,7 @@ SPARSE_BELOW = 0.05   # share of active latents under which the sparse step wins
 def few_enough(
     mask:Tensor, # (batch, d_sae) where latents are needed
 )->bool:
-    "Whether so few latents are needed that a sparse step pays"
+    "Whether so few latents are needed that a sparse step is faster"
     return mask.count_nonzero().item() <= SPARSE_BELOW*mask.numel()
 
 # %% ../../nbs/saes/standard.ipynb #43b4edb4

@@ -21,7 +21,7 @@ def seen_as(
     cls:type, # One of our classes
     module:str, # A module of another library, which may have a class of the same name
 )->type: # Theirs where it is loaded, ours otherwise
-    "For which class of another library an object stands in"
+    "The class of another library that an object stands in for"
     return next((found for c in cls.__mro__ if (found := getattr(sys.modules.get(module), c.__name__, None))), cls)
 
 def _empty(cls:type): return cls.__new__(cls)

@@ -47,7 +47,7 @@ class TrainingSAEConfig(SAEConfig):
         return get_sae_class(name)[1]
 
     def get_training_architecture_details(self)->dict[str, Any]:
-        "The options that only training knows"
+        "The options that matter in training only"
         inference = {f.name for f in fields(self.get_inference_config_class())}
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in inference}
 
@@ -191,7 +191,7 @@ class _Trainable(SAE[T]):
 class _Step(_Trainable[T]):
     "One step: from a batch to its losses"
     def _fast_pass(self, step_input:TrainStepInput)->TrainStepOutput|None:
-        "The same as the dense pass by a cheaper way; None where there is none"
+        "The same result as the dense pass, computed faster; None where that is not possible"
 
     def _dense_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         with nullcontext() if torch.compiler.is_compiling() else training_products():
@@ -203,7 +203,7 @@ class _Step(_Trainable[T]):
     def training_forward_pass(self,
         step_input:TrainStepInput, # A batch, and the coefficients of this step
     )->TrainStepOutput: # The losses; call backward on its loss
-        "The losses of a batch"
+        "Compute the losses of a batch"
         if self.training and not step_input.caller_settles:
             self.settle()
             self.unsettled = True
@@ -222,7 +222,7 @@ class _Compiled(_Step[T]):
     def compile_step(self,
         **options, # Passed to torch.compile, such as mode
     ):
-        "Compile `training_forward_pass`; from then on this SAE is for one thread"
+        "Compile `training_forward_pass`; from then on only one thread may use this SAE"
         self._last = _Measures()   # torch.compile loses what is written to a threading.local before a graph break
         self.training_forward_pass = torch.compile(self.training_forward_pass, **options)
 
@@ -247,7 +247,7 @@ class TrainingSAE(_Choosing[T]):
 
     @torch.no_grad()
     def to_inference(self)->SAE:
-        "The SAE that users get, with weights of its own"
+        "The SAE for inference, with its own copy of the weights"
         cfg = self.cfg.get_inference_sae_cfg_dict()
         tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}
         self.process_state_dict_for_saving_inference(tensors)
@@ -282,7 +282,7 @@ def assert_same_step(
     rtol:float=1e-4, # Relative tolerance
     atol:float=1e-5, # Absolute tolerance
 )->dict[str, float]: # The losses by name
-    "Compare the fast pass with the dense one: outputs, losses, latents, all gradients, also of what is handed out"
+    "Compare the fast pass with the dense one: outputs, losses, latents and all gradients, of the outputs too"
     results = []
     for run in (sae._fast_pass, sae._dense_pass):
         sae.zero_grad()

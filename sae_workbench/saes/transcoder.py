@@ -69,7 +69,7 @@ class _Folded(_Writing):
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:float, # What inputs were multiplied by in training
     ):
-        "Take unscaled inputs from now on, in place"
+        "Fold the scaling factor into the weights, in place, so that the transcoder takes unscaled inputs"
         for name in self._readers: getattr(self, name).data.mul_(scaling_factor)
         self.cfg.normalize_activations = 'none'
 

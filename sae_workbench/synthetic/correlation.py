@@ -119,7 +119,7 @@ class CorrelationMatrixStats:
 def compute_correlation_matrix_stats(
     correlation_matrix:Rows, # (num_features, num_features)
 )->CorrelationMatrixStats:
-    "What a whole matrix says"
+    "Statistics of a whole correlation matrix"
     n, c = len(correlation_matrix), correlation_matrix.double()
     pairs = c[~torch.eye(n, dtype=torch.bool, device=c.device)]
     return CorrelationMatrixStats(pairs.square().mean().sqrt().item(), pairs.mean().item(), n)
@@ -127,7 +127,7 @@ def compute_correlation_matrix_stats(
 def compute_low_rank_correlation_matrix_stats(
     correlation_matrix:LowRankCorrelationMatrix, # Factor and diagonal
 )->CorrelationMatrixStats:
-    "The same of a factor, without the matrix"
+    "The same statistics from a factor, without building the matrix"
     f = correlation_matrix.correlation_factor.double()
     n, own = len(f), f.pow(2).sum(1)
     squares = (f.T @ f).pow(2).sum() - own.pow(2).sum()

@@ -71,7 +71,7 @@ class ClassificationMetricsCalculator:
         self.n_rows += len(fires)
 
     def compute(self)->ClassificationMetrics:
-        "What the counts say"
+        "The metrics from the counts"
         both, fires, truth = self.counts
         precision, recall = _ratio(both, fires), _ratio(both, truth)
         f1 = _ratio(2*precision*recall, precision + recall)
@@ -151,7 +151,7 @@ class ExplainedVarianceCalculator:
 # %% ../../nbs/synthetic/evals.ipynb #da27a360
 @dataclass
 class SyntheticDataEvalResult:
-    "What an SAE has found of a synthetic model"
+    "How much of a synthetic model an SAE has found"
     true_l0:float # Features that fire in a row
     sae_l0:float # Latents that fire in a row
     dead_latents:int # Latents that never fired
@@ -182,7 +182,7 @@ def eval_sae_on_synthetic_data(
     batch_size:int|None=None, # Rows at a time; all at once if None
     activation_scaler:Callable|None=None, # What the SAE's training did to rows, an `ActivationScaler`
 )->SyntheticDataEvalResult:
-    "How much of the truth an SAE has found"
+    "Measure how many of the known features an SAE has found"
     W_dec, truth = sae.W_dec.detach(), feature_dict.feature_vectors.detach().to(sae.W_dec.device)
     if W_dec.shape[1] != truth.shape[1]:
         raise DataError(f"the SAE has rows of {W_dec.shape[1]} numbers, the features have {truth.shape[1]}")

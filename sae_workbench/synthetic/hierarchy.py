@@ -25,7 +25,7 @@ class HierarchyNode:
         children:'Sequence[HierarchyNode]|None'=None, # Below it
         mutually_exclusive_children:bool=False, # At most one child fires in a row
         scale_children_by_parent:bool=False, # Children are multiplied by parent / mean of parent
-        feature_id:str|None=None, # A name, for people
+        feature_id:str|None=None, # A readable name
     ):
         self.feature_index, self.children, self.feature_id = feature_index, list(children or ()), feature_id
         self.mutually_exclusive_children = mutually_exclusive_children
@@ -78,7 +78,7 @@ def check_trees(
         if reached[id(n)] > 1: raise ConfigError(f"{n!r} has more than one parent, or is its own ancestor")
     features = Counter(n.feature_index for n in nodes if n.feature_index is not None)
     if (twice := sorted(i for i, k in features.items() if k > 1)):
-        raise ConfigError(f"features {twice} stand at more than one place; each has one place in the hierarchy")
+        raise ConfigError(f"features {twice} occur more than once; each has one place in the hierarchy")
 
 # %% ../../nbs/synthetic/hierarchy.ipynb #ade62a2c
 class Level(NamedTuple):
@@ -118,7 +118,7 @@ def keep_one(
     acts:Tensor, # (batch, num_features), changed in place
     groups:Tensor, # (groups, largest group) features, -1 where a group is smaller
 ):
-    "Of the features of a group that fire together keep one, at random"
+    "Keep one, at random, of the features of a group that fire together"
     if not groups.numel(): return
     there = groups >= 0
     active = (acts[:, groups.clamp(min=0)] > 0) & there
@@ -189,7 +189,7 @@ class Hierarchy:
 
     @property
     def feature_indices_used(self)->set[int]:
-        "The features that have a place"
+        "The features that occur in the trees"
         return {i for r in self.roots for i in r.get_all_feature_indices()}
 
     def to_dict(self)->dict[str, Any]:
@@ -205,7 +205,7 @@ class Hierarchy:
     def compute_probability_correction_factors(self,
         base_firing_probabilities:Tensor, # (num_features,) what each should have
     )->Tensor: # (num_features,) by what to multiply them
-        "What makes up for the rows that the hierarchy takes away"
+        "Factors that make up for the rows that the hierarchy takes away"
         p, factors = base_firing_probabilities, torch.ones_like(base_firing_probabilities)
         waiting = deque((r, None) for r in self.roots)
         while waiting:

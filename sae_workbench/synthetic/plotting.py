@@ -20,7 +20,7 @@ def find_best_feature_ordering(
     sae_features:Tensor, # (d_sae, d) rows of a decoder
     true_features:Tensor, # (num_features, d)
 )->Tensor: # (d_sae,) latents, sorted by the feature that each points at
-    "The order of latents in which they follow the features"
+    "The order of latents that best follows the order of the features"
     return cosines(sae_features, true_features).abs().argmax(1).argsort(stable=True)
 
 def find_best_feature_ordering_from_sae(
@@ -34,7 +34,7 @@ def find_best_feature_ordering_across_saes(
     saes:Iterable[nn.Module], # Of one width, such as the snapshots of a run
     feature_dict:FeatureDictionary, # The truth
 )->Tensor: # (d_sae,)
-    "The order of the SAE whose latents follow the features best"
+    "The same for the one of several SAEs whose latents follow the features best"
     best = None
     for sae in saes:
         order = find_best_feature_ordering_from_sae(sae, feature_dict)

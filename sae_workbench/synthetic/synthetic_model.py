@@ -41,13 +41,13 @@ class LowRankCorrelationConfig(Config):
 
 @dataclass
 class SyntheticModelConfig(Config):
-    "All that a synthetic model is"
+    "Everything that defines a synthetic model"
     num_features:Count # Features in the dictionary
     hidden_dim:Count # Width of the activations
     firing_probability:FiringProbabilityConfig = field(default_factory=ZipfianFiringProbabilityConfig) # How often each fires
     hierarchy:HierarchyConfig|None = None # Features below others
     orthogonalization:OrthogonalizationConfig|None = None # Spread the features out; random directions if None
-    correlation:LowRankCorrelationConfig|None = None # Features that like to fire together
+    correlation:LowRankCorrelationConfig|None = None # Features that tend to fire together
     std_firing_magnitudes:float|MagnitudeConfig = 0.0 # Spread of each feature's magnitude
     mean_firing_magnitudes:float|MagnitudeConfig = 1.0 # Mean of each feature's magnitude
     bias:bool|float = 1.0 # Length of the bias
@@ -139,7 +139,7 @@ class SyntheticModel(nn.Module):
         feature_dict:FeatureDictionary|None=None, # Made from the config if None, as the other parts
         activation_generator:ActivationGenerator|None=None, # Draws the codes
         hierarchy:Hierarchy|None=None, # Features below others
-        correlation_matrix:LowRankCorrelationMatrix|None=None, # Features that like to fire together
+        correlation_matrix:LowRankCorrelationMatrix|None=None, # Features that tend to fire together
         device:str='cpu', # Where rows are drawn
     ):
         super().__init__()

@@ -73,7 +73,7 @@ class SyntheticSAERunnerConfig(Config):
         return self.training_samples//self.batch_size
 
     def to_sae_trainer_config(self)->SAETrainerConfig:
-        "What of this the trainer needs"
+        "The options that the trainer needs"
         same = {f.name: getattr(self, f.name) for f in fields(SAETrainerConfig) if hasattr(self, f.name)}
         return SAETrainerConfig(**same | dict(
             total_training_samples=self.training_samples, train_batch_size_samples=self.batch_size,
@@ -83,14 +83,14 @@ class SyntheticSAERunnerConfig(Config):
 # %% ../../nbs/synthetic/synthetic_sae_runner.ipynb #4f0a4585
 @dataclass
 class SyntheticSAERunnerResult:
-    "What a run leaves"
+    "The results of a run"
     sae:TrainingSAE # Trained, in its training form
     synthetic_model:SyntheticModel # What it was trained on
     final_eval:SyntheticDataEvalResult|None # Of the evaluation at the end
     output_path:Path|None # The folder with the results
 
 class Evaluating(Callback):
-    "Evaluates during a run, every so many steps"
+    "Evaluates every few steps during a run"
     def __init__(self,
         every:int, # Steps
         evaluate, # Called as evaluate(sae, scaler); returns a SyntheticDataEvalResult
@@ -116,7 +116,7 @@ def write_results(
     model:SyntheticModel, # Written too if the config says so
     found:SyntheticDataEvalResult|None, # Of the evaluation at the end
 )->Path: # The folder
-    "Write what a run leaves"
+    "Write the results of a run"
     folder = Path(folder)
     with together(folder) as new:
         trainer.sae.to_inference().save_model(new)

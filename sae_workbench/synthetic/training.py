@@ -27,7 +27,7 @@ class SyntheticActivationIterator:
         feature_dict:FeatureDictionary, # From codes to activations
         activations_generator:ActivationGenerator, # Draws the codes
         batch_size:int, # Rows per batch
-        autocast:bool=False, # Draw in bfloat16; a feature near its threshold may then fire otherwise
+        autocast:bool=False, # Draw in bfloat16; a feature near its threshold may then fire differently
     ):
         self.feature_dict, self.activations_generator = feature_dict, activations_generator
         self.batch_size, self.autocast = batch_size, autocast

@@ -21,7 +21,7 @@ def synthetic_model_card(
     repo_id:str, # Where it will be
     path:str|None=None, # The folder there
 )->str: # Markdown
-    "What a reader of the hub's page wants to know"
+    "The model card of a synthetic model"
     where = f'"{repo_id}"' + (f', model_path="{path}"' if path else '')
     return f"""---
 library_name: saelens

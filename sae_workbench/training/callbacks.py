@@ -145,7 +145,7 @@ def density_counts(
 
 # %% ../../nbs/training/callbacks.ipynb #61d501fa
 class JSONLLogger(_LogFile, Callback):
-    "Writes metrics to a file, a line of JSON each"
+    "Writes metrics to a file, one line of JSON for each logged step"
     first_only = True   # of several processes one writes
     def __init__(self,
         path:str|Path, # The file; made if need be, with its folder

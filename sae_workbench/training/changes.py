@@ -69,7 +69,7 @@ class _Record:
         self.asked.append((name, float(value)))
 
     def values(self, trainer)->dict[str, float]:
-        "What can be changed, with the values of now"
+        "What can be changed, with its current values"
         return configured(trainer) | {c['name']: c['value'] for c in self.made}
 
     def state_dict(self)->dict: return dict(made=list(self.made))

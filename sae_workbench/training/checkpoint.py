@@ -113,7 +113,7 @@ def other_run(
     now:dict, # The config of the run that would go on from it
     overrides:Sequence[str]=(), # Options that may differ all the same
 )->list[str]: # A sentence for each option of both that decides the weights and differs
-    "What a run would change by going on from a checkpoint"
+    "Which options a run would change by resuming from a checkpoint"
     return [f'{k}: {a!r} in the checkpoint, {b!r} now'
             for k, a, b in _differing(saved, now) if k.partition('.')[0] not in overrides]
 
@@ -294,12 +294,12 @@ class _Folder:
         self.folder, self.keep_last = Path(folder).absolute(), keep_last
 
     def all(self)->list[Path]: # The latest first
-        "The checkpoints that are there, whether good or not"
+        "All checkpoints, intact or damaged"
         here = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(filter(_is_checkpoint, here), key=lambda p: (_saved_position(p), p.name), reverse=True)
 
     def latest(self)->Path|None: # None where there is none
-        "The latest checkpoint that is whole; a warning for each that is passed over"
+        "The latest intact checkpoint; a warning for each damaged one that is skipped"
         for path in self.all():
             try: check_folder(path)
             except LoadError as e: warn(f"damaged checkpoint passed over: {e}")
@@ -309,7 +309,7 @@ class _Folder:
 def latest(
     folder:str|Path, # Of one run
 )->Path|None: # None where there is none
-    "The latest checkpoint in a folder that is whole"
+    "The latest intact checkpoint in a folder"
     return _Folder(folder).latest()
 
 # %% ../../nbs/training/checkpoint.ipynb #de309a22
@@ -383,7 +383,7 @@ def _name(trainer)->str:
 def cannot_go_back(
     data, # A source of batches
 )->str|None: # The reason; None if nothing speaks against it
-    "Why no run can go on exactly on a source"
+    "Why no run can resume exactly on a source"
     kind = type(data).__name__
     if (why := getattr(data, 'cannot_resume', None)): return why
     if not hasattr(data, 'state_dict'): return f"a {kind} keeps no position (it has no state_dict)"
@@ -419,7 +419,7 @@ class _Wanted:
         self.spare = []   # file descriptors for a run whose own are used up
 
     def look_at(self, data):
-        "A warning if there is no way back to a position in the data"
+        "Warn if there is no way back to a position in the data"
         if (why := cannot_go_back(data)): warn(
             f"{why}: the checkpoints will hold the SAE, but no run can go on from them exactly")
 
@@ -461,7 +461,7 @@ class _Held(_Wanted):
         trainer.run_id = (noted(self.checkpoints.folder) or {}).get('run', trainer.run_id)
 
     def release(self, trainer):
-        "Let others have it"
+        "Release the folder for others"
         if self.held is None: return
         if trainer.ended: self.note(trainer, finished=True)
         self.held.close()
@@ -472,7 +472,7 @@ class _Saving(_Held):
     "Writes one checkpoint"
     @classmethod
     def for_config(cls, cfg)->list: # One or none
-        "What the config of a trainer asks for"
+        "The checkpointing that a trainer's config asks for"
         if cfg.checkpoint_path is None: return []
         return [cls(cfg.checkpoint_path, cfg.n_checkpoints, cfg.save_final_checkpoint, cfg.keep_last_checkpoints)]
 

@@ -20,6 +20,7 @@ from ..core.old_options import old_value
 from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
+from ..activations.v6_cache import default_cache_path
 from ..saes.base import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
@@ -47,7 +48,7 @@ class LoggingConfig(Config):
 
     @classmethod
     def completed(cls, given:dict[str, Any])->dict[str, Any]:
-        "Who names a W&B project, entity or id wants W&B, unless `log_to_wandb` is given, too"
+        "A W&B project, entity or id turns W&B on, unless `log_to_wandb` is given"
         named = any(given.get(n) is not None for n in ('wandb_project', 'wandb_entity', 'wandb_id'))
         return dict(log_to_wandb=True) | given if named else given
 
@@ -179,7 +180,7 @@ class _ModelOptions(Config):
     use_chat_formatting:bool = False # Tokenise conversations with the model's chat template
     context_size:Count = 128 # Tokens per context
     use_cached_activations:bool = False # Read activations from cached_activations_path instead of running the model
-    cached_activations_path:str|None = None # A folder that CacheActivationsRunner or write_cache filled
+    cached_activations_path:str|None = None # Filled by CacheActivationsRunner, of SAELens v6 too; where that puts it if None
     from_pretrained_path:Folder|None = None # Start with the weights in this folder; every option of sae counts
 
 # %% ../../nbs/training/config.ipynb #f5ca66eb
@@ -203,9 +204,9 @@ class _StoreOptions(_ModelOptions):
     autocast:bool = False # bfloat16 products on float32 weights, for the SAE
     autocast_lm:bool = False # The same for the model
     compile_llm:bool = False # torch.compile the model
-    llm_compilation_mode:CompileMode|None = None # Mode of that
+    llm_compilation_mode:CompileMode|None = None # Mode of torch.compile
     compile_sae:bool = False # torch.compile the training step
-    sae_compilation_mode:CompileMode|None = None # Mode of that
+    sae_compilation_mode:CompileMode|None = None # Mode of torch.compile
 
 # %% ../../nbs/training/config.ipynb #4c5dcaa0
 @dataclass
@@ -235,6 +236,11 @@ def _is_slice(c)->bool:
     step = c.seqpos_slice[2] if len(c.seqpos_slice)==3 else None
     return 1 <= len(c.seqpos_slice) <= 3 and (step is None or step >= 1)
 
+def _usual_cache(c)->str|None:
+    "Where the activations of a run's hook are if nobody says otherwise, should they be there"
+    usual = default_cache_path(c.dataset_path, c.model_name, c.hook_name, c.hook_head_index)
+    return usual if Path(usual).is_dir() else None
+
 _DATA_RULES = (
     Rule(_is_slice,
          "seqpos_slice={c.seqpos_slice} must be (stop,), (start, stop) or (start, stop, step), step at least 1"),
@@ -243,7 +249,7 @@ _DATA_RULES = (
     Rule(lambda c: c.n_batches_in_buffer is None or c.n_batches_in_buffer*_positions(c) >= c.train_batch_size_tokens,
          "n_batches_in_buffer={c.n_batches_in_buffer} contexts hold fewer rows than "
          "train_batch_size_tokens={c.train_batch_size_tokens}; leave it out, or write a larger number"),
-    Rule(lambda c: not c.use_cached_activations or c.cached_activations_path,
+    Rule(lambda c: not c.use_cached_activations or c.cached_activations_path or _usual_cache(c),
          "use_cached_activations=True needs cached_activations_path, the folder with the activations"),
     Rule(lambda c: not (c.use_cached_activations and c.cached_activations_path) or Path(c.cached_activations_path).is_dir(),
          "cached_activations_path={c.cached_activations_path!r}: no such folder"),
@@ -332,6 +338,8 @@ class _Choices:
         if self.n_batches_in_buffer is None:
             two_batches = -(-2*self.train_batch_size_tokens // _positions(self))   # in contexts, rounded up
             self.n_batches_in_buffer = chosen(max(20, two_batches))
+        if self.use_cached_activations and self.cached_activations_path is None:
+            self.cached_activations_path = chosen(_usual_cache(self))
         if self.lr_end is None: self.lr_end = chosen(self.lr/10)
         if self.model_from_pretrained_kwargs is None:
             hooked = self.model_class_name=='HookedTransformer'

@@ -45,7 +45,7 @@ def check_batch(
     where:str, # Which batch, for the message
     then:str='', # How the message ends
 ):
-    "An error that names the row if there is NaN or infinity in a batch, or if its shape is wrong"
+    "Raise an error that names the row if there is NaN or infinity in a batch, or if its shape is wrong"
     if batch.dim()!=2 or batch.shape[1]!=d_in:
         raise DataError(f"{where}: a batch must be (rows, d_in={d_in}), got {tuple(batch.shape)}")
     if batch.sum(dtype=torch.float32).isfinite(): return
@@ -56,7 +56,7 @@ def check_batch(
                          f"(first row {row} of the batch, dimension {column})" + f'; {then}'*bool(then))
 
 # %% ../../nbs/training/guards.ipynb #0ed90475
-_ADVICE = "A lower lr, or a warm-up of lr or of the loss coefficient, helps most often"
+_ADVICE = "A lower lr, or a warm-up of lr or of the loss coefficient, usually helps"
 
 def cause(
     sae:TrainingSAE, # With its gradients
@@ -72,7 +72,7 @@ def cause(
 
 # %% ../../nbs/training/guards.ipynb #36f675cc
 class Skips:
-    "What a run has left out because of NaN or infinity"
+    "Counts what a run has skipped because of NaN or infinity"
     def __init__(self,
         most:int=10, # In a row; one more ends the run
     ): self.most, self.total, self.in_a_row, self.last = most, 0, 0, None   # last: the step's number
@@ -81,7 +81,7 @@ class Skips:
         e:NonFiniteError, # Why
         step:int, # The step's number
     ):
-        "Count one; the first is told in a warning, and one too many in a row is an error"
+        "Count one; the first gives a warning, and too many in a row an error"
         self.total, self.in_a_row, self.last = self.total + 1, self.in_a_row + 1, step
         if self.in_a_row > self.most: raise NonFiniteError(f"{e}; {self.most} before it were skipped") from None
         if self.total > 1: return

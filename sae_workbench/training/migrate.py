@@ -27,7 +27,7 @@ from .translate import DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOW
 from .translate import Change, ToyTranslation, Translation
 
 # %% ../../nbs/training/migrate.ipynb #1ab73aaf
-_OF_SAE = ('This is the config of a saved SAE: it says nothing of the training, so those options are the defaults '
+_OF_SAE = ('This is the config of a saved SAE: it says nothing about the training, so those options are the defaults '
            'of today. To use the SAE, load its folder with SAE.load_from_disk.')
 _SAVED = 'A saved config names every option; those that are the defaults of today are not repeated.'
 _GUESSED = ('Defaults differed between versions. If it was for another one, say which: '

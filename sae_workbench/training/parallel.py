@@ -71,7 +71,7 @@ def start_together(
     "Weights and random generators of the first process for all"
     if team.size==1: return
     if (there := team.objects(position)) != [position]*team.size:
-        raise DataError(f"the processes stand at different places of the run: {there}; "
+        raise DataError(f"the processes are at different points of the run: {there}; "
                         "all of them have to load the same checkpoint")
     team.copy_first([*sae.parameters(), *sae.buffers()])
     share_random(team)
@@ -85,7 +85,7 @@ def same_data(
     batch:Tensor, # (rows, d_in), the first one
     team:Alone, # The processes
 ):
-    "An error if the processes have different batches"
+    "Raise an error if the processes have different batches"
     if team.size==1: return
     seen = team.objects((tuple(batch.shape), batch[:4].float().cpu()))
     for rank, (shape, rows) in enumerate(seen):

@@ -32,7 +32,7 @@ class _Note:
 
     @property
     def asked(self)->bool:
-        "Whether somebody asked"
+        "Whether a stop was requested"
         return self.why is not None
 
     def __call__(self,
@@ -43,11 +43,11 @@ class _Note:
         if not self.asked: self.why, self.signum = why, signum
 
     def forget(self):
-        "As if nobody had asked"
+        "Forget the request"
         self.why, self.signum, self.heard = None, None, False
 
     def check(self):
-        "Raise `Interrupted` if somebody asked"
+        "Raise `Interrupted` if a stop was requested"
         if self.asked: raise Interrupted(f"stopped by {self.why}", self.signum)
 
     @contextmanager

@@ -303,7 +303,7 @@ def what_now(
 )->str: # What is known of it
     "What became of a name that cannot be imported any more"
     if name in OLD_NAMES: return OLD_NAMES[name].why
-    return 'nothing public has this name here' + did_you_mean(name, public_names())
+    return 'no public name is spelt like this here' + did_you_mean(name, public_names())
 
 def import_statement(
     module:str, # Where from
@@ -332,7 +332,7 @@ GONE_FROM_TRANSFORMER_LENS = {   # with release 4; importing them raises an erro
 
 def _say_gone(edits, n:ast.AST, module:str, name:str):
     "Flag what TransformerLens has no more"
-    why = f'TransformerLens 4 has it no more, and the import fails; {GONE_FROM_TRANSFORMER_LENS[name]}'
+    why = f'TransformerLens 4 no longer has it, and the import fails; {GONE_FROM_TRANSFORMER_LENS[name]}'
     edits.say(f'{module}.{name}', n, '', why, UNKNOWN_OPTION)
 
 def flag_transformer_lens(
@@ -462,7 +462,7 @@ def path_of(
     return next((path for path, origin in probe.origin.items() if origin==name), None)
 
 # %% ../../nbs/training/rewrite.ipynb #eb921fb9
-_HANDED_ON = 'it is handed on here and not called: which options it is given could not be read'
+_HANDED_ON = 'it is passed on here and not called, so its options could not be read'
 _SET_OTHERWISE = 'it changes a config in a way that is not followed; options have other names and places now'
 
 def handed_on(

@@ -132,7 +132,7 @@ class _Parts(_Describing):
         override_model:nn.Module|None=None, # Used instead of model_name
         override_sae:TrainingSAE|None=None, # Trained instead of a fresh SAE
         resume_from_checkpoint:str|Path|None=None, # Go on from this checkpoint; the config's if None
-        callbacks:Iterable=(), # More `Callback`s, which are told of the run after ours
+        callbacks:Iterable=(), # More `Callback`s, which are called after the runner's own
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.place = Path.cwd()   # where relative folders are, whatever os.chdir does later
@@ -266,11 +266,11 @@ class _Training(_Resuming):
 class _Run(_Training):
     "Training, with its checkpoints"
     def run(self)->TrainingSAE: # The trained SAE, in its training form
-        "Train, evaluate and save; with resume='auto' go on where the run was"
+        "Train, evaluate and save; with resume='auto' continue where the run stopped"
         return self._run(self.cfg.resume=='auto')
 
     def resume(self)->TrainingSAE: # The trained SAE, in its training form
-        "Go on after an interruption: here if the run stopped between two steps, else from the latest checkpoint"
+        "Continue after an interruption: in place if the run stopped between two steps, else from the latest checkpoint"
         if self.trainer is None or self.trainer.mid_step: return self._run(auto=True, must=True)
         return self.sae if self.trainer.ended else self._train()
 

@@ -112,7 +112,7 @@ class SAETrainer:
         data_provider:Iterable[Tensor], # Batches (rows, d_in), or tuples that begin with them, as a DataLoader gives
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
-        callbacks:Iterable[Callback]=(), # Are told what happens
+        callbacks:Iterable[Callback]=(), # Called at each stage of the run
         team:Alone|None=None, # The processes that train together; those of torchrun if None
     ):
         self.cfg, self.team = cfg, processes() if team is None else team
@@ -200,7 +200,7 @@ class SAETrainer:
             self.ended = True
 
     def fit(self)->TrainingSAE: # The SAE, trained in place
-        "Train until `total_training_samples` rows were seen; after `Interrupted` the same call goes on"
+        "Train until `total_training_samples` rows were seen; after `Interrupted` the same call continues"
         if self.randomness.active:
             raise SAEWorkbenchError("fit() was called by a callback, inside a step of the same trainer")
         with self.stop.signals(), self.randomness(), contextlib.closing(self.steps()) as run:
@@ -238,7 +238,7 @@ class SAETrainer:
         base_path:str|Path|None=None, # Where that folder is; the run's folder of checkpoints if None
         wandb_aliases:Any=None, # Kept for v6 scripts; has no effect
     )->Path: # The folder
-        "Write a checkpoint under a name of one's own; one of the same name and run is replaced"
+        "Write a checkpoint under a name of your choice; one of the same name and run is replaced"
         return write_checkpoint(self, checkpoint_name, base_path)
 
     @checked
@@ -305,7 +305,7 @@ def in_turns(
 def train_together(
     trainers:Sequence[SAETrainer], # Each with its own SAE, data and options
 )->list[TrainingSAE]: # Their SAEs, trained in place
-    "Train several SAEs in step, a batch of each in turn; after `Interrupted` the same call goes on"
+    "Train several SAEs in step, one batch each in turn; after `Interrupted` the same call continues"
     for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
         if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
     stop = Stop()

@@ -316,7 +316,7 @@ _SINCE_1_5 = {'streaming', 'l1_warm_up_steps', 'n_eval_seqs', 'decoder_heuristic
               'scale_sparsity_penalty_by_decoder_norm'}
 
 def _l1_of_first_releases(t, v:Value)->tuple[Value, str]:
-    "An L1 coefficient for the loss of today, and what is to be said of it"
+    "An L1 coefficient for the loss of today, and what there is to say about it"
     first = t.version.release < (1, 5) if t.version.sure else t.version.release[0]==1
     if not first: return v, ''
     if t.version.sure: return times(v, t.d_in), 'times d_in: ' + _AVERAGED.format('the entries of a row')
@@ -342,12 +342,12 @@ def _penalty(t, name, v):
 _FREE = 'decoder rows were kept at norm 1 after every step; now they are free'
 _FOLD = 'fold_W_dec_norm() on the trained SAE makes them unit vectors without changing what it computes'
 UNSCALED = ('the penalty was on the latents alone, so that it could be evaded by small latents with long decoder rows; '
-            'now each latent counts times the norm of its row. Look for l1_coefficient anew')
+            'now each latent counts times the norm of its row. Tune l1_coefficient again')
 _AS_UNIT = 'rescale_acts_by_decoder_norm=True, the default, selects latents as if decoder rows were unit vectors'
 _BY_PRE = 'latents are selected by their pre-activations alone, as they were'
 
 def unit_rows(architecture:str)->str:
-    "What is said of decoder rows that were unit vectors"
+    "What is said about decoder rows that were unit vectors"
     scaled = architecture in ('standard', 'gated')
     return f"{_FREE}{' and the penalty is each latent times the norm of its row' if scaled else ''}. {_FOLD}"
 
