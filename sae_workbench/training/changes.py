@@ -15,7 +15,8 @@ from ..core.arguments import checked, shown
 from ..core.aside import put_aside
 from ..core.errors import ConfigError, DataError, LoadError, unknown, warn
 from ..core.files import read_json, write_json
-from .checkpoint import ATrainer, Checkpointing
+from .checkpoint import ATrainer
+from .run_folder import Checkpointing
 
 # %% ../../nbs/training/changes.ipynb #2fdc35ce
 def configured(

@@ -25,13 +25,13 @@ from ..core.seeds import OwnRandomness, random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepOutput
 from .callbacks import Callback, CallbackList
 from .changes import Changes
-from .checkpoint import Checkpointing, RunPosition
-from .checkpoint import read_trainer_state, save_trainer_state, without_weights, write_checkpoint
+from .checkpoint import RunPosition, read_trainer_state, save_trainer_state, without_weights
 from .config import SAETrainerConfig
 from .feed import BatchFeed, try_step
 from .parallel import agree_to_stop, check_parts, heard_of, share_random
 from .parallel import start_together, whole_output
 from .preempt import Interrupted, Stop
+from .run_folder import Checkpointing, write_checkpoint
 from .train_state import TrainState, step_metrics, train_step
 from .wandb_log import WandBLogger
 
