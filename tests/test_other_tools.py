@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import sae_workbench
-from sae_workbench.core.config import ConfigMeta, field_notes
+from sae_workbench.core.config import ConfigMeta
+from sae_workbench.core.field_notes import field_notes
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = dict(d_in=8, d_sae=16)

@@ -82,3 +82,6 @@ def test_stored_numbers_are_the_peers(tmp_path):
 
 def test_saes_inside_models_give_what_the_peers_do():
     assert 'results are equal' in peer('compare_models.py', PYTHONPATH=str(Path(__file__).parent.parent))   # ours is imported there too
+
+def test_runs_on_whitened_activations_are_those_of_the_peer():
+    assert '18 whitened runs are equal' in peer('compare_whitening.py', PYTHONPATH=str(Path(__file__).parent.parent))

@@ -9,16 +9,17 @@ import torch
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from sae_workbench import (
-    SAE, CacheActivationsRunner, CacheActivationsRunnerConfig, GatedTrainingSAE, GatedTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner,
-    LoggingConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
-    TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE)
+    SAE, AbsTopKTrainingSAEConfig, ActivationScaler, BatchTopKTrainingSAEConfig, CacheActivationsRunner, CacheActivationsRunnerConfig, GatedTrainingSAE,
+    GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig, MatchingPursuitTrainingSAEConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
+    TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE, Transcoder, TranscoderConfig)
 from sae_workbench.activations.cache import ShardSource
 from sae_workbench.activations.tokens import word_tokenizer
 from sae_workbench.core.errors import ConfigError, LoadError
 from sae_workbench.faces.cli import parse_config
 from sae_workbench.saes.topk import TopK
-from sae_workbench.training.checkpoint import load_checkpoint
+from sae_workbench.training.checkpoint import load_checkpoint, save_checkpoint
 from sae_workbench.training.preempt import Interrupted
+from sae_workbench.training.trainer import Callback
 from sae_workbench.training.wandb_log import WandBLogger
 
 
@@ -312,24 +313,27 @@ def v6_batches():
     while True: yield torch.randn(32, 8, generator=g)
 
 
-def v6_trainer(**kw):
-    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=16, l1_warm_up_steps=8, normalize_activations='expected_average_only_in'))
+def v6_trainer(normalize='expected_average_only_in', **kw):
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=16, l1_warm_up_steps=8, normalize_activations=normalize))
     cfg = SAETrainerConfig(**dict(total_training_samples=320, train_batch_size_samples=32, lr=1e-3, lr_end=1e-4, lr_warm_up_steps=8) | kw)
     return SAETrainer(cfg, sae, v6_batches())
 
 
+V6_WHITENED = V6_CHECKPOINT.with_name('v6_whitened')
+
+@pytest.mark.parametrize('at, normalize', [(V6_CHECKPOINT, 'expected_average_only_in'), (V6_WHITENED, 'covariance_whitening')])
 @pytest.mark.parametrize('way', ['load_checkpoint', 'load_trainer_state'])
-def test_a_checkpoint_of_v6_goes_on(way):
+def test_a_checkpoint_of_v6_goes_on(way, at, normalize):
     "To the weights that sae-lens has at the end of the run that wrote it"
-    trainer = v6_trainer()
-    if way == 'load_checkpoint': load_checkpoint(V6_CHECKPOINT, trainer)
+    trainer = v6_trainer(normalize)
+    if way == 'load_checkpoint': load_checkpoint(at, trainer)
     else:
-        trainer.load_trainer_state(V6_CHECKPOINT)
-        trainer.sae.load_weights_from_checkpoint(V6_CHECKPOINT)
+        trainer.load_trainer_state(at)
+        trainer.sae.load_weights_from_checkpoint(at)
     assert (trainer.n_training_steps, trainer.n_training_samples) == (6, 192) and 0 < trainer.get_coefficients()['l1'] < 1
     trainer.fit()
     assert trainer.n_training_steps == 10
-    for k, v in load_file(V6_CHECKPOINT/'after.safetensors').items(): torch.testing.assert_close(trainer.sae.state_dict()[k], v, rtol=1e-4, atol=1e-6, msg=k)
+    for k, v in load_file(at/'after.safetensors').items(): torch.testing.assert_close(trainer.sae.state_dict()[k], v, rtol=1e-4, atol=1e-6, msg=k)
 
 
 def test_a_checkpoint_of_v6_of_another_sae_is_refused(tmp_path):
@@ -347,3 +351,104 @@ def test_a_runner_goes_on_from_a_checkpoint_of_v6(model, tmp_path):
     runner = LanguageModelSAETrainingRunner(run_config(sae=sae, resume_from_checkpoint=str(tmp_path/'ck')), tokens(199), model)
     with pytest.warns(UserWarning, match='in another mixture'): runner.run()
     assert runner.trainer.n_training_samples >= 4096 and runner.activations_store.n_dataset_processed >= 70
+
+
+# Whitened activations
+
+MIX = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+WHITENED = dict(   # class, options
+    standard=(StandardTrainingSAEConfig, dict(apply_b_dec_to_input=False)), gated=(GatedTrainingSAEConfig, dict(apply_b_dec_to_input=False)),
+    jumprelu=(JumpReLUTrainingSAEConfig, {}), topk=(TopKTrainingSAEConfig, dict(k=3)), abstopk=(AbsTopKTrainingSAEConfig, dict(k=3)),
+    batchtopk=(BatchTopKTrainingSAEConfig, dict(k=3)))
+
+
+class Mixed:
+    "Rows of one covariance, with a position"
+    def __init__(self): self.n = 0
+    def __iter__(self): return self
+    def __next__(self):
+        self.n += 1
+        return torch.randn(32, 8, generator=torch.Generator().manual_seed(self.n)) @ MIX + 2
+    def state_dict(self): return dict(n=self.n)
+    def load_state_dict(self, state): self.n = state['n']
+
+
+def whitened_trainer(arch='topk', steps=20, callbacks=(), **kw):
+    torch.manual_seed(0)
+    cfg, options = WHITENED[arch]
+    sae = TrainingSAE.from_dict(cfg(d_in=8, d_sae=32, normalize_activations='covariance_whitening', **options).to_dict())
+    run = SAETrainerConfig(32*steps, 32, lr=1e-3, lr_end=1e-4, n_batches_for_norm_estimate=6, **kw)
+    return SAETrainer(run, sae, Mixed(), callbacks=callbacks)
+
+
+def test_whitening_is_that_of_sae_lens():
+    "Up to the signs of the eigenvectors, which nothing determines"
+    scaler = ActivationScaler()
+    g = torch.Generator().manual_seed(0)
+    scaler.estimate_whitening(8, iter([torch.randn(32, 8, generator=g) for _ in range(3)]), 3)
+    theirs = load_file(V6_WHITENED/'activation_whitening.safetensors')
+    signs = (scaler.whitening.matrix*theirs['matrix']).sum(0).sign()
+    torch.testing.assert_close(scaler.whitening.mean, theirs['mean'])
+    torch.testing.assert_close(scaler.whitening.matrix*signs, theirs['matrix'])
+    torch.testing.assert_close(scaler.whitening.inverse_matrix*signs[:, None], theirs['inverse_matrix'])
+
+
+@pytest.mark.parametrize('arch', WHITENED)
+def test_what_was_trained_on_whitened_activations_takes_them_as_they_are(arch):
+    class Before(Callback):
+        def after_step(self, trainer):
+            if trainer.n_training_steps == 20:
+                z = trainer.activation_scaler(x).to(trainer.sae.W_dec)
+                self.said = trainer.activation_scaler.unscale(trainer.sae.eval()(z))
+    x, watch = next(Mixed()), Before()
+    trainer = whitened_trainer(arch, callbacks=[watch])
+    sae = trainer.fit()
+    assert sae.cfg.normalize_activations == 'none' and not trainer.activation_scaler.is_known
+    torch.testing.assert_close(sae.eval()(x), watch.said, rtol=1e-3, atol=1e-4)
+    if arch != 'batchtopk': torch.testing.assert_close(sae.to_inference()(x), watch.said, rtol=1e-3, atol=1e-4)   # that one has a threshold
+    assert (sae.to_inference()(x) - x).pow(2).sum() < (x - x.mean(0)).pow(2).sum()
+
+
+@pytest.mark.parametrize('arch', ['gated', 'topk', 'batchtopk'])
+def test_a_whitened_run_goes_on_exactly(arch, tmp_path):
+    whole = whitened_trainer(arch)
+    whole.fit()
+    class StopsAt(Callback):
+        def __init__(self, norm, step): self.norm, self.step = norm, step
+        def on_norm(self, trainer, most):
+            if trainer.norm.batches == self.norm: trainer.stop('a test')
+        def after_step(self, trainer):
+            if trainer.n_training_steps == self.step: trainer.stop('a test')
+    for norm, step in ((4, 0), (0, 11)):   # in the middle of the estimate, and of the run
+        path = tmp_path/f'{norm}-{step}'
+        first = whitened_trainer(arch, callbacks=[StopsAt(norm or 99, step or 99)])
+        with pytest.raises(Interrupted): first.fit()
+        save_checkpoint(path, first, first.data_provider)
+        again = whitened_trainer(arch)
+        load_checkpoint(path, again, again.data_provider)
+        again.fit()
+        for k, v in whole.sae.state_dict().items(): assert torch.equal(again.sae.state_dict()[k], v), k
+
+
+@pytest.mark.parametrize('arch', ['standard', 'gated', 'topk', 'batchtopk'])
+def test_a_whitened_run_goes_on_longer_from_its_end(arch, tmp_path):
+    done = whitened_trainer(arch, steps=10)
+    done.fit()
+    save_checkpoint(tmp_path/'ck', done, done.data_provider)
+    same = whitened_trainer(arch, steps=10)
+    load_checkpoint(tmp_path/'ck', same, same.data_provider)
+    assert torch.equal(same.fit().W_dec, done.sae.W_dec)
+    for k in ('normalize_activations', 'rescale_acts_by_decoder_norm'): assert getattr(same.sae.cfg, k, None) == getattr(done.sae.cfg, k, None)
+    longer = whitened_trainer(arch, steps=20)
+    with pytest.warns(UserWarning, match='now goes on to 640'): load_checkpoint(tmp_path/'ck', longer, longer.data_provider)
+    assert longer.activation_scaler.is_known and longer.sae.cfg.normalize_activations == 'covariance_whitening'
+    whole = whitened_trainer(arch, steps=20).fit()
+    for k, v in longer.fit().state_dict().items(): torch.testing.assert_close(v, whole.state_dict()[k], rtol=1e-3, atol=1e-4, msg=k)
+    assert longer.sae.cfg.normalize_activations == 'none'
+
+
+def test_whitening_that_cannot_be_folded_is_refused():
+    with pytest.raises(ConfigError, match='the encoder of matching pursuit is its decoder'):
+        MatchingPursuitTrainingSAEConfig(d_in=8, d_sae=32, normalize_activations='covariance_whitening')
+    transcoder = Transcoder(TranscoderConfig(d_in=8, d_sae=32, d_out=8, apply_b_dec_to_input=False))
+    with pytest.raises(NotImplementedError, match='elsewhere'): transcoder.fold_activation_whitening(*torch.eye(8).expand(3, 8, 8))

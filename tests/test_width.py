@@ -6,13 +6,18 @@ from sidebar import ROOT, cells, on_disk
 
 COLUMNS = 88
 UNSEEN = re.compile(r'^#\|\s*(hide|export|exporti|exports|default_exp|echo: false)', re.M)   # cells that no page shows
-LESSONS = [name for name in on_disk() if re.match(r'nbs/(tutorials|guides)/|nbs/\w+\.ipynb', name)]
+PAGES = re.compile(r'nbs/(\w+\.ipynb|(tutorials|guides|core|hub|synthetic|analysis)/)')   # those of the other floors are wider still
+WIDE = {'nbs/core/hooks.ipynb', 'nbs/core/processes.ipynb', 'nbs/analysis/dashboard.ipynb', 'nbs/analysis/page.ipynb'}
+LESSONS = [name for name in on_disk() if PAGES.match(name) and name not in WIDE]
+FENCED = re.compile(r'^```python\n(.*?)^```', re.M | re.S)
 
 
 def wide(name: str) -> list[str]:
-    "Lines of a notebook's visible cells that stick out; commands with an address are left alone, for addresses change"
-    code = [''.join(c['source']) for c in cells(ROOT/name) if c['cell_type'] == 'code']
-    lines = [line for source in code if not UNSEEN.search(source) for line in source.split('\n')]
+    "Lines of a notebook's visible cells, and of the Python in its prose, that stick out; commands with an address are left alone, for addresses change"
+    sources = [(c['cell_type'], ''.join(c['source'])) for c in cells(ROOT/name)]
+    code = [source for kind, source in sources if kind == 'code' and not UNSEEN.search(source)]
+    fenced = [block for kind, source in sources if kind == 'markdown' for block in FENCED.findall(source)]
+    lines = [line for source in code + fenced for line in source.split('\n')]
     return [line for line in lines if len(line) > COLUMNS and not ('https://' in line and line.strip().startswith('!'))]
 
 

@@ -19,8 +19,8 @@ from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
 from ..core.output import Bar
 from ..activations.sources import check_rows
-from .examples import (
-    MOST_NUMBERS, Example, Latents, TextLatents, TopContexts, check_latents, firing, interesting_latents)
+from .examples import MOST_NUMBERS, Example, Latents, TextLatents, check_latents
+from .top_contexts import TopContexts, firing, interesting_latents
 from ..saes.base import SAE
 
 # %% ../../nbs/analysis/latents.ipynb #85fe66d0
@@ -141,8 +141,8 @@ class RowLatents:
     def label(self, context, position)->str: return str(context)   # no two rows are the same
 
 # %% ../../nbs/analysis/latents.ipynb #79938cf1
-class _Pass:
-    "What is gathered of every latent"
+class LatentStats:
+    "Statistics of all latents from one pass over the data"
     @checked
     def __init__(self,
         source:TextLatents|RowLatents, # Where the latents come from
@@ -168,9 +168,6 @@ class _Pass:
             self.sample.add(columns, torch.where(part != 0, draw, 0))
         self.top.end(counts); self.sample.end(counts)
 
-# %% ../../nbs/analysis/latents.ipynb #0a2f03ac
-class LatentStats(_Pass):
-    "Statistics of all latents from one pass over the data"
     @property
     def n(self)->int:
         "How many tokens or rows were counted"

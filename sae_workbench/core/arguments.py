@@ -187,12 +187,12 @@ def shown(
         return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
     return f"<{type(value).__name__}>" if isinstance(value, nn.Module) else _SHORT.repr(value)
 
-def _complaint(name:str, value, e:ValidationError)->str:
+def _complaint(name:str, value, e:ValidationError, tp=None)->str:
     "One sentence for one argument; a union has one error for each of its members"
     places = {tuple(i for i in err['loc'] if type(i) is int): err for err in e.errors()}
     deepest = max(places, key=len)   # the member that fits the value's shape
     errors = [err for err in e.errors() if tuple(i for i in err['loc'] if type(i) is int)==deepest]
-    phrases = list(dict.fromkeys(map(phrase, errors)))
+    phrases = list(dict.fromkeys(phrase(err, tp) for err in errors))
     if all(p.startswith('must be ') for p in phrases[1:]): phrases[1:] = [p.removeprefix('must be ') for p in phrases[1:]]
     at = ''.join(f'[{i}]' for i in deepest)
     return f"{name}={shown(value)}: {at and f'{at} '}{' or '.join(phrases)}"
@@ -212,6 +212,7 @@ class Arguments:
         self.takes_options = any(p.kind==P.VAR_KEYWORD for p in ps)
         self.defaults = {p.name: p.default for p in named if p.default is not P.empty}
         types = _annotations(f, [p for p in ps if p.kind != P.VAR_KEYWORD])
+        self.types = types
         self.checks = {n: TypeAdapter(_as_read(tp), config=_STRICT).validate_python for n, tp in types.items()}
         self.tensors = {n for n, tp in types.items() if _has_tensor(tp)}
 
@@ -241,7 +242,7 @@ class Arguments:
         for place, at, name in given:
             if name not in self.checks or name in self.defaults and place[at] is self.defaults[name]: continue
             try: place[at] = self.checks[name](place[at])
-            except ValidationError as e: wrong[name] = _complaint(name, place[at], e)
+            except ValidationError as e: wrong[name] = _complaint(name, place[at], e, self.types[name])
         if bad or wrong: raise self.error(args, bad, wrong)
         return args, kwargs
 

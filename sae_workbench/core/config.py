@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype',
-           'Device', 'whole', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'phrase',
-           'option_advice', 'examine', 'config_error', 'broken_rules', 'chosen', 'is_chosen', 'plain_type',
-           'field_notes', 'described', 'ConfigDoc', 'ConfigMeta', 'from_plain', 'Config']
+           'Device', 'whole', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'ConfigMeta',
+           'literal_choices', 'phrase', 'option_advice', 'broken_rules', 'examine', 'config_error', 'chosen',
+           'is_chosen', 'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
 from abc import ABCMeta
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import lru_cache, reduce
-from operator import index, or_
+from functools import lru_cache
+from operator import index
 from pathlib import Path
-from types import SimpleNamespace, UnionType
+from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, nearest
+from .field_notes import ConfigDoc, plain_type
 from .old_options import moved_options, old_options, old_value
 from .plain import json_text, plain, plain_dict, read_json_text, read_plain, read_yaml_text
 from .plain import write_plain, yaml_text
@@ -88,6 +89,33 @@ class Rule(NamedTuple):
     holds:Callable[[Any], bool] # Gets the config's values as attributes
     says:str|Callable[[Any], str] # The complaint; {c.k} in a text is the value of the field k
 
+# %% ../../nbs/core/config.ipynb #6551345f
+class ConfigMeta(ABCMeta):
+    __doc__ = ConfigDoc()
+
+    def __setattr__(cls, name, value):
+        if name=='__init__':   # made by @dataclass
+            value.__annotations__ = {n: plain_type(tp) for n, tp in value.__annotations__.items()}
+        super().__setattr__(name, value)
+
+    def __call__(cls, *args, **kwargs):
+        if not dataclasses.is_dataclass(cls): return super().__call__(*args, **kwargs)
+        fields = [f for f in dataclasses.fields(cls) if f.init]
+        names = [f.name for f in fields if not f.kw_only]
+        if len(args) > len(names):
+            raise ConfigError(f"{cls.__name__} takes at most {len(names)} positional arguments, got {len(args)}")
+        if (twice := sorted(set(names[:len(args)]) & set(kwargs))):
+            raise ConfigError(f"{cls.__name__}: given twice: {', '.join(twice)}")
+        if all(f.name in kwargs for f in fields): kwargs = {n: v for n, v in kwargs.items() if not is_chosen(v)}
+        good, bad = examine(cls, cls.completed(dict(zip(names, args)) | kwargs))
+        if bad: raise config_error(cls, bad)
+        return super().__call__(**good)
+
+    @property
+    def __signature__(cls)->inspect.Signature:   # what help and completion show: the fields
+        sig = inspect.signature(cls.__init__)
+        return sig.replace(parameters=list(sig.parameters.values())[1:], return_annotation=sig.empty)
+
 # %% ../../nbs/core/config.ipynb #9c94cc89
 _WORDS = {
     'greater_than_equal': 'must be at least {ge}', 'greater_than': 'must be more than {gt}',
@@ -98,15 +126,19 @@ _WORDS = {
     'tuple_type': 'must be a tuple', 'is_instance_of': 'must be of type {class}', 'callable_type': 'must be a function',
     'is_subclass_of': 'must be a subclass of {class}', 'mapping_type': 'must be a dict'}
 
+def literal_choices(tp)->list[str]:
+    "The texts that an annotation allows by name"
+    if typing.get_origin(tp) is typing.Literal: return [a for a in typing.get_args(tp) if isinstance(a, str)]
+    return [choice for t in typing.get_args(tp) for choice in literal_choices(t)]
+
 def phrase(
     err:dict, # One of the errors of a `ValidationError`
+    tp=None, # The annotation that was not met, for the nearest choice
 )->str: # Its part of a sentence, such as "must be at least 1"
     "What pydantic found, in this library's words"
     ctx, kind = err.get('ctx', {}), err['type']
     if kind in _WORDS: return _WORDS[kind].format(**ctx)
-    if kind == 'literal_error':
-        choices = ctx['expected'].replace("'", '').replace(' or ', ', ').split(', ')
-        return f"is not one of {ctx['expected']}" + did_you_mean(err['input'], choices)
+    if kind == 'literal_error': return f"is not one of {ctx['expected']}" + did_you_mean(err['input'], literal_choices(tp))
     if kind == 'value_error': return str(ctx['error'])
     return err['msg'][0].lower() + err['msg'][1:]
 
@@ -140,7 +172,7 @@ def _check_field(cls, name:str, value)->tuple[Any, list[str]]:
     if check is None: return value, []
     try: return check(value), []
     except ValidationError as e:
-        phrases = dict.fromkeys(map(phrase, e.errors()))   # a union type has one error for each of its types
+        phrases = dict.fromkeys(phrase(err, tp) for err in e.errors())   # a union type has one error for each of its types
         return value, [f"{name}={value!r}: " + ' or '.join(phrases) + _instead(name, value)]
 
 def _instead(name:str, value)->str: # What to write instead, if that is known
@@ -206,8 +238,22 @@ def _unknown_option(cls, name:str)->str:
     if (advice := option_advice(cls, name)): return f"{name}: {advice}"
     near = did_you_mean(name, _checkers(cls))
     inner = {f.name: n for n, tp in _nested(cls).items() for c in _below(tp) for f in dataclasses.fields(c)}
-    if not near and (near := did_you_mean(name, inner, n=1)): near += f" It stands in {inner[near.split(chr(39))[1]]}."
+    if not near:
+        for found in nearest(name, inner, n=1): near = f"; did you mean {found!r}? It stands in {inner[found]}."
     return f"{name}: not an option of {cls.__name__}{near}"
+
+# %% ../../nbs/core/config.ipynb #cf4579e5
+def broken_rules(
+    cls:type, # A config class
+    values:dict, # The sound values by name
+)->list[str]: # What the broken rules say
+    "The messages of the rules that some values break"
+    c, bad = SimpleNamespace(**values), []
+    for rule in _collect(cls, 'rules'):
+        try:
+            if not rule.holds(c): bad.append(rule.says(c) if callable(rule.says) else rule.says.format(c=c))
+        except AttributeError: pass   # reads a field that is itself wrong
+    return bad
 
 # %% ../../nbs/core/config.ipynb #68c0d930
 def examine(
@@ -236,19 +282,6 @@ def config_error(cls:type, bad:list[str])->ConfigError:
     error.mistakes = bad
     return error
 
-# %% ../../nbs/core/config.ipynb #cf4579e5
-def broken_rules(
-    cls:type, # A config class
-    values:dict, # The sound values by name
-)->list[str]: # What the broken rules say
-    "The messages of the rules that some values break"
-    c, bad = SimpleNamespace(**values), []
-    for rule in _collect(cls, 'rules'):
-        try:
-            if not rule.holds(c): bad.append(rule.says(c) if callable(rule.says) else rule.says.format(c=c))
-        except AttributeError: pass   # reads a field that is itself wrong
-    return bad
-
 # %% ../../nbs/core/config.ipynb #9bfc969f
 class _Chosen: "Marks a value that a config chose itself"
 class _ChosenInt(_Chosen, int): pass
@@ -265,72 +298,6 @@ def chosen(
 def is_chosen(value)->bool:
     "Whether a config worked the value out itself"
     return isinstance(value, _Chosen)
-
-# %% ../../nbs/core/config.ipynb #1be79ec9
-def plain_type(
-    tp, # An annotation
-):
-    "The type without its checks"
-    if typing.get_origin(tp) is Annotated: return plain_type(typing.get_args(tp)[0])
-    origin, args = typing.get_origin(tp), typing.get_args(tp)
-    if origin in (typing.Union, UnionType): return reduce(or_, map(plain_type, args))
-    return origin[tuple(map(plain_type, args))] if origin in (list, tuple, dict) else tp
-
-def field_notes(
-    cls:type, # A dataclass
-)->dict[str, str]: # By field; without those that have no comment
-    "The comments beside the fields of a dataclass and of its bases"
-    notes = {}
-    for c in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        try: lines = inspect.getsourcelines(c)[0]
-        except (OSError, TypeError): continue   # made in a terminal: there is no source
-        found = [re.match(r'\s+(\w+)\s*:.*?\s#\s*(.+)', line) for line in lines]
-        notes |= {m[1]: m[2].strip() for m in found if m and m[1] in vars(c).get('__annotations__', {})}
-    return notes
-
-def described(
-    cls:type, # A config class
-)->str:
-    "The docstring of a config class, followed by its options with types, defaults and comments"
-    notes, lines = field_notes(cls), []
-    for p in inspect.signature(cls).parameters.values():
-        lines += [f'    {p}'] + [f'        {notes[n]}' for n in [p.name] if n in notes]
-    return '\n'.join([vars(cls).get('__doc__') or '', '', 'Options:', *lines])
-
-class ConfigDoc:
-    "The `__doc__` of config classes, written when it is first read"
-    def __get__(self, cls, meta=None):
-        if cls is None: return "Checks the arguments of a dataclass when it is constructed"
-        finished = '__match_args__' in vars(cls)   # set by @dataclass after it has looked at the text
-        return described(cls) if finished else vars(cls).get('__doc__')
-    def __set__(self, cls, text): vars(type)['__doc__'].__set__(cls, text)
-
-# %% ../../nbs/core/config.ipynb #6551345f
-class ConfigMeta(ABCMeta):
-    __doc__ = ConfigDoc()
-
-    def __setattr__(cls, name, value):
-        if name=='__init__':   # made by @dataclass
-            value.__annotations__ = {n: plain_type(tp) for n, tp in value.__annotations__.items()}
-        super().__setattr__(name, value)
-
-    def __call__(cls, *args, **kwargs):
-        if not dataclasses.is_dataclass(cls): return super().__call__(*args, **kwargs)
-        fields = [f for f in dataclasses.fields(cls) if f.init]
-        names = [f.name for f in fields if not f.kw_only]
-        if len(args) > len(names):
-            raise ConfigError(f"{cls.__name__} takes at most {len(names)} positional arguments, got {len(args)}")
-        if (twice := sorted(set(names[:len(args)]) & set(kwargs))):
-            raise ConfigError(f"{cls.__name__}: given twice: {', '.join(twice)}")
-        if all(f.name in kwargs for f in fields): kwargs = {n: v for n, v in kwargs.items() if not is_chosen(v)}
-        good, bad = examine(cls, cls.completed(dict(zip(names, args)) | kwargs))
-        if bad: raise config_error(cls, bad)
-        return super().__call__(**good)
-
-    @property
-    def __signature__(cls)->inspect.Signature:   # what help and completion show: the fields
-        sig = inspect.signature(cls.__init__)
-        return sig.replace(parameters=list(sig.parameters.values())[1:], return_annotation=sig.empty)
 
 # %% ../../nbs/core/config.ipynb #2586bbba
 def _tupled(tp, value):
@@ -364,9 +331,9 @@ def from_plain(
     if not bad: return cls(**values)
     raise config_error(cls, [m for ms in bad.values() for m in ms] + examine(cls, values, bad)[1])
 
-# %% ../../nbs/core/config.ipynb #b53a8c4f
-class _Dicts(metaclass=ConfigMeta):
-    "To and from plain data"
+# %% ../../nbs/core/config.ipynb #4b289797
+class Config(metaclass=ConfigMeta):
+    "Base of every config: a dataclass whose values are checked when it is made"
     rules = ()
 
     @classmethod
@@ -378,6 +345,8 @@ class _Dicts(metaclass=ConfigMeta):
     def _stood(cls)->tuple[str, ...]:   # where options of older versions stood, see core.old_options
         return ()
 
+    # To and from plain data
+
     def to_dict(self)->dict[str, Any]:
         "Plain data, ready for JSON"
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -387,13 +356,6 @@ class _Dicts(metaclass=ConfigMeta):
         "The config that `to_dict` described; an option that does not exist is refused"
         return from_plain(cls, config_dict)
 
-    def __getattr__(self, name):
-        hint = '' if name.startswith('_') else _read_now(type(self), name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
-
-# %% ../../nbs/core/config.ipynb #4b289797
-class Config(_Dicts):
-    "Base of every config: a dataclass whose values are checked when it is made"
     def to_json(self)->str:
         "The config as JSON text"
         return json_text(self.to_dict())
@@ -422,3 +384,7 @@ class Config(_Dicts):
     def load(cls, path:str|Path):
         "Read a .yaml, .yml or .json file"
         return cls.from_dict(read_plain(path))
+
+    def __getattr__(self, name):
+        hint = '' if name.startswith('_') else _read_now(type(self), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'shown', 'SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
-           'UploadError', 'NonFiniteError', 'ProcessError', 'did_you_mean', 'unknown', 'warn']
+           'UploadError', 'NonFiniteError', 'ProcessError', 'nearest', 'did_you_mean', 'unknown', 'warn']
 
 # %% ../../nbs/core/errors.ipynb #74b872a9
 import logging, re, sys, warnings
@@ -60,17 +60,25 @@ ELSEWHERE = dict(   # what other trainers call an option
     num_latents=('d_sae',), activation_dim=('d_in',), input_dim=('d_in',), output_dir=('output_path',),
     save_dir=('output_path',), scheduler=('lr_scheduler_name',), l1_penalty=('l1_coefficient',))
 
+def nearest(
+    name:str, # What was written
+    choices:Iterable[str], # What would have been valid
+    n:int=3, # Suggestions at most
+)->list[str]: # The nearest first
+    "The valid names that come near to one"
+    by_lower, name = {str(c).lower(): str(c) for c in choices}, str(name).lower()
+    near = [c for c in ELSEWHERE.get(name.replace('-', '_'), ()) if c in by_lower]
+    near = near or get_close_matches(name, by_lower, n=n, cutoff=0.6)
+    if not near and len(name) > 2: near = [c for c in by_lower if c.startswith(name)][:n]
+    return [by_lower[m] for m in near]
+
 def did_you_mean(
     name:str, # What was written
     choices:Iterable[str], # What would have been valid
     n:int=3, # Suggestions at most
 )->str: # A clause such as "; did you mean 'topk'?", or an empty string
     "The nearest valid names, ready to append to an error message"
-    by_lower, name = {str(c).lower(): str(c) for c in choices}, str(name).lower()
-    near = [c for c in ELSEWHERE.get(name.replace('-', '_'), ()) if c in by_lower]
-    near = near or get_close_matches(name, by_lower, n=n, cutoff=0.6)
-    if not near and len(name) > 2: near = [c for c in by_lower if c.startswith(name)][:n]
-    near = [by_lower[m] for m in near]
+    near = nearest(name, choices, n)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 # %% ../../nbs/core/errors.ipynb #92a81c8e

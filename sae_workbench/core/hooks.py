@@ -87,8 +87,20 @@ class _Here(threading.local):
     def __deepcopy__(self, memo): return _Here()
     def __reduce__(self): return _Here, ()
 
-class _Point(nn.Module):
-    "A module that does nothing, at a place with a name"
+# %% ../../nbs/core/hooks.ipynb #807c9f44
+def _for_each_name(hook:Callable, point:nn.Module, names:list[str])->Callable:
+    "A function that is called once for each name of a point"
+    def call(x, hook=None):
+        for name in names:
+            if (y := fn(x, hook=SimpleNamespace(name=name, ctx=point.ctx))) is not None: x = y
+        return x
+    fn = hook
+    return call
+
+def _as_tuple(g): return g if g is None or isinstance(g, tuple) else (g,)
+
+class HookPoint(nn.Module):
+    "Passes its input on, through the hook functions that were added to it"
     def __init__(self):
         super().__init__()
         self.name:str|None = None
@@ -111,9 +123,7 @@ class _Point(nn.Module):
         here = self.here
         return not here.off and bool(here.before or here.after or is_hooked(self))
 
-# %% ../../nbs/core/hooks.ipynb #807c9f44
-class HookPoint(_Point):
-    "Passes its input on, through the hook functions that were added to it"
+    # Hanging a function, and taking it down
     def add_hook(self,
         hook:Callable, # Called as hook(tensor, hook=point); returns a new tensor or None
         dir:Literal['fwd', 'bwd']='fwd', # On the value, or on its gradient
@@ -176,20 +186,10 @@ class HookPoint(_Point):
                 if goes(handle, permanent): handle.remove()
             setattr(self, f'{dir}_hooks', [h for h in hooks if not goes(*h)])
 
-def _for_each_name(hook:Callable, point:HookPoint, names:list[str])->Callable:
-    "A function that is called once for each name of a point"
-    def call(x, hook=None):
-        for name in names:
-            if (y := fn(x, hook=SimpleNamespace(name=name, ctx=point.ctx))) is not None: x = y
-        return x
-    fn = hook
-    return call
-
-def _as_tuple(g): return g if g is None or isinstance(g, tuple) else (g,)
-
-# %% ../../nbs/core/hooks.ipynb #9bfc2ecb
-class _Points(nn.Module):
-    "The `HookPoint`s of a module by name"
+# %% ../../nbs/core/hooks.ipynb #721a3619
+class HookedModule(nn.Module):
+    "A module whose `HookPoint`s can be reached by name"
+    # The points, and functions that hang until they are taken down
     def setup(self):
         "Tell every point its name; called once, when all points are in place"
         for name, m in self.named_modules():
@@ -246,9 +246,7 @@ class _Points(nn.Module):
         "Remove all hook functions"
         for p in self.hook_dict.values(): p.remove_hooks(direction, including_permanent, level)
 
-# %% ../../nbs/core/hooks.ipynb #906024c9
-class _Hooking(_Points):
-    "Functions that hang for a while"
+    # Functions that hang for a block, or for one call
     @checked
     @contextmanager
     def hooks(self,
@@ -268,9 +266,6 @@ class _Hooking(_Points):
             for n, p in self.hook_dict.items():
                 for dir in ('fwd', 'bwd'): p._take_down(dir, lambda h, _: h.thread==me and h not in before[n])
 
-# %% ../../nbs/core/hooks.ipynb #721a3619
-class HookedModule(_Hooking):
-    "A module whose `HookPoint`s can be reached by name"
     @checked
     def run_with_hooks(self, *args, fwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), bwd_hooks:Sequence[tuple[str|Callable, Callable]]=(), **kwargs):
         "Call the module with hook functions for this call only"

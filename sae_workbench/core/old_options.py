@@ -155,8 +155,6 @@ OLD_VALUES = (
     OldValue('normalize_activations', True, 'expected_average_only_in', 'it was a switch before v3'),
     OldValue('normalize_activations', False, 'none', 'it was a switch before v3'),
     OldValue('normalize_activations', None, 'none', 'it was a switch before v3'),
-    OldValue('normalize_activations', 'covariance_whitening', 'expected_average_only_in',
-             'no SAE is trained on whitened activations here; one that was trained so by v6 loads as any other'),
     OldValue('lr_scheduler_name', None, 'constant', 'None meant this'),
     OldValue('lr_scheduler_name', 'constantwithwarmup', 'constant', 'the warm-up is lr_warm_up_steps'),
     OldValue('lr_scheduler_name', 'linearwarmupdecay', 'constant', 'with lr_warm_up_steps and lr_decay_steps'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scratch', 'Scratch', 'Pattern', 'transposed_product', 'by_hand', 'plain_grads', 'sparse_decode_with', 'sparse_decode',
            'decode_latents', 'Preacts', 'training_products', 'is_transformed', 'is_recorded', 'can_be_sparse',
-           'sparse_here', 'encode_linear', 'rectangle', 'Step', 'JumpReLU', 'step_at', 'jump_relu']
+           'sparse_here', 'encode_linear', 'fold_whitening', 'rectangle', 'Step', 'JumpReLU', 'step_at', 'jump_relu']
 
 # %% ../../nbs/core/ops.ipynb #1b86ba1c
 import contextlib, sys, warnings
@@ -350,6 +350,24 @@ def encode_linear(
     "`(x - b_in) @ W + b`, in a training step with the cheap gradient of `b_in`"
     if not can_be_sparse(W) or not torch.is_grad_enabled() or not _in_step.get(): return _linear(x, W, b, b_in)
     return Preacts(x.reshape(-1, x.shape[-1]), W, b, b_in).dense().reshape(*x.shape[:-1], W.shape[1])
+
+# %% ../../nbs/core/ops.ipynb #df1e5151
+def fold_whitening(
+    state:dict[str, Tensor], # Canonical tensors
+    mean:Tensor, # (d_in,)
+    M:Tensor, # (d_in, d_in)
+    M_inv:Tensor, # (d_in, d_in) its inverse
+    subtracts_b_dec:bool, # Whether b_dec is subtracted from the input
+)->dict[str, Tensor]: # Tensors for raw activations
+    "Fold the whitening (x - mean) @ M into the weights, so that the SAE takes raw activations"
+    out, dtype = {k: v.double() for k, v in state.items()}, state['W_dec'].dtype
+    mean, M, M_inv = mean.double(), M.double(), M_inv.double()
+    W = out['W_enc'] = M @ out['W_enc']
+    out['W_dec'], out['b_dec'] = out['W_dec'] @ M_inv, out['b_dec'] @ M_inv + mean
+    factors = dict(b_enc=1., b_gate=1., b_mag=out['r_mag'].exp() if 'r_mag' in out else 1.)
+    for name, by in factors.items():
+        if name in out and not subtracts_b_dec: out[name] = out[name] - mean @ W * by
+    return {k: v.to(dtype) for k, v in out.items()}
 
 # %% ../../nbs/core/ops.ipynb #cad7fd54
 def _inside(z): return (z > -0.5) & (z < 0.5)

@@ -31,13 +31,13 @@ V6_PATHS = '''config constants registry util load_model tokenization_and_batchin
 _ELSEWHERE = {
     'core.v6_util': '''DataProvider MultiHookDataProvider Evaluator HfDataset=hf_dataset_types()
         T_SAE T_SAE_CONFIG T_TRAINING_SAE T_TRAINING_SAE_CONFIG DTYPE_MAP DTYPE_TO_STR
-        ACTIVATION_SCALER_CFG_FILENAME SPARSIFY_WEIGHTS_FILENAME temporary_seed path_or_tmp_dir
+        ACTIVATION_SCALER_CFG_FILENAME ACTIVATION_WHITENING_FILENAME SPARSIFY_WEIGHTS_FILENAME temporary_seed path_or_tmp_dir
         extract_layer_from_tlens_hook_name extract_stop_at_layer_from_tlens_hook_name
         filter_valid_dataclass_fields cosine_similarities''',
     'core.config': 'str_to_dtype=as_dtype dtype_to_str=dtype_name',
     'core.registry': 'SAE_CLASS_REGISTRY SAE_TRAINING_CLASS_REGISTRY',
     'core.ops': 'JumpReLU Step rectangle',
-    'saes.base': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
+    'saes.files': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
     'saes.training': 'mse_loss',
     'saes.topk': 'TopK',
     'saes.batchtopk': 'BatchTopK',
@@ -48,6 +48,7 @@ _ELSEWHERE = {
     'synthetic.training': 'init_sae_to_match_feature_dict',
     'activations.models': 'HookedProxyLM=with_methods',
     'activations.buffer': 'mixing_buffer',
+    'activations.scale': 'ActivationWhitening',
     'activations.tokens': '''get_special_token_ids=special_token_ids concat_and_batch_sequences
         tokenize_with_chat_template''',
     'activations.pretokenize': 'pretokenize_dataset metadata_from_config get_special_token_from_cfg=special_token',

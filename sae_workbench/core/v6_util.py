@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DataProvider', 'MultiHookDataProvider', 'T_SAE', 'T_SAE_CONFIG', 'T_TRAINING_SAE', 'T_TRAINING_SAE_CONFIG',
-           'Evaluator', 'DTYPE_MAP', 'DTYPE_TO_STR', 'ACTIVATION_SCALER_CFG_FILENAME', 'SPARSIFY_WEIGHTS_FILENAME',
-           'hf_dataset_types', 'extract_layer_from_tlens_hook_name', 'extract_stop_at_layer_from_tlens_hook_name',
-           'temporary_seed', 'path_or_tmp_dir', 'filter_valid_dataclass_fields', 'cosine_similarities']
+           'Evaluator', 'DTYPE_MAP', 'DTYPE_TO_STR', 'ACTIVATION_SCALER_CFG_FILENAME', 'ACTIVATION_WHITENING_FILENAME',
+           'SPARSIFY_WEIGHTS_FILENAME', 'hf_dataset_types', 'extract_layer_from_tlens_hook_name',
+           'extract_stop_at_layer_from_tlens_hook_name', 'temporary_seed', 'path_or_tmp_dir',
+           'filter_valid_dataclass_fields', 'cosine_similarities']
 
 # %% ../../nbs/core/v6_util.ipynb #4c632db8
 import dataclasses
@@ -38,6 +39,7 @@ def hf_dataset_types():
 DTYPE_MAP = DTYPES | {f'torch.{name}': dtype for name, dtype in DTYPES.items()}
 DTYPE_TO_STR = {dtype: name for name, dtype in DTYPES.items()}
 ACTIVATION_SCALER_CFG_FILENAME = 'activation_scaler.json'
+ACTIVATION_WHITENING_FILENAME = 'activation_whitening.safetensors'
 SPARSIFY_WEIGHTS_FILENAME = 'sae.safetensors'
 
 # %% ../../nbs/core/v6_util.ipynb #78ba6d2b

@@ -17,9 +17,10 @@ from pydantic import SkipValidation
 from ..activations.models import input_device, max_positions, tokenizer_of
 from ..analysis.attach import attach, intervene
 from ..analysis.dashboard import text_contexts
-from ..analysis.examples import TextLatents, check_latents, number, strongest, token_texts, visible
+from ..analysis.examples import TextLatents, check_latents, number, token_texts, visible
 from ..analysis.latents import LatentStats, RowLatents, latent_stats, latent_table, pick
 from ..analysis.page import STYLE, LatentPage, latent_page, page_html
+from ..analysis.top_contexts import strongest
 from ..core.arguments import Tokenizer, as_tensor, checked
 from ..core.config import Count
 from ..core.dictionaries import cosines

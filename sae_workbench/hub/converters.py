@@ -29,7 +29,8 @@ from .formats import read_config_of, read_sae
 from .places import Folder, Hub, Place
 from .pretrained import locate
 from .registry import find_entry, get_config_overrides, get_pretrained_saes_directory
-from ..saes.base import SAE, read_sae_folder
+from ..saes.base import SAE
+from ..saes.files import read_sae_folder
 
 # %% ../../nbs/hub/converters.ipynb #ad8a14fb
 class PretrainedSaeHuggingfaceLoader(Protocol):

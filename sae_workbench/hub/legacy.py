@@ -14,7 +14,8 @@ from ..core.errors import ConfigError, LoadError
 from ..core.registry import get_sae_class
 from .formats import Format, fold_latent_scale, register_format
 from .weights import Facts
-from ..saes.base import CFG_FILE, FACTS, WEIGHTS_FILE, is_old_layout
+from ..saes.config import FACTS
+from ..saes.files import CFG_FILE, WEIGHTS_FILE, is_old_layout
 
 # %% ../../nbs/hub/legacy.ipynb #46dfff71
 _RENAMED = {'hook_point': 'hook_name', 'hook_point_head_index': 'hook_head_index', 'activation_fn_str': 'activation_fn'}

@@ -19,7 +19,8 @@ from .formats import Format, ReadSAE, detect_format, fold_scale, read_sae
 from .legacy import modern_config
 from .places import Folder, Hub, Place, safe_name
 from .registry import Entry, find_entry, get_entry, get_pretrained_saes_directory, get_release
-from ..saes.base import SAE, is_old_layout
+from ..saes.base import SAE
+from ..saes.files import CFG_FILE, WEIGHTS_FILE, is_old_layout, sae_from_parts
 
 # %% ../../nbs/hub/pretrained.ipynb #369f3042
 @dataclass
@@ -84,6 +85,9 @@ def _overrides(entry:Entry|None)->dict:
 # %% ../../nbs/hub/pretrained.ipynb #66a6c603
 def _scaled(read:ReadSAE, entry:Entry|None)->ReadSAE:
     "Fold the factor of the training activations, if the SAE expects one"
+    if read.cfg.get('normalize_activations')=='covariance_whitening':
+        warn(f"{read.cfg_file}: normalize_activations is 'covariance_whitening': this was written in the middle of training, "
+             "and the SAE expects whitened activations; the one at the end of its run takes them as they are")
     if read.cfg.get('normalize_activations') != 'expected_average_only_in': return read
     if entry is None or entry.scale is None:
         warn(f"{read.cfg_file}: normalize_activations is 'expected_average_only_in', and the factor is "
@@ -146,6 +150,7 @@ def load_pretrained(
     cfg = _merged(read.cfg, overrides | dict(dtype=_dtype(dtype, read.tensors, read.cfg)))
     if source.entry and not cfg['metadata'].get('model_name'): cfg['metadata']['model_name'] = source.entry.model
     read = _scaled(read._replace(cfg=cfg), source.entry)
-    sae = cls._from_parts(read.cfg, read.tensors, Path(source.path), read.cfg_file, read.weights_file)
+    sae = sae_from_parts(cls, read.cfg, read.tensors, read.cfg_file or Path(source.path)/CFG_FILE,
+                         read.weights_file or Path(source.path)/WEIGHTS_FILE)
     if fold_W_dec_norm: sae.fold_W_dec_norm()
     return sae, sae.cfg.to_dict(), read.log_sparsity

@@ -9,7 +9,10 @@ __all__ = ['AbsTopK', 'AbsTopKSAEConfig', 'AbsTopKSAE', 'AbsTopKTrainingSAEConfi
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.registry import register_sae_class, register_sae_training_class
+from .base import sparse_forward
 from .topk import TopK, TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from .topk import topk_forward, topk_step
+from .training import sparse_step
 
 # %% ../../nbs/saes/abstopk.ipynb #7f92b831
 class AbsTopK(TopK):
@@ -33,7 +36,7 @@ class AbsTopKSAEConfig(TopKSAEConfig):
 
 class AbsTopKSAE(TopKSAE):
     "An AbsTopK SAE"
-    _selection = AbsTopK
+    activation = AbsTopK
 
 @dataclass
 class AbsTopKTrainingSAEConfig(TopKTrainingSAEConfig, AbsTopKSAEConfig):
@@ -42,5 +45,7 @@ class AbsTopKTrainingSAEConfig(TopKTrainingSAEConfig, AbsTopKSAEConfig):
 class AbsTopKTrainingSAE(TopKTrainingSAE, AbsTopKSAE):
     "Trains an `AbsTopKSAE`"
 
+sparse_forward(AbsTopKSAE)(topk_forward)
+sparse_step(AbsTopKTrainingSAE)(topk_step)
 register_sae_class('abstopk', AbsTopKSAE, AbsTopKSAEConfig)
 register_sae_training_class('abstopk', AbsTopKTrainingSAE, AbsTopKTrainingSAEConfig)

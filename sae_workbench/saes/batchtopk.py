@@ -17,10 +17,11 @@ from ..core.errors import DataError, SAEWorkbenchError
 from ..core.ops import Pattern, is_transformed
 from ..core.processes import Alone, sharing
 from ..core.registry import register_sae_training_class
-from .base import SAEConfig
+from .base import sparse_forward
+from .config import SAEConfig
 from .jumprelu import JumpReLUSAEConfig
-from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig
-from .training import TrainStepInput, TrainStepOutput
+from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig, topk_forward, topk_step
+from .training import TrainStepInput, TrainStepOutput, sparse_step
 
 # %% ../../nbs/saes/batchtopk.ipynb #8607a036
 def _first_largest(values:Tensor, n:int)->Tensor:
@@ -89,10 +90,11 @@ class BatchTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return JumpReLUSAEConfig
 
 # %% ../../nbs/saes/batchtopk.ipynb #ff3be6aa
-class _Threshold(TopKTrainingSAE):
-    "The average of the smallest latents"
-    _selection = BatchTopK
+class BatchTopKTrainingSAE(TopKTrainingSAE):
+    "Trains a BatchTopK SAE, which becomes a `JumpReLUSAE` for inference"
+    activation = BatchTopK
 
+    # The threshold, an average of the smallest latents
     def initialize_weights(self):
         "Those of TopK, and the buffer `topk_threshold`, a float64 number"
         super().initialize_weights()
@@ -135,9 +137,7 @@ class _Threshold(TopKTrainingSAE):
         super().fold_activation_norm_scaling_factor(scaling_factor)
         if self.cfg.rescale_acts_by_decoder_norm: self.topk_threshold.div_(scaling_factor)
 
-# %% ../../nbs/saes/batchtopk.ipynb #f5afc952
-class BatchTopKTrainingSAE(_Threshold):
-    "Trains a BatchTopK SAE, which becomes a `JumpReLUSAE` for inference"
+    # The step, and what leaves training
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         "Compute the losses of a batch"
         team, k = sharing(), self.cfg.k
@@ -172,4 +172,6 @@ class BatchTopKTrainingSAE(_Threshold):
                                     "after every step of the optimiser")
         state_dict['threshold'] = torch.full_like(state_dict['b_enc'], threshold)
 
+sparse_forward(BatchTopKTrainingSAE)(topk_forward)
+sparse_step(BatchTopKTrainingSAE)(topk_step)
 register_sae_training_class('batchtopk', BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig)

@@ -9,12 +9,13 @@ __all__ = ['matching_pursuit', 'MatchingPursuitSAEConfig', 'MatchingPursuitSAE',
 # %% ../../nbs/saes/matching_pursuit.ipynb #8fa3595c
 from dataclasses import dataclass
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..core.config import Count, NonNegative, Positive, Rule
 from ..core.ops import is_transformed
 from ..core.processes import sharing
 from ..core.registry import register_sae_class, register_sae_training_class
-from .base import SAE, SAEConfig
+from .base import SAE
+from .config import SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #d40d4ae4
@@ -65,16 +66,20 @@ class MatchingPursuitSAEConfig(SAEConfig):
     residual_threshold:NonNegative = 1e-2 # A row is finished when its residual is shorter; 0 for never
     max_iterations:Count|None = None # Steps at most; d_in if None
     stop_on_duplicate_support:bool = True # A row is finished when a step adds no new latent
+    rules = (Rule(lambda c: c.normalize_activations != 'covariance_whitening',
+                  "normalize_activations='covariance_whitening': it is folded into encoder and decoder in different ways, "
+                  "and the encoder of matching pursuit is its decoder; write 'expected_average_only_in'"),)
 
     @classmethod
     def architecture(cls)->str: return 'matching_pursuit'
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #feb6bd96
-class _Tied(SAE[MatchingPursuitSAEConfig]):
-    "An SAE whose encoder is its decoder"
+class MatchingPursuitSAE(SAE[MatchingPursuitSAEConfig]):
+    "A matching pursuit SAE: its encoder is its decoder"
     def initialize_weights(self):
         "`W_dec (d_sae, d_in)` at random, `b_dec (d_in,)` at zero"
-        self.b_dec, self.W_dec = self._zeros(self.cfg.d_in), self._random(self.cfg.d_sae, self.cfg.d_in)
+        self.b_dec = self.parameter(self.cfg.d_in)
+        self.W_dec = self.parameter(self.cfg.d_sae, self.cfg.d_in, init=nn.init.kaiming_uniform_)
 
     @property
     def W_enc(self)->Tensor:
@@ -82,7 +87,17 @@ class _Tied(SAE[MatchingPursuitSAEConfig]):
         return self.W_dec.T
 
     @property
-    def _b_out(self)->Tensor|None: return self._b_in
+    def b_out(self)->Tensor|None:
+        "(d_in,) what was subtracted from the input is added again"
+        return self.b_in
+
+    def encode_with_hidden_pre(self, x:Tensor)->tuple[Tensor, Tensor]:
+        "Latents, and zeros in place of pre-activations, both (…, d_sae)"
+        u, cfg = self.process_sae_in(x), self.cfg
+        f = matching_pursuit(u.reshape(-1, cfg.d_in), self.W_dec, cfg.residual_threshold, cfg.max_iterations,
+                             cfg.stop_on_duplicate_support)
+        f = self.hook_sae_acts_post(f.reshape(*u.shape[:-1], cfg.d_sae))
+        return f, torch.zeros_like(f)
 
     def fold_W_dec_norm(self):
         "Refused: it would change the selection"
@@ -97,18 +112,10 @@ class _Tied(SAE[MatchingPursuitSAEConfig]):
         self.cfg.residual_threshold /= scaling_factor
         self.cfg.normalize_activations = 'none'
 
-# %% ../../nbs/saes/matching_pursuit.ipynb #44f06cb2
-class MatchingPursuitSAE(_Tied):
-    "A matching pursuit SAE"
-    def encode_with_hidden_pre(self, x:Tensor)->tuple[Tensor, Tensor]:
-        "Latents, and zeros in place of pre-activations, both (…, d_sae)"
-        u, cfg = self.process_sae_in(x), self.cfg
-        f = matching_pursuit(u.reshape(-1, cfg.d_in), self.W_dec, cfg.residual_threshold, cfg.max_iterations,
-                             cfg.stop_on_duplicate_support)
-        f = self.hook_sae_acts_post(f.reshape(*u.shape[:-1], cfg.d_sae))
-        return f, torch.zeros_like(f)
+    def fold_activation_whitening(self, *args):
+        "Refused: the encoder of matching pursuit is its decoder"
+        raise NotImplementedError("the encoder of matching pursuit is its decoder: it cannot be trained on whitened activations")
 
-# %% ../../nbs/saes/matching_pursuit.ipynb #dea5400e
 register_sae_class('matching_pursuit', MatchingPursuitSAE, MatchingPursuitSAEConfig)
 
 # %% ../../nbs/saes/matching_pursuit.ipynb #d5ace182
@@ -135,5 +142,4 @@ class MatchingPursuitTrainingSAE(TrainingSAE[MatchingPursuitTrainingSAEConfig], 
         return dict(max_l0=l0.max(), min_l0=l0.min(), residual_norm=left.mean(),
                     residual_threshold_converged_portion=(left < self.cfg.residual_threshold).float().mean())
 
-# %% ../../nbs/saes/matching_pursuit.ipynb #8560ada9
 register_sae_training_class('matching_pursuit', MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig)

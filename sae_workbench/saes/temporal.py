@@ -16,7 +16,8 @@ from ..core.config import Count, Positive, Rule
 from ..core.errors import DataError
 from ..core.ops import is_recorded
 from ..core.registry import register_sae_class
-from .base import SAE, SAEConfig
+from .base import SAE
+from .config import SAEConfig
 from .topk import TopK
 
 # %% ../../nbs/saes/temporal.ipynb #25f220ae
@@ -84,12 +85,13 @@ class TemporalSAEConfig(SAEConfig):
     def architecture(cls)->str: return 'temporal'
 
 # %% ../../nbs/saes/temporal.ipynb #271fa6be
-class _Tensors(SAE[TemporalSAEConfig]):
-    "The tensors, and the way in and out"
+class TemporalSAE(SAE[TemporalSAEConfig]):
+    "A temporal SAE"
+    # Tensors, and the way in and out
     def initialize_weights(self):
         "`W_dec (d_sae, d_in)`, `W_enc` unless tied, `b_dec (d_in,)` at zero, and the attention layers"
         cfg, kw = self.cfg, dict(dtype=self.dtype, device=self.device)
-        self.b_dec, self.W_dec = self._zeros(cfg.d_in), nn.Parameter(torch.randn(cfg.d_sae, cfg.d_in, **kw))
+        self.b_dec, self.W_dec = self.parameter(cfg.d_in), nn.Parameter(torch.randn(cfg.d_sae, cfg.d_in, **kw))
         if not cfg.tied_weights: self.W_enc = nn.Parameter(torch.randn(cfg.d_in, cfg.d_sae, **kw))
         def layer(): return ContextAttention(cfg.d_sae, cfg.n_heads, cfg.bottleneck_factor, **kw)
         self.attn_layers = nn.ModuleList(layer() for _ in range(cfg.n_attn_layers))
@@ -114,12 +116,11 @@ class _Tensors(SAE[TemporalSAEConfig]):
         return self.cfg.activation_normalization_factor if scalar else 1.
 
     @property
-    def _b_out(self)->Tensor|None:
+    def b_out(self)->Tensor|None:
+        "(d_in,) what is added to the reconstruction, or None"
         return None if self.cfg.tied_weights and not self.cfg.apply_b_dec_to_input else self.b_dec
 
-# %% ../../nbs/saes/temporal.ipynb #0f203bec
-class _Predicting(_Tensors):
-    "The context's part of an activation"
+    # What the context predicts, and what is new
     def _code(self, residual:Tensor)->Tensor:
         encoder = self.W_dec.T if self.cfg.tied_weights else self.W_enc
         return residual/(4*self.cfg.d_in) @ encoder
@@ -135,9 +136,6 @@ class _Predicting(_Tensors):
             predicted, x = predicted + p*scale, x - guess*scale
         return x, predicted
 
-# %% ../../nbs/saes/temporal.ipynb #3f23d1cf
-class TemporalSAE(_Predicting):
-    "A temporal SAE"
     def encode_with_predictions(self,
         x:Tensor, # (batch, positions, d_in) activations
     )->tuple[Tensor, Tensor]: # novel code and predicted code, both (batch, positions, d_sae)
@@ -156,11 +154,12 @@ class TemporalSAE(_Predicting):
                             f"(batch, positions, d_in={self.cfg.d_in}), got {tuple(x.shape)}")
         left, predicted = self._predict(u)
         pre = self.hook_sae_acts_pre(self._code(left))
-        return self.hook_sae_acts_post(self._activate(pre)), pre, predicted
+        return self.hook_sae_acts_post(self.activate(pre)), pre, predicted
 
-    def _reconstruct(self, x:Tensor)->Tensor:
+    def reconstruct(self, x:Tensor)->Tensor:
+        "Both codes, decoded"
         novel, predicted = self.encode_with_predictions(x)
-        return self._finish((novel + predicted) @ self.W_dec)
+        return self.process_sae_out((novel + predicted) @ self.W_dec)
 
     def fold_W_dec_norm(self):
         "Refused: the attention layers read codes in the units they have"
@@ -169,5 +168,9 @@ class TemporalSAE(_Predicting):
     def fold_activation_norm_scaling_factor(self, scaling_factor:float):
         "Refused: the attention layers read codes in the units they have"
         raise NotImplementedError("a scaling factor cannot be folded: the attention layers read the codes")
+
+    def fold_activation_whitening(self, *args):
+        "Refused: the attention layers read codes in the units they have"
+        raise NotImplementedError("whitening cannot be folded: the attention layers read the codes")
 
 register_sae_class('temporal', TemporalSAE, TemporalSAEConfig)

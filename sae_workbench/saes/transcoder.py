@@ -10,12 +10,13 @@ __all__ = ['TranscoderConfig', 'Transcoder', 'SkipTranscoderConfig', 'SkipTransc
 # %% ../../nbs/saes/transcoder.ipynb #86947fd5
 from dataclasses import dataclass
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..core.config import Count, Rule
 from ..core.errors import DataError
 from ..core.hooks import hooks_off
 from ..core.registry import register_sae_class
-from .base import SAE, SAEConfig
+from .base import SAE
+from .config import SAEConfig
 from .jumprelu import JumpReLUSAE
 from .topk import TopK, expand_few
 
@@ -35,63 +36,69 @@ class TranscoderConfig(SAEConfig):
     def architecture(cls)->str: return 'transcoder'
 
 # %% ../../nbs/saes/transcoder.ipynb #000a2574
-class _Writing(SAE[TranscoderConfig]):
-    "The tensors of a transcoder, and its output"
+class Transcoder(SAE[TranscoderConfig]):
+    "A transcoder with ReLU"
+    readers = ('W_enc',)   # the weights that see the input
+
     def initialize_weights(self):
         "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
-        self.W_enc = self._random(self.cfg.d_in, self.cfg.d_sae)
-        self.W_dec = self._random(self.cfg.d_sae, self.cfg.d_out)
-        self.b_enc, self.b_dec = self._per_latent(), self._zeros(self.cfg.d_out)
+        self.W_enc = self.parameter(self.cfg.d_in, self.cfg.d_sae, init=nn.init.kaiming_uniform_)
+        self.W_dec = self.parameter(self.cfg.d_sae, self.cfg.d_out, init=nn.init.kaiming_uniform_)
+        self.b_enc, self.b_dec = self.per_latent(), self.parameter(self.cfg.d_out)
 
     @property
     def d_out(self)->int:
         "Width of what is written"
         return self.cfg.d_out
 
-    def _finish(self, recons:Tensor)->Tensor: return self.hook_sae_recons(recons + self.b_dec)
+    def process_sae_out(self, recons:Tensor)->Tensor:
+        "What follows the product with `W_dec`; a normalisation of the input is not undone"
+        return self.hook_sae_recons(recons + self.b_dec)
 
-    def _write(self, x:Tensor, f:Tensor)->Tensor: return self.decode(f)
+    def write(self, x:Tensor, f:Tensor)->Tensor:
+        "The output (…, d_out) for an input and its latents"
+        return self.decode(f)
 
-    def _reconstruct(self, x:Tensor)->Tensor: return self._write(x, self.encode(x))
+    def reconstruct(self, x:Tensor)->Tensor:
+        "Encode and write"
+        return self.write(x, self.encode(x))
 
     def forward_with_activations(self,
         x:Tensor, # (…, d_in) activations
     )->tuple[Tensor, Tensor]: # (…, d_out) output and (…, d_sae) latents
         "The output, and the latents behind it"
         f = self.encode(x)
-        return self._write(x, f), f
+        return self.write(x, f), f
 
-# %% ../../nbs/saes/transcoder.ipynb #afe24496
-class _Folded(_Writing):
-    _readers = ('W_enc',)   # the weights that see the input
+    def forward(self,
+        x:Tensor, # (…, d_in) what the layer reads
+        y:Tensor|None=None, # (…, d_out) what the layer writes; needed by the error term alone
+    )->Tensor: # (…, d_out) the transcoder's version of it, plus the error term if that is on
+        "Encode and decode"
+        out = self.reconstruct(x)
+        if self.adds_error: out = out + self.hook_sae_error(self.missing(x, y))
+        return self.hook_sae_output(out)
+
+    @torch.no_grad()
+    def missing(self, x:Tensor, y:Tensor|None)->Tensor:
+        "What a pass without hooks misses of the layer's output"
+        if y is None or y.shape!=(*x.shape[:-1], self.cfg.d_out):
+            raise DataError("the error term of a transcoder is what it misses of the layer's output: call it as "
+                            f"transcoder(x, y) with y of shape {(*x.shape[:-1], self.cfg.d_out)}, "
+                            f"got {None if y is None else tuple(y.shape)}")
+        with hooks_off(self): return (y - self.reconstruct(x)).detach()
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:float, # What inputs were multiplied by in training
     ):
         "Fold the scaling factor into the weights, in place, so that the transcoder takes unscaled inputs"
-        for name in self._readers: getattr(self, name).data.mul_(scaling_factor)
+        for name in self.readers: getattr(self, name).data.mul_(scaling_factor)
         self.cfg.normalize_activations = 'none'
 
-# %% ../../nbs/saes/transcoder.ipynb #2302aebf
-class Transcoder(_Folded):
-    "A transcoder with ReLU"
-    def forward(self,
-        x:Tensor, # (…, d_in) what the layer reads
-        y:Tensor|None=None, # (…, d_out) what the layer writes; needed by the error term alone
-    )->Tensor: # (…, d_out) the transcoder's version of it, plus the error term if that is on
-        "Encode and decode"
-        out = self._reconstruct(x)
-        if self.use_error_term: out = out + self.hook_sae_error(self._missing(x, y))
-        return self.hook_sae_output(out)
-
-    @torch.no_grad()
-    def _missing(self, x:Tensor, y:Tensor|None)->Tensor:
-        if y is None or y.shape!=(*x.shape[:-1], self.cfg.d_out):
-            raise DataError("the error term of a transcoder is what it misses of the layer's output: call it as "
-                            f"transcoder(x, y) with y of shape {(*x.shape[:-1], self.cfg.d_out)}, "
-                            f"got {None if y is None else tuple(y.shape)}")
-        with hooks_off(self): return (y - self._reconstruct(x)).detach()
+    def fold_activation_whitening(self, *args):
+        "Refused: a transcoder writes elsewhere than it reads"
+        raise NotImplementedError("a transcoder writes elsewhere than it reads: it cannot be trained on whitened activations")
 
 register_sae_class('transcoder', Transcoder, TranscoderConfig)
 
@@ -104,15 +111,16 @@ class SkipTranscoderConfig(TranscoderConfig):
 
 class SkipTranscoder(Transcoder):
     "A skip transcoder with ReLU"
-    _readers = ('W_enc', 'W_skip')
+    readers = ('W_enc', 'W_skip')
 
     def initialize_weights(self):
         "The tensors of a transcoder, and `W_skip (d_out, d_in)` at zero"
         super().initialize_weights()
-        self.W_skip = self._zeros(self.cfg.d_out, self.cfg.d_in)
+        self.W_skip = self.parameter(self.cfg.d_out, self.cfg.d_in)
 
-    def _write(self, x:Tensor, f:Tensor)->Tensor:
-        return super()._write(x, f) + x.to(self.dtype) @ self.W_skip.T
+    def write(self, x:Tensor, f:Tensor)->Tensor:
+        "The latents' part, and that of the skip connection"
+        return super().write(x, f) + x.to(self.dtype) @ self.W_skip.T
 
 register_sae_class('skip_transcoder', SkipTranscoder, SkipTranscoderConfig)
 
@@ -132,13 +140,13 @@ class JumpReLUSkipTranscoderConfig(JumpReLUTranscoderConfig, SkipTranscoderConfi
 # %% ../../nbs/saes/transcoder.ipynb #047df5c1
 class JumpReLUTranscoder(Transcoder):
     "A transcoder with JumpReLU"
-    _latent_biases = JumpReLUSAE._latent_biases
-    _activate = JumpReLUSAE._activate
+    latent_biases = JumpReLUSAE.latent_biases
+    activate = JumpReLUSAE.activate
 
     def initialize_weights(self):
         "The tensors of a transcoder, and `threshold (d_sae,)` at zero"
         super().initialize_weights()
-        self.threshold = self._per_latent()
+        self.threshold = self.per_latent()
 
 class JumpReLUSkipTranscoder(JumpReLUTranscoder, SkipTranscoder):
     "A skip transcoder with JumpReLU"
@@ -167,7 +175,9 @@ class TopKTranscoder(Transcoder):
     "A transcoder with TopK"
     def get_activation_fn(self): return TopK(self.cfg.k)
 
-    def _expand(self, feature_acts:Tensor)->Tensor: return expand_few(feature_acts, self.W_dec, self.cfg.k)
+    def decode_linear(self, feature_acts:Tensor)->Tensor:
+        "The product of latents with the decoder, over the active ones if these are few"
+        return expand_few(feature_acts, self.W_dec, self.cfg.k)
 
     def fold_W_dec_norm(self):
         "Refused: it would change the selection"

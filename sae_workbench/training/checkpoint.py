@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FILE', 'STORE_FILE', 'RUN_FILE', 'SPARSITY_FILE', 'FORMAT', 'VERSION', 'ATrainer', 'Keeper', 'V6_FILE',
-           'V6_SCALE_FILE', 'RunPosition', 'without_weights', 'keeper_of', 'save_checkpoint', 'read_v6_state',
-           'load_v6_checkpoint', 'from_format_1', 'save_trainer_state', 'read_trainer_state', 'go_on_longer',
-           'load_checkpoint', 'saved_position', 'checkpoint_name', 'is_checkpoint', 'is_of_run', 'is_good',
-           'Checkpoints', 'latest']
+           'RunPosition', 'without_weights', 'keeper_of', 'save_checkpoint', 'read_v6_state', 'load_v6_checkpoint',
+           'from_format_1', 'save_trainer_state', 'read_trainer_state', 'go_on_longer', 'load_checkpoint',
+           'saved_position', 'checkpoint_name', 'is_checkpoint', 'is_of_run', 'is_good', 'Checkpoints', 'latest']
 
 # %% ../../nbs/training/checkpoint.ipynb #788e0130
 import itertools, os, re
@@ -20,9 +19,11 @@ from ..core.errors import ConfigError, LoadError, SaveError, warn
 from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import check_folder, read_manifest, remove, whole_folder
-from ..saes.base import CFG_FILE, WEIGHTS_FILE
+from ..activations.scale import SCALER_FILE, ActivationScaler
+from ..saes.files import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 from .same_run import LENGTH, check_same_run, is_longer, run_changes
+from .scaling import folded_options
 
 # %% ../../nbs/training/checkpoint.ipynb #1096b87c
 TRAINER_FILE, STORE_FILE = 'trainer_state.safetensors', 'activations_store_state.safetensors'
@@ -77,29 +78,31 @@ def save_checkpoint(
     return Path(path)
 
 # %% ../../nbs/training/checkpoint.ipynb #6441d310
-V6_FILE, V6_SCALE_FILE = 'trainer_state.pt', 'activation_scaler.json'
+V6_FILE = 'trainer_state.pt'
 
 def read_v6_state(
     folder:str|Path, # A checkpoint of SAELens v6
     trainer, # An SAETrainer made with the same config
 )->dict[str, Any]: # For `load_state_dict`, without the weights
     "The state of a trainer that v6 has written"
-    path, scale = Path(folder)/V6_FILE, {}
+    path, scaler = Path(folder)/V6_FILE, ActivationScaler()
     try: saved = torch.load(path, map_location=trainer.cfg.device, weights_only=True)
     except Exception as e: raise LoadError(f"{path}: not a trainer's state of SAELens v6 ({type(e).__name__})") from None
-    if (path.parent/V6_SCALE_FILE).is_file(): scale = read_json(path.parent/V6_SCALE_FILE)
-    if scale.get('has_whitening'): raise LoadError(f"{path.parent}: its activations are whitened, which is not supported")
+    if (path.parent/SCALER_FILE).is_file(): scaler.load(path.parent/SCALER_FILE)
     steps, now = saved['lr_scheduler']['last_epoch'], trainer.state_dict()   # n_training_steps lags one behind in a run
     def moments(i, s):
         turned = trainer.optimizer.stepped[int(i)].view
         return {k: turned(v).contiguous() if v.dim()==2 else v for k, v in s.items()}
     train = {k: v for k, v in now['train'].items() if k != 'sae'}
+    white, norm = scaler.whitening, train['scaling']['norm']
+    if white is not None: norm = norm | dict(batches=1, found=white.state_dict())
     final = {k: c['final_value'] for k, c in train['coefficients'].items()}
     counts = ('act_freq_scores', 'n_forward_passes_since_fired', 'n_frac_active_samples')
     return now | dict(train=train | dict(
         n_steps=steps, n_samples=saved['n_training_samples'],
         optim=dict(adam={str(i): moments(i, s) for i, s in saved['optimizer']['state'].items()}, step=steps),
-        statistics={k: saved[k] for k in counts}, scaling=train['scaling'] | dict(factor=scale.get('scaling_factor')),
+        statistics={k: saved[k] for k in counts},
+        scaling=dict(factor=scaler.scaling_factor, whitens=white is not None, norm=norm),
         coefficients={k: dict(current_step=c['current_step'], final_value=final[k])
                       for k, c in saved['coefficient_schedulers'].items()}))
 
@@ -126,9 +129,11 @@ def from_format_1(
     old:dict[str, Any], # A trainer's state, as the first format kept it
 )->dict[str, Any]: # For `load_state_dict`
     "A state whose nesting follows the parts"
+    norm = old['norm']
+    scaling = dict(factor=old['scaling_factor'], whitens=not old['folded'] and norm.get('found') is not None, norm=norm)
     train = dict(n_steps=old['n_training_steps'], n_samples=old['n_training_samples'], buffers=old.get('buffers', {}),
                  optim=dict(adam=old['optimizer'], step=old['lr_scheduler_step']), coefficients=old['coefficients'],
-                 statistics=old['statistics'], scaling=dict(factor=old['scaling_factor'], norm=old['norm']))
+                 statistics=old['statistics'], scaling=scaling)
     if 'sae' in old: train['sae'] = old['sae']
     feed = dict(pending=old.get('pending'), skips=old['skips'])
     return dict(train=train, feed=feed) | {k: old[k] for k in ('random', 'callbacks', 'evaluation_due', 'folded')}
@@ -158,7 +163,7 @@ def go_on_longer(
     trainer, # An SAETrainer that has been restored from it
     saved:dict, # The options of the shorter run
     now:dict, # Those of the longer one
-    normalize:str, # How the SAE's config normalises activations
+    options:dict[str, Any], # Those of the SAE's config that its end has changed, as they were before
 ):
     "Warn of what a longer run does to the learning rate, and take back the end of the shorter one"
     k = next(k for k in LENGTH if k in now)
@@ -166,7 +171,7 @@ def go_on_longer(
          schedule_change(saved, now, trainer.n_training_steps))
     if not trainer.folded or trainer.n_training_samples >= trainer.cfg.total_training_samples: return
     trainer.folded = False   # the run had ended, and with it the scaling of its activations
-    trainer.state.scaling.unfold(trainer.sae, normalize)
+    trainer.state.scaling.unfold(trainer.sae, options)
 
 @checked
 def load_checkpoint(
@@ -183,16 +188,16 @@ def load_checkpoint(
     check_folder(path)
     saved, now = read_json(path/RUN_FILE), trainer.cfg.to_dict() if run_config is None else run_config
     sae_saved, sae_now = read_json(path/CFG_FILE), trainer.sae.cfg.to_dict()
-    if read_manifest(path)['position'][2]: sae_saved['normalize_activations'] = sae_now['normalize_activations']
+    options = {k: sae_now[k] for k in folded_options(sae_now)}   # before the run's end
+    if read_manifest(path)['position'][2]: sae_saved.update(options)
     new_loss, new_data = run_changes([(sae_saved, sae_now), (saved, now)], overrides, path)
-    normalize = trainer.sae.cfg.normalize_activations
     state, final = read_trainer_state(path, trainer, check=False), {}   # the manifest was compared
     if new_data: state['feed']['pending'] = None
     if new_loss: final = {k: c.final_value for k, c in trainer.coefficient_schedulers.items()}
     state['train'] = {'sae': read_tensors(path/WEIGHTS_FILE, trainer.cfg.device, check=False)} | state['train']
     trainer.load_state_dict(state)
     for k, value in final.items(): trainer.coefficient_schedulers[k].final_value = value
-    if is_longer(saved, now): go_on_longer(path, trainer, saved, now, normalize)
+    if is_longer(saved, now): go_on_longer(path, trainer, saved, now, options)
     if store is None: return
     if new_data: return warn(f"the data begin again, because {', '.join(new_data)} changed")
     store.load_state_dict(read_state(path/STORE_FILE))

@@ -21,7 +21,7 @@ from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_c
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
 from ..activations.v6_cache import default_cache_path
-from ..saes.base import FORMAT_VERSION
+from ..saes.config import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
 

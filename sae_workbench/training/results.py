@@ -14,7 +14,8 @@ from ..core.files import read_json, write_json, write_tensors, write_text
 from ..core.errors import LoadError, SaveError, warn
 from ..core.folders import together
 from ..core.private import shareable
-from ..saes.base import CFG_FILE, WEIGHTS_FILE, SAE
+from ..saes.base import SAE
+from ..saes.files import CFG_FILE, WEIGHTS_FILE
 from ..saes.card import model_card
 from .checkpoint import RUN_FILE, SPARSITY_FILE
 

@@ -21,7 +21,7 @@ from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
 from ..core.source import Found, Reader, Table, Value
 from ..activations.cache_runner import CacheActivationsRunnerConfig
 from ..activations.pretokenize import PretokenizeRunnerConfig
-from ..saes.base import FACTS, READ_ELSEWHERE
+from ..saes.config import FACTS, READ_ELSEWHERE
 from .config import LoggingConfig
 from .translate import KEPT, RENAMED, UNKNOWN_OPTION, Change, ToyTranslation, Translation
 from .translate import translate

@@ -24,7 +24,7 @@ from ..core.processes import processes
 from ..core.seeds import seeded
 from ..activations.models import load_model, tokenizer_of
 from ..activations.offline import official_name
-from ..activations.scale import most_norm_batches
+from ..activations.scale import ESTIMATES, most_norm_batches
 from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
@@ -46,7 +46,7 @@ def check_rows_of(
     cfg:LanguageModelSAERunnerConfig, # The run that reads it
 ):
     "Warn if the run reads more rows than the cache holds: it then differs from the run on the live model"
-    estimated = cfg.sae.normalize_activations=='expected_average_only_in'
+    estimated = cfg.sae.normalize_activations in ESTIMATES
     batches = most_norm_batches(cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
     norm = estimated*batches*cfg.train_batch_size_tokens
     if (have := manifest['rows']) >= norm + cfg.training_tokens: return

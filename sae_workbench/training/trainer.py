@@ -32,6 +32,7 @@ from .parallel import agree_to_stop, check_parts, heard_of, share_random
 from .parallel import start_together, whole_output
 from .preempt import Interrupted, Stop
 from .run_folder import Checkpointing, write_checkpoint
+from .scaling import folded_options
 from .train_state import TrainState, step_metrics, train_step
 from .wandb_log import WandBLogger
 
@@ -225,7 +226,7 @@ class SAETrainer:
     def load_state_dict(self, state:dict[str, Any]):
         for k, part in self.parts.items(): part.load_state_dict(state[k])
         self.evaluation_due, self.folded = state['evaluation_due'], state['folded']
-        if self.folded: self.sae.cfg.normalize_activations = 'none'
+        if self.folded: vars(self.sae.cfg).update(folded_options(self.sae.cfg.to_dict()))
     # What is logged, and files
     def build_train_step_log_dict(self, output:TrainStepOutput, n_training_samples:int)->dict[str, float]:
         "The metrics of a step by name"

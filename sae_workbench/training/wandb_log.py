@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.output import say
 from ..core.private import shareable
-from ..saes.base import WEIGHTS_FILE
+from ..saes.files import WEIGHTS_FILE
 
 # %% ../../nbs/training/wandb_log.ipynb #c5dc29bb
 GROUPS = dict(
