@@ -329,8 +329,7 @@ class _Stopped(_Run):
         if not isinstance(checkpoint_path, SAETrainer): return self._save_checkpoint_in(Path(checkpoint_path))
         trainer = checkpoint_path
         if self.checkpointing is None: return None
-        held = self.checkpointing.folder.held is not None
-        path = self.checkpointing.save(trainer)
+        held, path = self.checkpointing.folder.held is not None, self.checkpointing.save(trainer)
         if not held: self.checkpointing.folder.release(trainer)
         return path
 
