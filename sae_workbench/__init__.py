@@ -79,7 +79,8 @@ _PUBLIC = {
     'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
     'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
     'faces.history': ['RunHistory'],
-    'faces.monitor': ['TrainingMonitor', 'LogMonitor', 'compare_runs'],
+    'faces.curves': ['compare_runs'],
+    'faces.monitor': ['TrainingMonitor', 'LogMonitor'],
     'faces.chooser': ['choose_architecture', 'ArchitectureChooser'],
     'faces.explorer': ['explore', 'LatentExplorer'],
 }

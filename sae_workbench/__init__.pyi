@@ -217,10 +217,10 @@ from .analysis.evals import (
     EvalConfig as EvalConfig,
 )
 from .faces.history import RunHistory as RunHistory
+from .faces.curves import compare_runs as compare_runs
 from .faces.monitor import (
     TrainingMonitor as TrainingMonitor,
     LogMonitor as LogMonitor,
-    compare_runs as compare_runs,
 )
 from .faces.chooser import (
     choose_architecture as choose_architecture,
@@ -382,9 +382,9 @@ __all__ = [
     'get_eval_everything_config',
     'EvalConfig',
     'RunHistory',
+    'compare_runs',
     'TrainingMonitor',
     'LogMonitor',
-    'compare_runs',
     'choose_architecture',
     'ArchitectureChooser',
     'explore',

@@ -317,7 +317,7 @@ INNER = {
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
     'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'error_of', 'write', 'missing',
-    'all_losses', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss'}
+    'split', 'all_losses', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss'}
 INNER_OF = {'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {
@@ -403,7 +403,7 @@ NAMED = {   # what was accepted without a word, or ended in a traceback
     'nearest_latents(sae(), [-1])': 'latents [-1] do not exist',
     'nearest_latents(sae(), [1.7])': 'the number of a latent is a whole number',
     "dashboard(stats(), 'page.html', n=-3)": 'n=-3: must be at least 1',
-    "intervene(sae(), [1, 1], 'steer', [1, 2])": 'a number stands there twice',
+    "intervene(sae(), [1, 1], 'steer', [1, 2])": 'a number occurs there twice',
     "intervene(sae(), '3')": 'latents must be a number or a list of numbers',
     'intervene(sae(), None)': 'latents must be a number or a list of numbers',
     'intervene(sae(), [[1], [2, 3]])': 'latents must be a number or a list of numbers',

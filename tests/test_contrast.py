@@ -3,9 +3,10 @@ import re
 
 import pytest
 
-from sae_workbench.analysis.dashboard import FILE_STYLE
+from sae_workbench.analysis.document import FILE_STYLE
 from sae_workbench.analysis.examples import shaded
-from sae_workbench.faces.widgets import _TOKENS, LOOK
+from sae_workbench.faces.controls import _TOKENS
+from sae_workbench.faces.widgets import LOOK
 
 PAGES = {   # paper and ink
     'the site': ('#ffffff', '#373a3c'), 'the site, dark': ('#222222', '#ffffff'),

@@ -5,9 +5,13 @@ import subprocess
 
 import pytest
 import torch
-from lab import CHROMIUM, FLAGS
+from lab import CHROMIUM, FLAGS, MISSING, chromium
 
-from sae_workbench import RowLatents, dashboard, latent_stats
+from sae_workbench import RowLatents, SAEMetadata, TopKSAE, TopKSAEConfig, dashboard, latent_stats
+from sae_workbench.activations.offline import toy_model
+from sae_workbench.analysis.examples import TextLatents
+from sae_workbench.analysis.latents import pick
+from sae_workbench.analysis.page import read_labels
 from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
 
 DUMP = '--headless --window-size=1200,900 --virtual-time-budget=4000 --enable-logging=stderr --dump-dom'.split()
@@ -28,6 +32,7 @@ setTimeout(() => { log.push(shown()); document.body.append('RESULT' + JSON.strin
 """
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium')
+needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope='module')
@@ -72,3 +77,88 @@ def test_the_policy_stops_scripts(stats, tmp_path):
     path.write_text(path.read_text(encoding='utf-8').replace('</main>', f'{EVIL}</main>'), encoding='utf-8')   # as if something had not been escaped
     text, console = dom(path, tmp_path/'profile')
     assert '<title>hacked' not in text and 'Content Security Policy' in console
+
+
+HITS = "[...(CSS.highlights.get('sae-hits') ?? [])].map(range => range.toString())"
+
+
+@pytest.fixture(scope='module')
+def page():
+    "A page of a real browser, in which the file's own policy holds"
+    with chromium() as browser:
+        context = browser.new_context(viewport=dict(width=1440, height=900), accept_downloads=True)
+        yield context.new_page()
+
+
+def text_stats():
+    "Latents on a text, with neighbours that are not chosen for a page"
+    torch.manual_seed(0)
+    model = toy_model(2, 16)
+    sae = TopKSAE(TopKSAEConfig(d_in=16, d_sae=48, k=4, metadata=SAEMetadata(hook_name='blocks.0.hook_resid_post')))
+    ids = torch.tensor(model.tokenizer('The cat sat on the mat. '*60)['input_ids'][:1280]).view(10, 128)
+    return latent_stats(TextLatents(sae, model, ids, window=(80, 40)))
+
+
+@needs_browser
+def test_links_hits_and_context(page, tmp_path):
+    stats = text_stats()
+    path = dashboard(stats, tmp_path/'page.html', n=4)
+    page.goto(path.as_uri())
+    first = page.locator('main section:visible')
+    assert first.locator('.pairs code[style*="rgba(205,85,0"]').count() and first.locator('.pairs code[style*="rgba(0,115,250"]').count()
+    links = first.locator('.pairs a')
+    assert links.count() == 8   # all neighbours
+    brief = page.locator(f"aside#{links.evaluate_all('ls => ls.map(l => l.hash.slice(1)).find(id => document.getElementById(id).tagName === `ASIDE`)')}")
+    page.locator(f".pairs a[href='#{brief.get_attribute('id')}']:visible").click()
+    brief.wait_for(state='visible')
+    assert page.locator('main section:visible').count() == 0 and 'short page' in brief.inner_text()
+    page.go_back()
+    first.wait_for()
+
+    assert page.evaluate(HITS) == []
+    page.locator('#search').fill('SAT')   # of three tokens: bytes
+    shown = page.evaluate(HITS)
+    assert shown and set(shown) == {'sat'}
+    page.locator('#search').fill('12')
+    assert page.evaluate(HITS) == []
+    page.locator('#search').fill('.*')
+    assert page.evaluate(HITS) == []
+
+    page.locator('#search').fill('')
+    context = first.locator('details').first
+    assert context.locator('.far').first.is_hidden()
+    context.locator('summary').click()
+    assert context.locator('.far').first.is_visible()
+
+
+@needs_browser
+def test_labels_are_kept(page, tmp_path):
+    stats, evil = text_stats(), '<b id="evil">x</b> & "y"'
+    a, b = pick(stats, 2)
+    path = dashboard(stats, tmp_path/'page.html', [a, b], labels={b: 'from Python'})
+    page.goto(path.as_uri())
+    label, name = page.locator(f'#latent-{a} input.label'), page.locator(f'#row-{a} .called')
+    assert page.locator(f'#row-{b} .called').inner_text() == 'from Python'
+    label.fill(evil)
+    assert name.inner_text() == evil
+    label.press('ArrowRight')   # moves in the field, and does not turn the page
+    assert label.is_visible()
+    page.locator('#search').fill('evil')
+    assert page.locator('#index tbody tr:visible').count() == 1
+    page.reload()   # kept by the browser
+    assert (label.input_value(), name.inner_text()) == (evil, evil)
+    with page.expect_download() as saved:
+        page.locator('#keep').click()
+    saved.value.save_as(tmp_path/'labels.json')
+    assert read_labels(tmp_path/'labels.json', stats.sae) == {a: evil, b: 'from Python'}
+
+    again = dashboard(stats, tmp_path/'again.html', [a], labels=tmp_path/'labels.json')   # to Python and back
+    page.evaluate('localStorage.clear()')
+    page.goto(again.as_uri())
+    assert label.input_value() == evil
+    (tmp_path/'more.json').write_text(json.dumps({str(a): 'new', 'x': 1}), encoding='utf-8')
+    page.locator('#load').set_input_files(tmp_path/'more.json')
+    page.get_by_text('1 label read').wait_for()
+    assert (label.input_value(), page.locator('#evil').count()) == ('new', 0)
+    page.locator('#load').set_input_files(again)
+    page.get_by_text('not a file of labels').wait_for()

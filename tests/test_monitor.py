@@ -80,11 +80,18 @@ def test_a_hand_at_the_monitor(tmp_path):
         state = page.locator('.sae-state').first
         state.wait_for()
         assert state.inner_text() == 'ready'
+        assert [b.inner_text().strip() for b in page.locator('.sae-monitor button').all()] == ['Train', 'Stop and save']
+        first_panel = page.locator('.sae-monitor .sae-title', has_text=re.compile('^Loss')).bounding_box()['y']
         button('Train').click()
         lab.until(lambda: not page.wait_for_timeout(200) and first_line(page))
         seen = {first_line(page)}
         lab.until(lambda: not page.wait_for_timeout(200) and (seen.add(first_line(page)) or len(seen) > 4))   # the plot moves
         assert nb.run(2) == "(45, 'training')"                                                                # the notebook is free
+
+        panel = page.locator('.sae-monitor .js-plotly-plot').first
+        assert abs(panel.bounding_box()['y'] - first_panel) < 12   # nothing moved when figures and numbers came
+        assert (panel.locator('.xtitle').text_content(), panel.locator('.ytitle').text_content()) == ('step', 'loss, logarithmic')
+        bar = page.locator('.sae-monitor [role=progressbar]')
 
         button('Pause').click()
         lab.until(lambda: not page.wait_for_timeout(100) and state.inner_text().startswith('paused'))
@@ -92,6 +99,8 @@ def test_a_hand_at_the_monitor(tmp_path):
         page.wait_for_timeout(1500)
         assert step_of(page) == paused_at and state.inner_text().startswith('paused')
         assert nb.run(2) == "(45, 'paused')"
+        assert button('Resume').count() == 1 and button('Train').count() == button('Pause').count() == 0   # one hand, one word
+        assert 0 <= int(bar.get_attribute('aria-valuenow')) - 100*paused_at//1500 <= 1
 
         handle = page.locator('.widget-hslider', has_text='l1').get_by_role('slider').first
         handle.focus()
@@ -104,6 +113,9 @@ def test_a_hand_at_the_monitor(tmp_path):
         page.get_by_text(re.compile(r'l1 is [\d.]+ from step')).wait_for()
         lab.until(lambda: not page.wait_for_timeout(100) and step_of(page) > paused_at + 20)
         nb.keep('monitor_1280')
+        page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+        nb.keep('monitor_dark_1280')
+        page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
         page.set_viewport_size(dict(width=390, height=2600))
         lab.until(lambda: not page.wait_for_timeout(300) and fits(page), 30)
         nb.keep('monitor_390')

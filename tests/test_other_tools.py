@@ -1,6 +1,7 @@
 """What other tools ask of this package: configs as dictionaries, help, installing it beside them, and what a wheel holds."""
 import dataclasses
 import json
+import os
 import pickle
 import pydoc
 import re
@@ -135,12 +136,12 @@ def test_a_type_checker_knows_the_public_names(tmp_path):
 @pytest.mark.parametrize('tool', ['sae-dashboard', 'circuit-tracer'])
 def test_installs_beside(tool, tmp_path):
     "A resolver finds versions of everything that both accept"
-    if not (uv := shutil.which('uv')):
-        pytest.skip('the resolver is uv')
+    uv = pytest.importorskip('uv', reason='the resolver is uv').find_uv_bin()
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     needs = re.findall(r'^  "([^"]+)"', text.partition('dependencies = [')[2].partition('\n]')[0], re.M)
     assert any(n.startswith('transformer-lens') for n in needs)
     (tmp_path/'both.in').write_text('\n'.join([*needs, tool]), encoding='utf-8')
-    done = subprocess.run([uv, 'pip', 'compile', '-q', '--python-version', '3.11', 'both.in'], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([uv, 'pip', 'compile', '-q', '--python-version', '3.11', 'both.in'], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {'UV_NATIVE_TLS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(rf'^{tool}==', done.stdout, re.M) and re.search('^transformer-lens==', done.stdout, re.M)

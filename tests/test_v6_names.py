@@ -3,6 +3,7 @@ import dataclasses
 import json
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def test_is_an_attribute_of_what_has_it_in_v6(owner, name):
     cls = v6_name(owner)
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     assert name in fields or hasattr(cls, name) or name in TABLE['made'].get(owner, '').split()
+
+
+@pytest.mark.parametrize('name', TABLE['arguments'])
+def test_a_function_takes_the_arguments_of_v6_by_name(name):
+    signature(v6_name(name)).bind_partial(**dict.fromkeys(TABLE['arguments'][name].split()))
 
 
 def test_attributes_that_are_made_with_the_object_are_there():

@@ -108,11 +108,25 @@ def counts(page) -> dict:
     return found
 
 
+CLEAR = 'e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).fill].some(c => /rgba\\(0, 0, 0, 0\\)|none/.test(c)) || getComputedStyle(e).fillOpacity === "0"'
+
+
 def test_choose_an_architecture(lab, browser):
     with opened(lab, browser, 'chooser', '.sae-chooser .js-plotly-plot .scatterlayer path.js-line') as page:
         wrong, k = page.locator('.opt-sae-k .sae-bad'), page.locator('.opt-sae-k input[type=text]')
         before = curve(page)
         keep(page, 'chooser_1280')
+        assert page.locator('.sae-chooser .js-plotly-plot .bg').first.evaluate(CLEAR) and page.locator('.sae-chooser .main-svg').first.evaluate(CLEAR)
+        page.get_by_text('Which one? Three questions').click()   # they lead to one
+        yes = page.locator('.sae-guide').get_by_role('button', name='yes')
+        page.locator('.sae-guide').get_by_role('button', name='no').nth(1).click()
+        yes.nth(2).click()
+        page.get_by_role('button', name='Take jumprelu').click()
+        until(page, lambda: page.locator('select[title=architecture]').input_value() == 'jumprelu')
+        keep(page, 'chooser_guide_1280')
+        page.locator('select[title=architecture]').select_option('topk')
+        until(page, lambda: 'sae=TopKTrainingSAEConfig' in page.locator('.sae-code').first.inner_text())
+        page.get_by_text('Which one? Three questions').click()
         k.fill('5000')   # a mistake, and its error at the field
         wrong.wait_for()
         assert 'k=5000 is more than d_sae=4096' in wrong.inner_text()
@@ -237,6 +251,17 @@ def test_explore_latents(lab, browser):
         until(page, lambda: rows.count() == 1)
         rows.first.click()   # its page opens
         until(page, lambda: page.locator('.sae-page .title').inner_text() == 'Latent 17')
+        near = page.locator('.sae-page .pairs a').first   # a neighbour's page, and back
+        other = near.inner_text()
+        near.click()
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == f'Latent {other}')
+        page.get_by_role('button', name='Back to 17').click()
+        until(page, lambda: page.locator('.sae-page .title').inner_text() == 'Latent 17')
+        search.fill('t')   # hits are marked, in the table and on the page
+        until(page, lambda: {'TD', 'SPAN'} <= set(page.evaluate(MARKED)))
+        keep(page, 'explorer_search_1280')
+        search.fill('17')
+        until(page, lambda: page.evaluate(MARKED) == [])
         search.fill('')
         until(page, lambda: rows.count() == 100)
         head = page.locator('.sae-grid').first.get_by_role('button', name='max')
@@ -258,6 +283,11 @@ def test_explore_latents(lab, browser):
         until(page, lambda: tokens.count() == len('The <b>cat</b> sat') + 1)
         fires = page.locator('.sae-grid').nth(1).locator('tbody tr')
         until(page, lambda: fires.count() > 4)   # more than fire on one token
+        few = fires.count()
+        density = page.locator('.widget-hslider', has_text='Density up to').get_by_role('slider')   # dense latents are left out, until one asks for them
+        assert 'left out' in page.locator('.sae-explorer').inner_text()
+        density.press('ArrowRight')
+        until(page, lambda: fires.count() > few)
         everywhere = fires.count()
         tokens.nth(5).click()
         until(page, lambda: 0 < fires.count() < everywhere)
@@ -293,6 +323,10 @@ def test_explore_latents(lab, browser):
         turn(200)
         after = counts(page)
         assert after['nodes'] < 1.2*before['nodes'] and after['jsEventListeners'] < 1.2*before['jsEventListeners'], (before, after)
+
+
+MARKED = """() => [...(CSS.highlights.get('sae-hits') ?? [])].filter(r => r.toString().toLowerCase() === 't')
+    .map(r => r.startContainer.parentElement.tagName)"""
 
 
 def numbers(rows, column: int) -> list[float]:

@@ -289,6 +289,12 @@ class CacheActivationsRunner(_CacheSources):
                                          cfg.hf_repo_id, cfg.hf_revision, cfg.hf_is_private_repo)
         return manifests[cfg.hook_name] if isinstance(cfg.hook_name, str) else manifests
 
+    def __str__(self)->str:
+        cfg, row = self.cfg, sum(cache_bytes(1, d, self.cfg.dtype) for d in self.widths.values())
+        size = cfg.training_tokens*row/1e9
+        return (f"Activation Cache Runner:\nTotal training tokens: {cfg.training_tokens}\n"
+                f"Disk space required: {size:.2f} GB\nConfiguration:\n{cfg}")
+
     def _say(self, m:dict, path:Path):
         size = sum(s['bytes'] for s in m['shards'])
         say(f"{m['rows']:,} activations of {m['about']['hook_name']}, {m['d_in']} wide, {m['dtype']}, "

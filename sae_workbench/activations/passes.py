@@ -15,7 +15,7 @@ from .positions import no_way_back, position_of
 from .sources import ModelSource
 from ..core.arguments import checked
 from ..core.errors import DataError, SAEWorkbenchError
-from ..core.processes import Alone
+from ..core.processes import Processes, SingleProcess
 
 # %% ../../nbs/activations/passes.ipynb #5fbdd86e
 @dataclass
@@ -49,7 +49,7 @@ class SharedPasses:
     "A source whose passes are shared out among processes"
     def __init__(self,
         source:ModelSource, # Whose passes are shared out
-        team:Alone, # The processes
+        team:Processes, # The processes
     ): self.source, self.team, self.ready, self.tokens = source, team, deque(), None   # tokens: of the rows given last
 
     @property
@@ -112,7 +112,7 @@ class SharedPasses:
 @checked
 def share_passes(
     source:ModelSource, # A source that runs a model
-    team:Alone, # The processes
+    team:Processes, # The processes
 )->ModelSource|SharedPasses: # The source itself where there is one process
     "Let processes run a model on different batches and share the activations"
     return source if team.size==1 else SharedPasses(source, team)

@@ -27,7 +27,7 @@ from ..core.arguments import Ids, checked, having
 from ..core.config import Count, Device, Dtype, Fraction, Natural, as_dtype
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_state, write_state
-from ..core.processes import Alone, processes
+from ..core.processes import processes, SingleProcess
 from ..core.seeds import derive, stream
 
 # %% ../../nbs/activations/store.ipynb #2c5ec4d1
@@ -147,7 +147,7 @@ class ActivationStore(TrainingTokens):
         if self._source is None: self._source = self._live() if self.cache is None else self._cached()
         return self._source
 
-    team = Alone()   # the processes that train on this store, and share the passes of the model
+    team = SingleProcess()   # the processes that train on this store, and share the passes of the model
     def _live(self)->ModelSource|SharedPasses:
         check_length(self.model, self.context_size)
         contexts = ContextBatches(self.contexts, n := self.store_batch_size_prompts)

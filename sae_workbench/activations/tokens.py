@@ -103,16 +103,16 @@ def tokenize_with_chat_template(
 SpecialToken = int | Literal['bos', 'eos', 'sep'] | None
 
 def special_token(
-    token:SpecialToken, # A token id, or the name of one of the tokenizer's
+    cfg_token:SpecialToken, # As configs say it: a token id, or the name of one of the tokenizer's
     tokenizer, # A Hugging Face tokenizer or None
 )->int|None: # The id; None where nothing is to be inserted
     "The id of a special token given by name"
-    if token is None or (isinstance(token, int) and not isinstance(token, bool)): return token
-    if token not in ('bos', 'eos', 'sep'):
-        raise ConfigError(f"special token {token!r} is not a token id, 'bos', 'eos', 'sep' or None")
-    found = getattr(tokenizer, f'{token}_token_id', None)
-    if found is None and token != 'bos':
-        raise ConfigError(f"this tokenizer has no {token} token; give a token id, 'bos' or None")
+    if cfg_token is None or (isinstance(cfg_token, int) and not isinstance(cfg_token, bool)): return cfg_token
+    if cfg_token not in ('bos', 'eos', 'sep'):
+        raise ConfigError(f"special token {cfg_token!r} is not a token id, 'bos', 'eos', 'sep' or None")
+    found = getattr(tokenizer, f'{cfg_token}_token_id', None)
+    if found is None and cfg_token != 'bos':
+        raise ConfigError(f"this tokenizer has no {cfg_token} token; give a token id, 'bos' or None")
     return found
 
 def special_token_ids(

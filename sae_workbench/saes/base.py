@@ -289,7 +289,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         whitening_matrix:Tensor, # (d_in, d_in) what they were multiplied by then, from the right
         unwhitening_matrix:Tensor, # (d_in, d_in) its inverse
     ):
-        "Take activations as they are from now on, in place"
+        "Fold the whitening into the weights, in place, so that the SAE takes activations as they are"
         own, maps = dict(self.named_parameters()), (mean, whitening_matrix, unwhitening_matrix)
         found = fold_whitening(own, *(t.to(self.W_dec.device) for t in maps), self.cfg.apply_b_dec_to_input)
         for k, p in own.items(): p.data.copy_(found[k])

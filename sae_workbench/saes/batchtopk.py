@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError, SAEWorkbenchError
 from ..core.ops import Pattern, is_transformed
-from ..core.processes import Alone, sharing
+from ..core.processes import Processes, sharing, SingleProcess
 from ..core.registry import register_sae_training_class
 from .base import sparse_forward
 from .config import SAEConfig
@@ -35,7 +35,7 @@ def largest(
     x:Tensor, # Any shape
     n:int, # How many
     guess:float=0., # A value that n entries probably exceed; changes speed only
-    team:Alone=Alone(), # Processes that have other parts of one large tensor, of which n are wanted altogether
+    team:Processes=SingleProcess(), # Processes that have other parts of one large tensor, of which n are wanted altogether
 )->Tensor: # (n,) or fewer places in the flattened tensor, ascending
     "Where the n largest positive entries are"
     flat, guess = x.flatten(), team.lowest(guess)

@@ -68,7 +68,7 @@ class GatedTrainingSAE(TrainingSAE[GatedTrainingSAEConfig], GatedSAE):
 
     def gate_losses(self, step_input:TrainStepInput, l1:Tensor, via_gate:Tensor)->dict[str, Tensor]:
         "Both terms, from the penalty and the reconstruction (batch, d_in) by the gate alone"
-        error = (via_gate - step_input.sae_in).pow(2).sum(-1).mean()
+        error = (via_gate - step_input.to_reconstruct).pow(2).sum(-1).mean()
         return {'l1_loss': step_input.coefficients['l1'] * l1, 'auxiliary_reconstruction_loss': error}
 
     def log_histograms(self)->dict[str, Any]:
@@ -93,8 +93,8 @@ def open_gates_step(
     l1 = (gate.relu() * sae.W_dec.norm(dim=1)).sum(-1).mean()
     out = sae.process_sae_out(acts @ sae.W_dec)
     aux = sae.gate_losses(step_input, l1, gate.relu() @ sae.W_dec + sae.b_dec)
-    losses = sae.all_losses(step_input.sae_in, out, aux)
-    return TrainStepOutput(step_input.sae_in, out, acts, mag, sum(losses.values()), losses)
+    losses = sae.all_losses(step_input.to_reconstruct, out, aux)
+    return TrainStepOutput(step_input.to_reconstruct, out, acts, mag, sum(losses.values()), losses)
 
 @sparse_step(GatedTrainingSAE)
 def gated_step(

@@ -121,7 +121,7 @@ class TopKSAE(SAE[TopKSAEConfig]):
 
     @torch.no_grad()
     def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
-        "Take activations as they are from now on; where norms decide about latents they are folded first, and then stay out"
+        "Fold the whitening into the weights, in place; where decoder norms decide which latents are kept, they are folded first"
         if self.cfg.rescale_acts_by_decoder_norm:
             self.fold_W_dec_norm()
             self.cfg.rescale_acts_by_decoder_norm = False   # the new decoder rows are longer or shorter
@@ -180,12 +180,12 @@ class TopKTrainingSAE(TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
         "(batch, n) the pre-activations of the dead latents, zero but for the `d_in/2` largest by `scaled`"
         return dead_code(pre, self.activation.rank(scaled), self.cfg.d_in//2)
 
-    def dead_loss(self, recons:Tensor, sae_in:Tensor, sae_out:Tensor, n_dead:int)->Tensor:
+    def dead_loss(self, recons:Tensor, target:Tensor, sae_out:Tensor, n_dead:int)->Tensor:
         "How far the dead latents' sum is from the residual"
         if self.last.scale is not None: recons = recons * self.last.scale
         share = min(n_dead/(self.cfg.d_in//2), 1.) if self.cfg.d_in > 1 else 1.
         weight = self.cfg.aux_loss_coefficient if self.aux_loss_coefficient is None else self.aux_loss_coefficient
-        return weight * share * (recons - (sae_in - sae_out).detach()).pow(2).sum(-1).mean()
+        return weight * share * (recons - (target - sae_out).detach()).pow(2).sum(-1).mean()
 
     def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor):
         "The auxiliary loss, from the dense pre-activations"
@@ -194,7 +194,7 @@ class TopKTrainingSAE(TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
         scaled = hidden_pre[..., dead]
         pre = scaled/self.W_dec[dead].norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else scaled
         recons = self.dead_code(pre, scaled) @ self.W_dec[dead]
-        return {AUX_LOSS: self.dead_loss(recons, step_input.sae_in, sae_out, len(dead))}
+        return {AUX_LOSS: self.dead_loss(recons, step_input.to_reconstruct, sae_out, len(dead))}
 
     def process_state_dict_for_saving_inference(self, state_dict):
         "Fold the decoder norms, so that the inference SAE need not compute them"
@@ -234,6 +234,6 @@ def topk_step(
     code = None if dead is None else sae.dead_code(dead_pre, pre.h[:, dead])
     recons, aux, more = decode(sae, step_input, values, pattern, code, dead)
     out = sae.process_sae_out(recons)
-    aux = out.new_zeros(()) if dead is None else sae.dead_loss(aux, step_input.sae_in, out, len(dead))
+    aux = out.new_zeros(()) if dead is None else sae.dead_loss(aux, step_input.to_reconstruct, out, len(dead))
     reported = values if pre.scale is None else values * pre.scale[pattern.cols]
     return sparse_output(sae, step_input, out, pattern, reported, pre.dense, {AUX_LOSS: aux} | more)

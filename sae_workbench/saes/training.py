@@ -87,6 +87,12 @@ class TrainStepInput:
     n_training_steps:int # Steps so far
     is_logging_step:bool = False # Whether metrics of this step will be logged
     caller_settles:bool = False # Whether the caller calls after_optimizer_step, as the trainer does; see above
+    target:Tensor|None = None # (batch, d_out) what is to be reconstructed; sae_in if None
+
+    @property
+    def to_reconstruct(self)->Tensor:
+        "(batch, d_out) the target, which for an SAE is its input"
+        return self.sae_in if self.target is None else self.target
 
 # %% ../../nbs/saes/training.ipynb #2a9453b8
 @dataclass
@@ -169,8 +175,8 @@ def dense_step(
         acts, pre = sae.encode_with_hidden_pre(step_input.sae_in)
         out = sae.decode(acts)
         aux = sae.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
-    losses = sae.all_losses(step_input.sae_in, out, aux)
-    return TrainStepOutput(step_input.sae_in, out, acts, pre, sum(losses.values()), losses)
+    losses = sae.all_losses(step_input.to_reconstruct, out, aux)
+    return TrainStepOutput(step_input.to_reconstruct, out, acts, pre, sum(losses.values()), losses)
 
 SPARSE_STEPS = {}   # training class to a function (sae, step_input) that gives what the dense step gives
 
@@ -230,9 +236,13 @@ class TrainingSAE(SAE[T]):
         "The terms of the loss beside the reconstruction error"
         return {}
 
-    def all_losses(self, sae_in:Tensor, sae_out:Tensor, aux:dict[str, Tensor]|Tensor)->dict[str, Tensor]:
+    def split(self, rows:Tensor)->tuple[Tensor, Tensor|None]:
+        "The input (batch, d_in) and the target (batch, d_out) in rows of the data; None where the input is the target"
+        return rows, None
+
+    def all_losses(self, target:Tensor, sae_out:Tensor, aux:dict[str, Tensor]|Tensor)->dict[str, Tensor]:
         "The reconstruction error and the other terms, by name"
-        error = self.mse_loss_fn(sae_out, sae_in).sum(-1).mean()
+        error = self.mse_loss_fn(sae_out, target).sum(-1).mean()
         return {'mse_loss': error} | (aux if isinstance(aux, dict) else {'aux_loss': aux})
 
     def training_forward_pass(self,
@@ -318,15 +328,15 @@ def dead_latents(
 def sparse_output(
     sae:TrainingSAE, # Any
     step_input:TrainStepInput, # The step's input
-    sae_out:Tensor, # (batch, d_in) the reconstruction
+    sae_out:Tensor, # (batch, d_out) the reconstruction
     pattern:Pattern, # Where latents were computed
     values:Tensor, # (nnz,) their values
     hidden_pre:Callable[[], Tensor], # Makes the pre-activations (batch, d_sae)
     aux:dict[str, Tensor], # The terms of the loss beside the reconstruction error
 )->SparseStepOutput:
     "What a sparse step returns"
-    return SparseStepOutput(step_input.sae_in, sae_out, pattern, values, hidden_pre,
-                            sae.all_losses(step_input.sae_in, sae_out, aux))
+    losses = sae.all_losses(step_input.to_reconstruct, sae_out, aux)
+    return SparseStepOutput(step_input.to_reconstruct, sae_out, pattern, values, hidden_pre, losses)
 
 # %% ../../nbs/saes/training.ipynb #02dae90c
 def assert_same_step(

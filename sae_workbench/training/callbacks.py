@@ -18,7 +18,7 @@ from ..core.aside import put_aside
 from ..core.errors import LoadError, NonFiniteError, warn
 from ..core.files import not_plain, sync
 from ..core.output import Bar, say
-from ..core.processes import Alone
+from ..core.processes import Processes, SingleProcess
 from ..saes.training import TrainStepOutput
 from .wandb_log import WandBLogger
 
@@ -45,7 +45,7 @@ class CallbackList(list):
     "The callbacks of a run, in their order"
     def __init__(self,
         callbacks:Iterable=(), # Objects with methods of `Callback`
-        team:Alone=Alone(), # The processes; all but the first do without those that write
+        team:Processes=SingleProcess(), # The processes; all but the first do without those that write
     ): super().__init__(cb for cb in callbacks if team.is_first or not getattr(cb, 'first_only', False))
 
     def get(self, kind:type):

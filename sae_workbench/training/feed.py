@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.batches import rows_of
 from ..core.errors import DataError, NonFiniteError
 from ..core.files import not_finite
-from ..core.processes import Alone
+from ..core.processes import Processes, SingleProcess
 from ..core.seeds import set_torch_random_state, torch_random_state
 from ..saes.training import TrainStepOutput
 from .guards import Skips, check_batch, not_changed
@@ -25,7 +25,7 @@ class BatchFeed:
     def __init__(self,
         source:Iterable, # Of batches (rows, d_in), or of tuples that begin with them
         state:TrainState, # The run that they are for
-        team:Alone=Alone(), # The processes that read the same
+        team:Processes=SingleProcess(), # The processes that read the same
         stop:Stop|None=None, # Where a request to stop is noted; a fresh one if None
     ):
         self.source, self.state, self.team, self.stop, self.skips = iter(source), state, team, stop or Stop(), Skips()

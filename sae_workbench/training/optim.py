@@ -42,7 +42,7 @@ def lr_factor(
 
 # %% ../../nbs/training/optim.ipynb #5499a21b
 def get_lr_scheduler(
-    name:str, # One of SCHEDULES, in any case
+    scheduler_name:str, # One of SCHEDULES, in any case
     optimizer:torch.optim.Optimizer, # Whose learning rate is set
     training_steps:int, # Steps of the whole run
     lr:float, # The learning rate after the warm-up
@@ -52,7 +52,7 @@ def get_lr_scheduler(
     num_cycles:int=1, # Cosines in a row, for warm restarts
 )->LambdaLR:
     "The schedule as torch knows it; call its `step()` after every step of the optimiser"
-    name = name.lower()
+    name = scheduler_name.lower()
     if name not in SCHEDULES: raise ConfigError(unknown('learning-rate schedule', name, SCHEDULES))
     end = 0.1 if lr_end is None else lr_end/lr
     def factor(t): return lr_factor(t, name, training_steps, warm_up_steps, decay_steps, end, num_cycles)

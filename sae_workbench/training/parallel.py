@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 from ..core.errors import ConfigError, DataError
-from ..core.processes import Alone, check_device, sharing_with
+from ..core.processes import check_device, Processes, sharing_with, SingleProcess
 from ..core.seeds import random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .preempt import Stop
@@ -20,7 +20,7 @@ from .preempt import Stop
 def shared_pass(
     sae:TrainingSAE, # The SAE, the same in each process
     step_input:TrainStepInput, # This process's rows
-    team:Alone, # The processes
+    team:Processes, # The processes
 )->TrainStepOutput: # Of these rows, with the losses of all rows
     "A forward pass on a part of a batch; after backward the gradients are to be summed over the processes"
     with sharing_with(team): out = sae.training_forward_pass(step_input)
@@ -41,7 +41,7 @@ def number(v)->float:
 
 def whole_output(
     out:TrainStepOutput, # Of this process's rows
-    team:Alone, # The processes
+    team:Processes, # The processes
 )->TrainStepOutput: # Of all rows; latents stay those of this process
     "What a step did, for the log"
     if team.size==1: return out
@@ -55,7 +55,7 @@ def whole_output(
 def check_parts(
     rows:int, # Of a batch
     device:str, # Where the SAE is trained
-    team:Alone, # The processes
+    team:Processes, # The processes
 ):
     "An error, before anything is done, if processes cannot share a batch"
     check_device(device, team)
@@ -66,7 +66,7 @@ def check_parts(
 def start_together(
     sae:TrainingSAE, # The SAE of this process
     position:list[int], # Where this process is
-    team:Alone, # The processes
+    team:Processes, # The processes
 ):
     "Weights and random generators of the first process for all"
     if team.size==1: return
@@ -76,14 +76,14 @@ def start_together(
     team.copy_first([*sae.parameters(), *sae.buffers()])
     share_random(team)
 
-def share_random(team:Alone):
+def share_random(team:Processes):
     "The first process's random generators for all"
     if team.size > 1: set_random_state(team.first_does(random_state))
 
 # %% ../../nbs/training/parallel.ipynb #6b59e36b
 def same_data(
     batch:Tensor, # (rows, d_in), the first one
-    team:Alone, # The processes
+    team:Processes, # The processes
 ):
     "Raise an error if the processes have different batches"
     if team.size==1: return
@@ -96,7 +96,7 @@ def same_data(
 # %% ../../nbs/training/parallel.ipynb #56ce04ab
 def agree_to_stop(
     stop:Stop, # Of this process
-    team:Alone, # The processes
+    team:Processes, # The processes
 ):
     "Raise `Interrupted` in all processes if one was asked to stop"
     asked = (stop.signum or 0) + 1 if stop.asked else 0   # 1 is a call of stop()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import NonFiniteError
 from ..core.files import not_finite
 from ..core.hooks import only_own_hooks
-from ..core.processes import Alone
+from ..core.processes import Processes, SingleProcess
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
 from .guards import cause, not_changed
@@ -110,15 +110,15 @@ def autocast_of(
 def train_step(
     state:TrainState, # Changed in place
     batch:Tensor, # (rows, d_in) activations, not scaled yet
-    team:Alone=Alone(), # The processes that share the batch
+    team:Processes=SingleProcess(), # The processes that share the batch
     feed=None, # The `BatchFeed` that the batch came from, if it did
 )->TrainStepOutput: # Losses and reconstructions, without their autograd graph
     "One step of training; no intervention of another thread reaches it"
     sae = state.sae
     sae.train()
-    x = state.scaling(team.part(batch).to(sae.device))
-    step_input = TrainStepInput(
-        x, state.coefficients.now(), state.statistics.dead_neurons, state.n_steps, state.logs, caller_settles=True)
+    x, target = sae.split(state.scaling(team.part(batch).to(sae.device)))
+    step_input = TrainStepInput(x, state.coefficients.now(), state.statistics.dead_neurons, state.n_steps, state.logs,
+                                caller_settles=True, target=target)
     with autocast_of(state.cfg): out = shared_pass(sae, step_input, team)
     out.loss.backward()
     team.sum_gradients(sae.parameters())

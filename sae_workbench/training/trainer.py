@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.arguments import checked
 from ..core.config import Name
 from ..core.errors import ConfigError, NonFiniteError, ProcessError, SAEWorkbenchError
-from ..core.processes import Alone, processes
+from ..core.processes import Processes, SingleProcess, processes
 from ..core.seeds import OwnRandomness, random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepOutput
 from .callbacks import Callback, CallbackList
@@ -41,7 +41,7 @@ def usual_callbacks(
     given:Iterable, # Those that somebody passed
     cfg:SAETrainerConfig, # Which may ask for more
     data=None, # The source of batches; a run that can never go back in it is told so now, not a week later
-    team:Alone=Alone(), # The processes of the run
+    team:Processes=SingleProcess(), # The processes of the run
 )->CallbackList: # In the order in which they are told
     "The callbacks of a run"
     found = list(given)
@@ -114,7 +114,7 @@ class SAETrainer:
         evaluator:Callable|None=None, # Called as evaluator(sae, data_provider, activation_scaler); returns metrics
         save_checkpoint_fn:Callable|None=None, # Called as fn(checkpoint_path=...) after a checkpoint was written
         callbacks:Iterable[Callback]=(), # Called at each stage of the run
-        team:Alone|None=None, # The processes that train together; those of torchrun if None
+        team:Processes|None=None, # The processes that train together; those of torchrun if None
     ):
         self.cfg, self.team = cfg, processes() if team is None else team
         self.evaluator, self.save_checkpoint_fn = evaluator, save_checkpoint_fn
