@@ -145,6 +145,9 @@ def _figure_class()->type:
         _whole = False
         def open(self):
             if self._whole: super().open()
+        def notify_change(self, change):
+            done = change.name.startswith('_py2js_') and change.new is None   # the message before it may not be read yet
+            if not done: super().notify_change(change)
     return WholeFigure
 
 def figure_widget(
