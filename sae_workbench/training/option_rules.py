@@ -169,7 +169,7 @@ def _penalty(t, name, v):
 _FREE = 'decoder rows were kept at norm 1 after every step; now they are free'
 _FOLD = 'fold_W_dec_norm() on the trained SAE makes them unit vectors without changing what it computes'
 UNSCALED = ('the penalty was on the latents alone, so that it could be evaded by small latents with long decoder rows; '
-            'now each latent counts times the norm of its row. Tune l1_coefficient again')
+            'now each latent counts times the norm of its row. Tune l1_coefficient anew')
 _AS_UNIT = 'rescale_acts_by_decoder_norm=True, the default, selects latents as if decoder rows were unit vectors'
 _BY_PRE = 'latents are selected by their pre-activations alone, as they were'
 
