@@ -14,7 +14,9 @@ def main():
     ap.add_argument('--folder', help='where the cache is written; the system\'s temporary folder if left out')
     a = ap.parse_args()
     import torch
-    from sae_workbench.activations.cache import ShardSource, cache_bytes, write_cache
+    from sae_workbench.activations.cache_format import cache_bytes
+    from sae_workbench.activations.cache_read import ShardSource
+    from sae_workbench.activations.cache_write import write_cache
     from sae_workbench.activations.sources import TensorSource
     torch.set_num_threads(1)
     x, size = torch.randn(a.rows, a.d_in), cache_bytes(a.rows, a.d_in, a.dtype)

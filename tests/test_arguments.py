@@ -403,7 +403,7 @@ NAMED = {   # what was accepted without a word, or ended in a traceback
     'nearest_latents(sae(), [-1])': 'latents [-1] do not exist',
     'nearest_latents(sae(), [1.7])': 'the number of a latent is a whole number',
     "dashboard(stats(), 'page.html', n=-3)": 'n=-3: must be at least 1',
-    "intervene(sae(), [1, 1], 'steer', [1, 2])": 'a number occurs there twice',
+    "intervene(sae(), [1, 1], 'steer', [1, 2])": 'a number occurs twice',
     "intervene(sae(), '3')": 'latents must be a number or a list of numbers',
     'intervene(sae(), None)': 'latents must be a number or a list of numbers',
     'intervene(sae(), [[1], [2, 3]])': 'latents must be a number or a list of numbers',

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from sae_workbench import CacheActivationsRunner, CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig
 from sae_workbench import LanguageModelSAETrainingRunner, StandardSAE, StandardSAEConfig, TopKTrainingSAEConfig
-from sae_workbench.activations.cache import ShardSource
+from sae_workbench.activations.cache_read import ShardSource
 from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig, pretokenize_dataset
 from sae_workbench.activations.sources import as_slice, excluded_ids
 from sae_workbench.activations.store import ActivationsStore

@@ -8,7 +8,7 @@ from torch import nn
 
 from sae_workbench import (Callback, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LayerSources, LoggingConfig, MixingBuffer,
                            ModuleSource, NonFiniteError, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE, write_cache)
-from sae_workbench.activations.cache import ROWS, SUMS, row_checksums
+from sae_workbench.activations.cache_format import ROWS, SUMS, row_checksums
 from sae_workbench.core.files import not_finite, read_tensors, write_tensors
 from sae_workbench.core.registry import get_sae_training_class
 from sae_workbench.training.callbacks import read_log

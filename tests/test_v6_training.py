@@ -12,7 +12,7 @@ from sae_workbench import (
     SAE, AbsTopKTrainingSAEConfig, ActivationScaler, BatchTopKTrainingSAEConfig, CacheActivationsRunner, CacheActivationsRunnerConfig, GatedTrainingSAE,
     GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig, MatchingPursuitTrainingSAEConfig, PretokenizeRunner, PretokenizeRunnerConfig, SAETrainer, SAETrainerConfig, StandardTrainingSAE, StandardTrainingSAEConfig, SyntheticSource,
     TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE, Transcoder, TranscoderConfig)
-from sae_workbench.activations.cache import ShardSource
+from sae_workbench.activations.cache_read import ShardSource
 from sae_workbench.activations.tokens import word_tokenizer
 from sae_workbench.core.errors import ConfigError, LoadError
 from sae_workbench.faces.cli import parse_config

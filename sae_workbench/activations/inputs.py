@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from .positions import check_about, no_way_back, position_of, read_up_to
-from .tokens import ContextIterator
+from .tokens import Contexts
 from ..core.errors import ConfigError, DataError, warn
 from ..core.seeds import derive, stream
 
@@ -23,7 +23,7 @@ from ..core.seeds import derive, stream
 class ContextBatches:
     "Contexts, as many at a time as the model is run on at once"
     def __init__(self,
-        contexts:ContextIterator, # Where the tokens come from, such as `TokenContexts`
+        contexts:Contexts, # Where the tokens come from, such as `TokenContexts`
         size:int=32, # Contexts in a batch
     ):
         self.source, self.size = contexts, size

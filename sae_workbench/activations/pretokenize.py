@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts_of', 'pretokenize_dataset', 'vocabulary_hash',
-           'metadata_from_config', 'check_pretokenized', 'data_mark', 'PretokenizeRunner', 'pretokenize_runner']
+           'metadata_from_config', 'check_pretokenized', 'data_mark', 'open_texts', 'PretokenizeRunner',
+           'pretokenize_runner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
 import hashlib, json, os, tempfile
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .tokens import ContextIterator, ContextMaker, SpecialToken, first_row, how_to_read
-from .tokens import open_dataset, open_rows, special_token
+from .datasets import first_row, how_to_read, open_dataset, open_rows
+from .tokens import ContextMaker, Contexts, SpecialToken, special_token
 from ..core.arguments import Tokenizer, checked
 from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
@@ -26,8 +27,9 @@ from ..core.private import shareable
 
 # %% ../../nbs/activations/pretokenize.ipynb #e7694d24
 @dataclass
-class _PretokenizeData(Config):
-    "Which texts"
+class PretokenizeRunnerConfig(Config):
+    "Options of pre-tokenising"
+    # which texts
     tokenizer_name:str = 'gpt2' # A tokenizer on the hub, or a local folder
     dataset_path:str = '' # Your own file (txt, jsonl, csv, parquet), a folder, or a data set on the hub
     dataset_name:str|None = None # Which configuration of the data set
@@ -43,11 +45,7 @@ class _PretokenizeData(Config):
     seed:Natural|None = 42 # Decides that order; None for another each time, as v6 does by default
     streaming:bool = False # Read the texts as they come instead of downloading them first
     pretokenize_batch_size:Count|None = 1000 # Texts tokenised at once; has no effect on the contexts
-
-# %% ../../nbs/activations/pretokenize.ipynb #afec3fa6
-@dataclass
-class PretokenizeRunnerConfig(_PretokenizeData):
-    "Options of pre-tokenising"
+    # how they are packed, and where they go
     begin_batch_token:SpecialToken = 'bos' # At the start of each context: a token id, bos, eos, sep or None
     begin_sequence_token:SpecialToken = None # At the start of each text
     sequence_separator_token:SpecialToken = 'bos' # Between two texts in one context
@@ -66,7 +64,7 @@ def contexts_of(
     dataset, # A dataset
     tokenizer, # A Hugging Face tokenizer
     cfg:PretokenizeRunnerConfig, # How
-)->ContextIterator: # Of one epoch
+)->Contexts: # Of one epoch
     "The contexts of a dataset, in its order"
     sample, column = first_row(dataset), cfg.column_name
     if column not in sample:
@@ -77,13 +75,13 @@ def contexts_of(
     begin, separator, begin_sequence = (special_token(t, tokenizer) for t in tokens)
     maker = ContextMaker(kind, cfg.context_size, tokenizer, begin, separator, cfg.disable_concat_sequences,
                          begin_sequence)
-    contexts = ContextIterator(open_rows(dataset, columns), maker)
-    contexts.epochs, contexts.chunk = 1, cfg.pretokenize_batch_size or 1000
+    contexts = Contexts(open_rows(dataset, columns), maker, epochs=1)
+    contexts.chunk = cfg.pretokenize_batch_size or 1000
     contexts.require(1)
     return contexts
 
 # %% ../../nbs/activations/pretokenize.ipynb #08b1bfae
-def _rows(contexts:ContextIterator)->Iterator[dict]:
+def _rows(contexts:Contexts)->Iterator[dict]:
     for c in contexts: yield dict(input_ids=c.numpy().astype(np.int32))
 
 def pretokenize_dataset(
@@ -161,8 +159,16 @@ def data_mark(
     if known is None: known = [first_row(dataset), len(dataset) if hasattr(dataset, '__len__') else None]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
-class _Texts:
-    "A dataset and a tokenizer"
+def open_texts(
+    cfg:PretokenizeRunnerConfig, # Which dataset
+): # A dataset
+    "The dataset that a config names"
+    only = dict(name=cfg.dataset_name, data_dir=cfg.data_dir, data_files=cfg.data_files)
+    return open_dataset(cfg.dataset_path, cfg.streaming, cfg.split, **{k: v for k, v in only.items() if v})
+
+# %% ../../nbs/activations/pretokenize.ipynb #028c7482
+class PretokenizeRunner:
+    "Tokenises a dataset, and saves or uploads the contexts"
     @checked
     def __init__(self,
         cfg:PretokenizeRunnerConfig, # All options
@@ -172,18 +178,11 @@ class _Texts:
 
     def open(self):
         "Load what was not handed over"
-        cfg = self.cfg
-        if self.dataset is None:
-            only = dict(name=cfg.dataset_name, data_dir=cfg.data_dir, data_files=cfg.data_files)
-            only = {k: v for k, v in only.items() if v}
-            self.dataset = open_dataset(cfg.dataset_path, cfg.streaming, cfg.split, **only)
+        if self.dataset is None: self.dataset = open_texts(self.cfg)
         if self.tokenizer is None:
             from transformers import AutoTokenizer
-            self.tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer_name)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.cfg.tokenizer_name)
 
-# %% ../../nbs/activations/pretokenize.ipynb #028c7482
-class PretokenizeRunner(_Texts):
-    "Tokenises a dataset, and saves or uploads the contexts"
     def run(self): # A `datasets.Dataset` with the column input_ids
         "Tokenise, pack, shuffle, save, upload"
         if self.cfg.save_path is None: return self._make(None)

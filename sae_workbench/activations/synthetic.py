@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .positions import read_up_to
 from ..core.arguments import Correlation, Rows, checked
 from ..core.config import Count, Fraction, Natural, NonNegative
 from ..core.dictionaries import recovered
@@ -148,8 +149,8 @@ class Firing:
         return active
 
 # %% ../../nbs/activations/synthetic.ipynb #ca248b11
-class _Features:
-    "A dictionary, and how its features are drawn"
+class SyntheticSource:
+    "Endless batches of activations with a known dictionary; batch number n is the same in every run"
     @checked
     def __init__(self,
         n_features:Count=48, # Features in the dictionary
@@ -171,9 +172,6 @@ class _Features:
         self.features, self.batch_size, self.noise, self.magnitude = features, batch_size, noise, magnitude
         self.seed, self.n = seed, 0
 
-# %% ../../nbs/activations/synthetic.ipynb #a4b509d9
-class SyntheticSource(_Features):
-    "Endless batches of activations with a known dictionary; batch number n is the same in every run"
     @checked
     def batch(self, n:Natural)->tuple[Tensor, Tensor]:
         "Batch number `n`: activations (batch_size, d_in), and the true code (batch_size, n_features)"
@@ -188,5 +186,8 @@ class SyntheticSource(_Features):
         self.n += 1
         return self.batch(self.n - 1)[0]
 
+    # the position
+    cannot_resume = None
+    def position(self)->str: return read_up_to(self, batches=self.n)
     def state_dict(self)->dict: return {'n': self.n}
     def load_state_dict(self, state:dict): self.n = int(state['n'])

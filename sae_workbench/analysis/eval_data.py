@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
-from ..activations.cache import ShardSource
+from ..activations.cache_read import ShardSource
 from ..activations.models import check_d_in, check_length, input_device
 from ..activations.sources import LanguageModelSource, TensorSource, TokenActivations, check_rows
 from ..activations.store import ActivationsStore
-from ..activations.tokens import SavedContexts
+from ..activations.tokens import TokenContexts
 from .attach import place_of
 from ..core.errors import ConfigError, DataError
 from ..saes.base import SAE
@@ -170,7 +170,7 @@ def is_tokens(x)->bool:
 
 def has_contexts(source)->bool:
     "Whether a source holds texts"
-    return is_tokens(source) or isinstance(source, (SavedContexts, LanguageModelSource, ActivationsStore))
+    return is_tokens(source) or isinstance(source, (TokenContexts, LanguageModelSource, ActivationsStore))
 
 def find_at(
     sae:SAE, # What is measured

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from torch import nn
+from ..activations.datasets import open_dataset, shuffled
 from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
 from ..activations.offline import MODEL, load_smollm2, official_name, offline_text
-from ..activations.store import shuffled
-from ..activations.tokens import TokenContexts, open_dataset
+from ..activations.tokens import TokenContexts
 from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
 from ..core.errors import ConfigError, LoadError, unknown
 from ..core.files import write_json, write_text

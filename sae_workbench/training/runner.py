@@ -22,10 +22,12 @@ from ..core.output import say
 from ..core.private import without_secrets
 from ..core.processes import processes
 from ..core.seeds import seeded
+from ..activations.datasets import can_be_shuffled
 from ..activations.models import load_model, tokenizer_of
 from ..activations.offline import official_name
 from ..activations.scale import ESTIMATES, most_norm_batches
-from ..activations.store import ActivationsStore, can_be_shuffled, open_cache
+from ..activations.store import ActivationsStore
+from ..activations.store_parts import open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar
