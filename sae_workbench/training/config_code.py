@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 from ..core.errors import ConfigError
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
-from ..core.source import Found, Reader, Value
+from ..core.source import Found, Reader
+from ..core.values import Value
 from ..activations.cache_runner import CacheActivationsRunnerConfig
 from ..activations.pretokenize import PretokenizeRunnerConfig
 from .config import LoggingConfig

@@ -21,7 +21,8 @@ from ..core.errors import ConfigError, LoadError, did_you_mean, shown
 from ..core.files import atomic, read_text
 from ..core.old_options import OLD_OPTIONS
 from ..core.plain import read_plain
-from ..core.source import Reader, Value
+from ..core.source import Reader
+from ..core.values import Value
 from .config_code import OTHERS, RUNNERS, Part, code_of, from_options, is_config, parts_in
 from .rewrite import Script
 from .old_config import (

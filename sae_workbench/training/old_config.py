@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import NamedTuple
 from ..core.errors import ConfigError, unknown
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
-from ..core.source import UNKNOWN, Value
+from ..core.values import UNKNOWN, Value
 import sae_workbench.saes   # the architectures register themselves
 from .config import LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig
 from .versions import Version

@@ -14,8 +14,8 @@ from ..core.config import dtype_name
 from ..core.errors import did_you_mean
 from ..core.old_options import OLD_OPTIONS, OldOption, old_options, old_value
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
-from ..core.source import UNKNOWN, Table, Value
-from .old_config import DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION, Translation
+from ..core.values import UNKNOWN, Table, Value
+from .old_config import DIFFERS, MOVED, RENAMED, UNKNOWN_OPTION
 
 # %% ../../nbs/training/option_rules.ipynb #afc0d703
 def times(

@@ -8,9 +8,9 @@ __all__ = ['comments_of', 'inherit_comments', 'path_of', 'handed_on', 'set_other
 # %% ../../nbs/training/rewrite.ipynb #7700606a
 import ast, io, re, tokenize
 from ..core.old_options import OLD_NAMES, OldName
-from ..core.source import Reader, Table, Value
+from ..core.source import Reader
+from ..core.values import Table, Value
 from ..saes.config import FACTS, READ_ELSEWHERE
-from .config import LoggingConfig
 from .old_config import RENAMED, UNKNOWN_OPTION, Change, Translation
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL, translate

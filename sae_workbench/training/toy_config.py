@@ -7,7 +7,6 @@ __all__ = ['TOY']
 
 # %% ../../nbs/training/toy_config.ipynb #dbc3b007
 from .config import SAETrainerConfig
-from .old_config import Translation
 from .option_rules import B_DEC
 from .translate import Kind, tell_default, write_default, write_logging
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING
 from typing import Any, NamedTuple
 from ..core.old_options import old_options
-from ..core.source import Value
+from ..core.values import Value
 from .config import LanguageModelSAERunnerConfig
 from .old_config import DEFAULT, Translation
 from .option_rules import B_DEC, THRESHOLDS, UNSCALED, always_scaled, by_table, l1_of_first_releases
