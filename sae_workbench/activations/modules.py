@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from .inputs import Batches
-from .sources import HookedModel, ModelSource, check_rows
+from .hooked import HookedModel
+from .sources import ModelSource, check_rows
 from ..core.arguments import TorchDtype, checked
 from ..core.batches import first_of
 from ..core.config import Device, as_dtype
