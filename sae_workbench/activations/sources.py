@@ -8,13 +8,14 @@ __all__ = ['ActivationSource', 'check_rows', 'RowSource', 'TensorRows', 'TensorS
 
 # %% ../../nbs/activations/sources.ipynb #b5d53ad4
 import hashlib, math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
+from .columns import as_columns, columns_of
 from .hooked import HookedModel
 from .inputs import ContextBatches
-from .models import check_d_in, check_length, tokenizer_of, vocab_size
+from .models import check_d_in, check_length, model_d_in, tokenizer_of, vocab_size
 from .positions import check_about, no_way_back, read_up_to
 from .tokens import Contexts, kept_positions, special_token_ids
 from ..core.arguments import TorchDtype, checked
@@ -64,6 +65,9 @@ class RowSource:
         return self.acts.d_in
 
     @property
+    def columns(self)->dict[str, slice]: return columns_of(self.acts)
+
+    @property
     def token_ids(self)->Tensor|None: # (rows,)
         "The tokens of the rows that were given last, where the rows have any"
         return self.acts.token_ids
@@ -108,10 +112,13 @@ class TensorRows:
     kind, warns, token_ids = 'tensor', False, None   # warns: whether a second epoch is worth a warning
     def __init__(self,
         acts:Tensor, # (n, d_in)
+        columns:Mapping[str, int]|None=None, # Name to width, where several things lie side by side
     ):
         if acts.ndim != 2: raise DataError(f"activations of shape {tuple(acts.shape)}; needed is (n, d_in)")
         if not len(acts): raise DataError("there are no activations: the tensor has 0 rows")
-        self.acts, self.d_in = acts, acts.shape[1]
+        self.acts, self.d_in, self.columns = acts, acts.shape[1], as_columns(columns or {})
+        if columns and sum(columns.values()) != self.d_in:
+            raise DataError(f"columns of widths {dict(columns)} do not make rows of {self.d_in} numbers")
 
     def __len__(self)->int: return len(self.acts)
     def __getitem__(self, rows:slice|Tensor)->Tensor:
@@ -142,6 +149,7 @@ class RowReader(Protocol):
     name:str             # the hook, where there is only one
     nothing_left:str     # why a whole epoch may leave no rows, for the message
     reads_tokens:bool    # whether a batch is token ids, one for each activation
+    def widths(self)->dict[str, int]: ...                                # hook to width
     def rows_by_hook(self, batch, what:str='')->dict[str, Tensor]: ...   # hook to (rows, d_in); what: which batch
     def about(self)->dict[str, Any]: ...                                 # what decides the rows, as plain data
 
@@ -180,16 +188,20 @@ class ModelSource:
                 raise DataError(f"nothing is left of a whole epoch: {self.activations.nothing_left}")
         raise StopIteration
 
-    def __iter__(self): return self
-    def __next__(self)->Tensor: # (rows, d_in)
-        name = self.activations.name
+    def next_rows(self)->dict[str, Tensor]: # Hook name to (rows, d_in)
+        "The rows of the next pass; of the same pass again, after a failure that may not repeat itself"
         if self.failed: self.load_state_dict(self.failed)
         before = self.state_dict()
-        try: return self.next_pass()[name]
+        try: return self.next_pass()
         except (NonFiniteError, StopIteration): raise   # whoever asks again gets the pass behind it
         except BaseException:
             self.failed = before
             raise
+
+    def __iter__(self): return self
+    def __next__(self)->Tensor: # (rows, d_in)
+        name = self.activations.name
+        return self.next_rows()[name]
 
     # the position
     def position(self)->str: return read_up_to(self, self.inputs, batches=self.n_batches)
@@ -282,6 +294,10 @@ class TokenActivations:
         return self.hooked.about() | dict(
             hook_head_index=self.head, seqpos_slice=[s.start, s.stop, s.step],
             excluded_tokens=None if self.excluded is None else self.excluded.tolist())
+
+    def widths(self)->dict[str, int]: # Hook name to width
+        "The widths at the hooks, measured on a few tokens"
+        return {n: model_d_in(self.model, n, self.head, self.kwargs) for n in self.names}
 
     # all activations of some contexts
     def by_hook(self, tokens:Tensor)->dict[str, Tensor]: # Hook name to (prompts, positions, d_in)
