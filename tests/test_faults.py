@@ -102,7 +102,7 @@ def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('saved')
     t = small(None)
     for _ in range(2):
-        t._one_step()
+        t.one_step()
         Checkpoints(folder).save(t)
     return folder
 
@@ -310,7 +310,7 @@ def test_lost_files_cost_no_run(lost, tmp_path):
             run = runner(TOPK, tmp_path/'run', NOTHING)
             run.run()
             assert len([*(tmp_path/'run'/'checkpoints').iterdir()]) == 1
-    assert same(run.trainer.state_dict()['sae'], whole.trainer.state_dict()['sae']) and (tmp_path/'run'/'sae'/'cfg.json').exists()
+    assert same(run.trainer.sae.state_dict(), whole.trainer.sae.state_dict()) and (tmp_path/'run'/'sae'/'cfg.json').exists()
     steps = [line['step'] for line in read_log(tmp_path/'run'/'sae')]
     assert steps == [line['step'] for line in read_log(tmp_path/'whole'/'sae')][-len(steps):]
 
@@ -329,14 +329,14 @@ def test_odd_callbacks_cost_no_run(event, what, undisturbed_run, tmp_path):
     first.resume()
     second = runner(TOPK, tmp_path, NOTHING)
     second.run()
-    for run in (first, second): assert same(run.trainer.state_dict()['sae'], undisturbed_run)
+    for run in (first, second): assert same(run.trainer.sae.state_dict(), undisturbed_run)
 
 
 @pytest.fixture(scope='module')
 def undisturbed_run(tmp_path_factory) -> dict:
     run = runner(TOPK, tmp_path_factory.mktemp('whole'), NOTHING)
     run.run()
-    return run.trainer.state_dict()['sae']
+    return run.trainer.sae.state_dict()
 
 
 @pytest.mark.parametrize('event, told', [('on_end', 'at step 24'), ('on_close', 'when the run was complete')])
@@ -348,7 +348,7 @@ def test_a_signal_after_the_last_step(event, told, undisturbed_run, tmp_path):
     assert e.value.exit_code == 143 and (tmp_path/'sae'/'cfg.json').exists() == (event == 'on_close')
     again = runner(TOPK, tmp_path, NOTHING)
     again.run()
-    assert same(again.trainer.state_dict()['sae'], undisturbed_run)
+    assert same(again.trainer.sae.state_dict(), undisturbed_run)
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -360,7 +360,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
 def test_the_latest_is_that_of_the_latest_step_whatever_the_clock_says(tmp_path):
     t = small(None)
     for i in range(3):
-        t._one_step()
+        t.one_step()
         path = Checkpoints(tmp_path).save(t)
         os.utime(path, (10**9 - i, 10**9 - i))   # the clock went back
     assert latest(tmp_path).name == '96'

@@ -85,9 +85,9 @@ def test_a_bad_row(architecture, variant, tmp_path):
         assert e.value.checkpoint == latest(tmp_path/f'stop{at}') and e.value.checkpoint.name == str(at*BATCH)
         t = trainer(Data([at], value), architecture, tmp_path/f'skip{at}', on_nonfinite='skip', **variant)
         for _ in range(at):
-            t._one_step()
+            t.one_step()
         before = everything(t)
-        t._one_step()
+        t.one_step()
         assert_same(before, everything(t))
         t.fit()
         assert t.data_provider.n == t.n_training_steps == STEPS and t.skips.total == t.sae.cfg.metadata.n_skipped_steps == 1
@@ -138,7 +138,7 @@ def test_a_bad_weight(architecture, mode, tmp_path):
 
 def test_a_bad_moment_of_the_optimiser_is_not_written(tmp_path):
     t = trainer(Data())
-    t._one_step()
+    t.one_step()
     t.optimizer.state[t.optimizer.stepped[0].t]['exp_avg'][0] = torch.nan
     with pytest.raises(NonFiniteError, match='optimiser'):
         save_checkpoint(tmp_path/'x', t)
@@ -183,7 +183,7 @@ def test_resume_with_skips_is_exact(architecture, tmp_path):
     for at in (1, 5, 8):
         first = trainer(Data(bad), architecture, on_nonfinite='skip')
         for _ in range(at):
-            first._one_step()
+            first.one_step()
         Checkpoints(tmp_path/f'{at}').save(first)
         t = trainer(Data(bad), architecture, on_nonfinite='skip')
         Checkpoints(tmp_path/f'{at}').load(t)

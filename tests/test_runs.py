@@ -53,7 +53,7 @@ def put(what: str, path: Path) -> None:
         if what == 'v6 checkpoint': (path/'trainer_state.pt').write_bytes(b'state')
     elif what == 'checkpoint':
         other = small(path.parent/'other')
-        other._one_step()
+        other.one_step()
         Checkpoints(path.parent/'other').save(other).rename(path)
     elif what == 'cache':
         path.mkdir()
@@ -89,7 +89,7 @@ def test_what_has_the_name_of_a_checkpoint_stays(what, tmp_path):
 
 def test_a_damaged_checkpoint_of_the_run_is_written_again(tmp_path):
     trainer, there = small(tmp_path), Checkpoints(tmp_path, keep_last=1)
-    trainer._one_step()
+    trainer.one_step()
     path = there.save(trainer)
     (path/'sae_weights.safetensors').write_bytes(b'')
     assert there.save(trainer) == path and there.latest() == path

@@ -31,11 +31,12 @@ from ..activations.store_parts import open_cache
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE
 from .callbacks import JSONLLogger, ProgressBar
-from .checkpoint import Checkpointing, Checkpoints, find_run, is_of_run, load_checkpoint, noted
+from .checkpoint import Checkpoints, is_of_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
 from .guards import Guards
 from .preempt import Interrupted, Stop
+from .run_folder import Checkpointing, find_run, noted
 from .results import keep_earlier, write_metrics, write_sae
 from .start import check_override, start_from
 from .trainer import Callback, SAETrainer
@@ -330,9 +331,8 @@ class _Stopped(_Run):
         if not isinstance(checkpoint_path, SAETrainer): return self._save_checkpoint_in(Path(checkpoint_path))
         trainer = checkpoint_path
         if self.checkpointing is None: return None
-        held = self.checkpointing.held is not None
-        path = self.checkpointing.save(trainer)
-        if not held: self.checkpointing.release(trainer)
+        held, path = self.checkpointing.folder.held is not None, self.checkpointing.save(trainer)
+        if not held: self.checkpointing.folder.release(trainer)
         return path
 
     def _save_checkpoint_in(self, path:Path)->Path:
