@@ -126,11 +126,11 @@ from .activations.synthetic import (
 )
 from .activations.buffer import MixingBuffer as MixingBuffer
 from .activations.scale import ActivationScaler as ActivationScaler
-from .activations.cache import (
+from .activations.cache_write import (
     write_cache as write_cache,
     write_caches as write_caches,
-    ShardSource as ShardSource,
 )
+from .activations.cache_read import ShardSource as ShardSource
 from .activations.store import ActivationsStore as ActivationsStore
 from .activations.cache_runner import (
     CacheActivationsRunner as CacheActivationsRunner,

@@ -78,6 +78,12 @@ def cached(at: Path) -> Path: return (write_cache(TensorSource(rows(), epochs=1)
 def step(): return TrainStepInput(rows(4), {}, None, 0)
 
 
+def caching(at: Path) -> CacheActivationsRunnerConfig:
+    return CacheActivationsRunnerConfig(
+        model_name='toy', hook_name='layer', dataset_path='none', training_tokens=24, context_size=CONTEXT, d_in=D_IN, prepend_bos=False, model_batch_size=2,
+        new_cached_activations_path=str(at/'made'))
+
+
 def store(**options):
     return ActivationsStore.from_sae(model(), sae(), data(), context_size=CONTEXT, streaming=False, store_batch_size_prompts=2,
                                      n_batches_in_buffer=4, train_batch_size_tokens=8, **options)
@@ -147,6 +153,8 @@ GOOD = {
         source=iter([rows()]), buffer_size=16, batch_size=4, mix_fraction=.5, generator=None, device='cpu')),
     'ActivationScaler': lambda at: (ActivationScaler, dict(scaling_factor=2.)),
     'ActivationScaler.scale': lambda at: (ActivationScaler(2.).scale, dict(acts=rows())),
+    'ActivationScaler.estimate_whitening': lambda at: (ActivationScaler().estimate_whitening, dict(
+        d_in=D_IN, data_provider=iter([rows()]), n_batches_for_norm_estimate=1, eps=1e-5)),
     'ActivationScaler.unscale': lambda at: (ActivationScaler(2.).unscale, dict(acts=rows())),
     'ActivationScaler.estimate_scaling_factor': lambda at: (ActivationScaler().estimate_scaling_factor, dict(
         d_in=D_IN, data_provider=iter([rows()]), n_batches_for_norm_estimate=1)),
@@ -162,6 +170,8 @@ GOOD = {
         model=model(), dataset=data(), streaming=False, hook_name='layer', hook_head_index=None, context_size=CONTEXT, d_in=D_IN, n_batches_in_buffer=4,
         total_training_tokens=16, store_batch_size_prompts=2, train_batch_size_tokens=8, prepend_bos=False, normalize_activations='none',
         device='cpu', dtype='float32')),
+    'ActivationsStore.from_cache_activations': lambda at: (ActivationsStore.from_cache_activations, dict(
+        model=model(), cfg=(cfg := caching(at), CacheActivationsRunner(cfg, data(), model()).run())[0])),
     'ActivationsStore.from_sae': lambda at: (ActivationsStore.from_sae, dict(
         model=model(), sae=sae(), dataset=data(), dataset_trust_remote_code=False, context_size=CONTEXT, streaming=False, store_batch_size_prompts=2,
         n_batches_in_buffer=4, train_batch_size_tokens=8, total_tokens=16, device='cpu')),
@@ -180,9 +190,8 @@ GOOD = {
         batch_size=2, raise_at_epoch_end=False, move_to_model_device=True)),
     'ActivationsStore.skip_rows': lambda at: (store().skip_rows, dict(n=8)),
     'ActivationsStore.shuffle_input_dataset': lambda at: (store().shuffle_input_dataset, dict(seed=0, buffer_size=1)),
-    'CacheActivationsRunner': lambda at: (CacheActivationsRunner, dict(cfg=CacheActivationsRunnerConfig(
-        model_name='toy', hook_name='layer', dataset_path='none', training_tokens=24, context_size=CONTEXT, d_in=D_IN, prepend_bos=False, model_batch_size=2,
-        new_cached_activations_path=str(at/'made')), override_dataset=data(), override_model=model())),
+    'CacheActivationsRunner': lambda at: (CacheActivationsRunner, dict(
+        cfg=caching(at), override_dataset=data(), override_model=model())),
     'share_passes': lambda at: (share_passes, dict(source=source(), team=processes())),
     'migrate_config': lambda at: (migrate_config, dict(old={'architecture': 'standard', 'd_in': 4, 'd_sae': 8}, from_version=3)),
     'Checkpoints': lambda at: (Checkpoints, dict(folder=at/'c', keep_last=2)),
@@ -284,6 +293,8 @@ GOOD = {
     'SAE.get_sae_config_class_for_architecture': lambda at: (SAE.get_sae_config_class_for_architecture, dict(architecture='topk')),
     'SAE.save_model': lambda at: (sae().save_model, dict(path=at/'new')),
     'SAE.fold_activation_norm_scaling_factor': lambda at: (sae().fold_activation_norm_scaling_factor, dict(scaling_factor=2.)),
+    'SAE.fold_activation_whitening': lambda at: (sae().fold_activation_whitening, dict(
+        mean=torch.zeros(D_IN), whitening_matrix=torch.eye(D_IN), unwhitening_matrix=torch.eye(D_IN))),
     'SAE.forward': lambda at: (sae(), dict(x=rows())),
     'SAE.encode': lambda at: (sae().encode, dict(x=rows())),
     'SAE.encode_with_hidden_pre': lambda at: (sae().encode_with_hidden_pre, dict(x=rows())),
@@ -318,7 +329,7 @@ INNER = {
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
     'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'error_of', 'write', 'missing',
     'split', 'all_losses', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss'}
-INNER_OF = {'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
+INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {
     'capture', 'TrainCoefficientConfig', 'SAE.forward', 'SAE.encode', 'SAE.encode_with_hidden_pre', 'SAE.process_sae_in', 'SAE.decode', 'SAE.run_with_hooks',

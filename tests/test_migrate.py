@@ -11,7 +11,7 @@ import sae_workbench
 from sae_workbench import ConfigError, LanguageModelSAERunnerConfig, LoggingConfig, StandardTrainingSAEConfig
 from sae_workbench import migrate_config
 from sae_workbench.core.old_options import OLD_NAMES
-from sae_workbench.training.translate import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
+from sae_workbench.training.old_config import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
 
 FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text(encoding='utf-8'))
 SHAPES = [(kind, version) for kind in FACTS for version in FACTS[kind]]
@@ -56,7 +56,7 @@ def test_every_option_of_every_version_has_an_answer(kind, version):
 @pytest.mark.parametrize('version', FACTS['run'])
 def test_a_saved_config_is_converted_and_not_repeated(version):
     m = migrate_config(json.dumps(saved(version)))
-    assert str(m.parts[0].t.version) == version
+    assert str(m.parts[0].t.was.version) == version
     assert executed(m) == m.config and m.config.sae.d_sae == 2048
     assert 'lr_end' not in m.code and 'context_size' not in m.code
 
@@ -78,7 +78,7 @@ def test_a_default_is_the_old_one_or_is_told(version):
     ({'store_batch_size': 8}, 1), ({'hook_point': 'blocks.{layer}.hook_resid_pre', 'hook_point_layer': 2}, 2),
     ({'exclude_special_tokens': True}, 5)])
 def test_the_version_is_guessed(options, version):
-    assert migrate_config(options).parts[0].t.version.release[0] == version
+    assert migrate_config(options).parts[0].t.was.version.release[0] == version
 
 
 OLD_TUTORIAL = '''

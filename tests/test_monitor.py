@@ -81,7 +81,7 @@ def test_a_hand_at_the_monitor(tmp_path):
         state.wait_for()
         assert state.inner_text() == 'ready'
         assert [b.inner_text().strip() for b in page.locator('.sae-monitor button').all()] == ['Train', 'Stop and save']
-        first_panel = page.locator('.sae-monitor .sae-title', has_text=re.compile('^Loss')).bounding_box()['y']
+        first_panel = page.locator('.sae-monitor .sae-title', has_text=re.compile('^Loss')).bounding_box()['y'] - page.locator('.sae-monitor').bounding_box()['y']
         button('Train').click()
         lab.until(lambda: not page.wait_for_timeout(200) and first_line(page))
         seen = {first_line(page)}
@@ -89,7 +89,8 @@ def test_a_hand_at_the_monitor(tmp_path):
         assert nb.run(2) == "(45, 'training')"                                                                # the notebook is free
 
         panel = page.locator('.sae-monitor .js-plotly-plot').first
-        assert abs(panel.bounding_box()['y'] - first_panel) < 12   # nothing moved when figures and numbers came
+        now = panel.bounding_box()['y'] - page.locator('.sae-monitor').bounding_box()['y']
+        assert abs(now - first_panel) < 12   # nothing moved when figures and numbers came
         assert (panel.locator('.xtitle').text_content(), panel.locator('.ytitle').text_content()) == ('step', 'loss, logarithmic')
         bar = page.locator('.sae-monitor [role=progressbar]')
 

@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import pytest, torch
 from torch import nn
+from sae_workbench.activations.hooked import evaluating
 from sae_workbench.activations.models import model_d_in
 from sae_workbench.activations.modules import ModuleSource
-from sae_workbench.activations.sources import TokenActivations, evaluating
+from sae_workbench.activations.sources import TokenActivations
 from sae_workbench.analysis.attach import Attachment, attach, intervene
 from sae_workbench.analysis.evals import get_eval_everything_config, run_evals
 from sae_workbench.analysis.logits import logit_effects

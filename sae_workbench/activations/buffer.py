@@ -9,6 +9,7 @@ __all__ = ['Pool', 'MixingBuffer', 'mixing_buffer']
 from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
+from .columns import as_widths, check_columns, columns_of
 from .positions import no_way_back, position_of
 from ..core.arguments import checked
 from ..core.config import Device
@@ -84,6 +85,9 @@ class MixingBuffer:
         self.mix_fraction, self.generator = mix_fraction, generator or stream(0, 'buffer')
         self.rest, self.batches_left, self.ended = None, 0, False   # rest: rows that did not fit
 
+    @property
+    def columns(self)->dict[str, slice]: return columns_of(self.source)
+
     # rounds
     def fill(self):
         "Take rows from the source until the pool is full or the source has ended"
@@ -126,7 +130,8 @@ class MixingBuffer:
 
     def state_dict(self)->dict:
         "Everything that the next batches depend on"
-        return dict(
+        columns = dict(columns=as_widths(self.columns)) if self.columns else {}
+        return columns | dict(
             rows=self.pool.peek(len(self.pool)), rest=None if self.rest is None else self.rest.clone(),
             size=self.pool.size, batches_left=self.batches_left, ended=self.ended,
             generator=self.generator.get_state(),
@@ -136,6 +141,7 @@ class MixingBuffer:
         "Restore a saved state; the next batches are those that followed it"
         if state['size'] != self.pool.size:
             raise DataError(f"the saved buffer has {state['size']} rows, this one {self.pool.size}")
+        check_columns(state.get('columns'), self.columns)
         if state['source'] is None:
             raise DataError(f"{type(self.source).__name__} keeps no position, so there is no way back to the saved one")
         self.source.load_state_dict(state['source'])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from .cache_format import ROWS, SUMS, TOKENS, check_file, check_fits, check_row_checksums
 from .cache_format import read_manifest
+from .columns import as_columns
 from .sources import RowSource
 from .tokens import kept_positions
 from .v6_cache import V6_FORMAT, v6_rows
@@ -52,6 +53,7 @@ class CachedRows:
     ):
         self.folder, self.manifest, self.to = Path(folder), read_manifest(folder) if manifest is None else manifest, to
         self.d_in, self.keep_mapped, self.mapped = self.manifest['d_in'], keep_mapped, {}
+        self.columns = as_columns(dict(self.manifest.get('columns') or {}))
         for s in self.manifest['shards']: check_file(self.folder, s, verify)
         self.ends = torch.tensor([s['rows'] for s in self.manifest['shards']]).cumsum(0)
         self.kept = self.last = None   # row numbers: those that are not left out, and those that were picked last

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from .cache_format import FORMAT, MANIFEST, PROGRESS, ROWS, SUMS, TOKENS, VERSION, cache_bytes
 from .cache_format import check_file, check_same, read_manifest, row_checksums
+from .columns import as_widths, columns_of
 from .sources import check_rows
 from ..core.arguments import checked, shown
 from ..core.config import Dtype, as_dtype, dtype_name
@@ -116,13 +117,13 @@ class CacheFolder:
         "Write a shard"
         self.shards.append(shard.write(self.folder/f'shard_{len(self.shards):05d}.safetensors'))
 
-    def finish(self)->dict: # The manifest
-        "Write the manifest"
+    def finish(self, **more)->dict: # The manifest
+        "Write the manifest, with more facts if there are any"
         if not self.shards: raise DataError("the source gives no activations")
         first = read_tensors(self.folder/self.shards[0]['file'])
         manifest = dict(
             format=FORMAT, version=VERSION, library=sys.modules['sae_workbench'].__version__, **self.plan,
-            rows=self.rows, d_in=first[ROWS].shape[1], token_ids=TOKENS in first, shards=self.shards)
+            rows=self.rows, d_in=first[ROWS].shape[1], token_ids=TOKENS in first, shards=self.shards, **more)
         manifest = signed_manifest(manifest | dict(dtype=dtype_name(first[ROWS].dtype), signed=True))
         write_json(self.folder/MANIFEST, manifest)
         (self.folder/PROGRESS).unlink(missing_ok=True)
@@ -192,7 +193,8 @@ class CacheWriter:
         if self.shard.n: self.cache.add(self.shard)
         if self.limit and self.cache.rows < self.limit:
             warn(f"the source ended after {self.cache.rows} of {self.limit} rows")
-        return self.cache.finish()
+        columns = as_widths(columns_of(self.source))
+        return self.cache.finish(**dict(columns=columns) if columns else {})
 
 # %% ../../nbs/activations/cache_write.ipynb #80075618
 def fill(

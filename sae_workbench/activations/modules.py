@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from .inputs import Batches
-from .sources import HookedModel, ModelSource, check_rows
+from .hooked import HookedModel
+from .sources import ModelSource, check_rows
 from ..core.arguments import TorchDtype, checked
 from ..core.batches import first_of
 from ..core.config import Device, as_dtype
@@ -154,6 +155,7 @@ class ModuleActivations:
     ):
         self.model, self.hooked, self.choice, self.prepare = model, HookedModel(model, names, **options), choice, prepare
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self.found = {}   # widths, once a batch was run
         told = choice.channel_dim is not None or callable(choice.tokens)
         self.sure = told or not any(isinstance(m, nn.Conv1d) for m in model.modules())
 
@@ -168,6 +170,10 @@ class ModuleActivations:
         c = self.choice
         tokens = None if callable(c.tokens) else str(c.tokens)
         return self.hooked.about() | dict(tokens=tokens, channel_dim=c.channel_dim)
+
+    def widths(self)->dict[str, int]: # Hook name to width
+        "The widths at the hooks, as the first batch showed them"
+        return self.found
 
     def rows_by_hook(self,
         batch, # As it comes from the inputs
@@ -229,7 +235,7 @@ class ModuleSource(ModelSource):
         options = dict(autocast=autocast, device=device, dtype=None if dtype is None else as_dtype(dtype))
         acts = ModuleActivations(model, name, TokenChoice(tokens, mask, channel_dim), prepare, **options)
         super().__init__(acts, Batches(inputs, batch_size, shuffle, seed, epochs))
-        self.widths = _first_widths(self, d_in)
+        self.widths = acts.found = _first_widths(self, d_in)
 
     @property
     def d_in(self)->int:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from .positions import no_way_back, position_of
-from .sources import ModelSource
+from .sources import ModelSource, RowReader
 from ..core.arguments import checked
 from ..core.errors import DataError, SAEWorkbenchError
-from ..core.processes import Processes, SingleProcess
+from ..core.processes import Processes
 
 # %% ../../nbs/activations/passes.ipynb #5fbdd86e
 @dataclass
@@ -58,6 +58,9 @@ class SharedPasses:
         return self.source.names
 
     @property
+    def activations(self)->RowReader: return self.source.activations
+
+    @property
     def token_ids(self)->Tensor|None:
         "(rows,) the tokens of the rows that were given last, for sources of tokens"
         return None if self.tokens is None else self.source.activations.token_ids(self.tokens)
@@ -93,6 +96,7 @@ class SharedPasses:
             if any(map(len, p.rows.values())): return p.rows
             if p.epoch > first + 1: raise DataError(f"nothing is left of a whole epoch: {reader.nothing_left}")
 
+    def next_rows(self)->dict[str, Tensor]: return self.next_pass()
     def __iter__(self): return self
     def __next__(self)->Tensor: return self.next_pass()[self.source.activations.name] # (rows, d_in)
 

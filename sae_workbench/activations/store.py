@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
-import torch
 from fastcore.basics import patch_to
 from torch import Tensor, nn
 from .buffer import MixingBuffer

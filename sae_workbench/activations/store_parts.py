@@ -27,7 +27,7 @@ from .tokens import SpecialToken, TokenContexts
 from .v6_cache import V6_FORMAT, v6_positions
 from ..core.config import as_dtype
 from ..core.errors import ConfigError
-from ..core.processes import SingleProcess
+from ..core.processes import Processes, SingleProcess
 
 # %% ../../nbs/activations/store_parts.ipynb #2c5ec4d1
 def min_batches_in_buffer(
@@ -176,10 +176,10 @@ def open_contexts(
     return TokenContexts(dataset, tokenizer, **packing(options))
 
 def make_source(
-    options:StoreOptions, # Batch size, cache, device and type
-    reader:TokenActivations|None, # Makes rows of contexts; None reads the cache
-    contexts:TokenContexts|None, # What the reader is run on
-    team:SingleProcess=SingleProcess(), # The processes that train together, and share the passes of the model
+    options:StoreOptions, # Batch size and context size
+    reader:TokenActivations, # Makes rows of contexts
+    contexts:TokenContexts, # What the reader is run on
+    team:Processes=SingleProcess(), # The processes that train together, and share the passes of the model
 )->ModelSource|SharedPasses:
     "A model on contexts"
     n = options.store_batch_size_prompts

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .baselines import frozen_encoder, random_dictionary
 from .eval_data import ContextData, Rows, find_at, has_contexts, open_contexts, open_rows, source_and_model
 from ..activations.scale import ActivationScaler
-from ..activations.sources import check_rows, evaluating
+from ..activations.hooked import evaluating
+from ..activations.sources import check_rows
 from ..core.arguments import as_tensor, checked
 from ..core.capture import replacing
 from ..core.config import Config, Count, Natural

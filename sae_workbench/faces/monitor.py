@@ -154,7 +154,7 @@ class RunView:
     ):
         import ipywidgets as w
         self.monitor, self.going, self.redrawing = monitor, going, Redrawing(self.show, every)
-        self.head, self.facts = html_box(min_height='68px' if controls else '0'), html_box(min_height='88px')
+        self.head, self.facts = html_box(min_height='68px' if controls else '0'), html_box(min_height='112px')
         self.panels = LivePanels(self.redrawing.begin, monitor.x)
         self.buttons = controls and controls(monitor, self.redrawing.begin)
         boxes = [self.head, *([self.buttons.box] if controls else []), self.facts, self.panels.box]

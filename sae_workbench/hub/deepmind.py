@@ -27,11 +27,14 @@ def _gemma_2(raw:Raw)->str:
     if found: return f'gemma-2-{found[1]}' + ('-it' if found[2]=='it' else '')
     return raw.model or 'gemma-2'
 
-# %% ../../nbs/hub/deepmind.ipynb #f89d56a5
+# %% ../../nbs/hub/deepmind.ipynb #80ab005e
 def _upper(key:str)->str: return 'W' + key[1:] if key.startswith('w_') else key
 
-class _Gemma2Names(Format):
-    "What the names of Gemma Scope say"
+@register_format
+class Gemma2(Format):
+    "Gemma Scope"
+    name, weights = 'gemma_2', ('{path}/params.npz',)
+    path_like = r'^(?!.*(transcoder|gemma-scope-2-))'
     _places = {'att': 'attn.hook_z', 'mlp': 'hook_mlp_out', 'res': 'hook_resid_post'}
 
     def _of_embedding(self, raw:Raw)->bool: return 'embedding' in re.split('[/_]', raw.where)
@@ -40,13 +43,6 @@ class _Gemma2Names(Format):
         if self._of_embedding(raw): return 'hook_embed'
         kind = re.search(r'-(att|mlp|res)\b', raw.where)
         return f"blocks.{raw.layer()}.{self._places[kind[1] if kind else 'res']}"
-
-# %% ../../nbs/hub/deepmind.ipynb #80ab005e
-@register_format
-class Gemma2(_Gemma2Names):
-    "Gemma Scope"
-    name, weights = 'gemma_2', ('{path}/params.npz',)
-    path_like = r'^(?!.*(transcoder|gemma-scope-2-))'
 
     def cfg(self, raw, shapes):
         d_in, d_sae = Shapes({_upper(k): v for k, v in shapes.items()}, shapes.file).of('W_enc', 2)

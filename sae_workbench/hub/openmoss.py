@@ -93,11 +93,13 @@ def _one_of(raw:Raw, key:str, choices, default=...)->str:
     if value.lower() in choices: return value.lower()
     raise LoadError(f"{raw.where}: {key}: expected one of {', '.join(choices)}, found {value!r}")
 
-# %% ../../nbs/hub/openmoss.ipynb #228185ea
-class _LlamascopiumConfig(Format):
-    "The config of Llamascopium"
+# %% ../../nbs/hub/openmoss.ipynb #c00a0ac8
+@register_format
+class Llamascopium(Format):
+    "OpenMOSS' second library"
     name, configs = 'llamascopium', {'config': ('{path}/config.json',)}
     weights = ('{path}/sae_weights.safetensors',)
+    ignored = r'dataset_average_activation_norm\..*'
 
     def claims(self, config): return 'sae_type' in config
 
@@ -116,12 +118,6 @@ class _LlamascopiumConfig(Format):
         if token_wise and 'd_out' in cfg:
             raise LoadError(f"{raw.where}: norm_activation: expected dataset-wise for a transcoder, found token-wise")
         return cfg
-
-# %% ../../nbs/hub/openmoss.ipynb #c00a0ac8
-@register_format
-class Llamascopium(_LlamascopiumConfig):
-    "OpenMOSS' second library"
-    ignored = r'dataset_average_activation_norm\..*'
 
     def _scales(self, t:Named, raw:Raw)->list[float]:
         "The factors on the way in and out"

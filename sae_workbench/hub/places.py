@@ -130,9 +130,9 @@ def _cached(hub, under:str, deep:bool)->Iterable[str]:
     root = snapshot_download(hub.repo, revision=hub.revision, cache_dir=hub.where['cache_dir'], local_files_only=True)
     return Folder(root).names(under, deep)
 
-# %% ../../nbs/hub/places.ipynb #33689bbf
-class _Downloads(Place):
-    "Files of a repository"
+# %% ../../nbs/hub/places.ipynb #e7bd3b71
+class Hub(Place):
+    "A repository on the hub"
     def __init__(self,
         repo:str, # owner/name
         revision:str|None=None, # A branch, a tag or a commit; the main branch if None
@@ -156,9 +156,6 @@ class _Downloads(Place):
         if self.verify: check_hash(path)
         return path
 
-# %% ../../nbs/hub/places.ipynb #e7bd3b71
-class Hub(_Downloads):
-    "A repository on the hub"
     def other(self, repo:str, revision:str|None=None)->'Hub':
         "Another repository, with the same settings"
         return Hub(repo, revision, force_download=self.force_download, verify=self.verify, **self.where)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPARSE_FORWARDS', 'T', 'normalize_rows', 'unnormalize_rows', 'LastInput', 'check_pair', 'check_heads', 'check_range',
-           'sparse_forward', 'SAE']
+           'check_whitening', 'sparse_forward', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import copy, threading
@@ -92,6 +92,16 @@ def check_range(
         if not overflowing({name: t.detach()}, to): continue
         raise NonFiniteError(f"{name}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
                              f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
+
+def check_whitening(
+    d_in:int, # Width of the activations
+    mean:Tensor, # What is subtracted
+    *maps:Tensor, # The whitening matrix and its inverse
+):
+    "Raise `DataError` unless a whitening fits activations of this width"
+    found = [tuple(t.shape) for t in (mean, *maps)]
+    if found == [(d_in,), (d_in, d_in), (d_in, d_in)]: return
+    raise DataError(f"a whitening of d_in={d_in} has a mean ({d_in},) and two matrices ({d_in}, {d_in}), got {found}")
 
 # %% ../../nbs/saes/base.ipynb #5a0c0f33
 SPARSE_FORWARDS = {}   # SAE class to a function (sae, x) that reconstructs without dense latents
@@ -291,6 +301,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     ):
         "Fold the whitening into the weights, in place, so that the SAE takes activations as they are"
         own, maps = dict(self.named_parameters()), (mean, whitening_matrix, unwhitening_matrix)
+        check_whitening(self.cfg.d_in, *maps)
         found = fold_whitening(own, *(t.to(self.W_dec.device) for t in maps), self.cfg.apply_b_dec_to_input)
         for k, p in own.items(): p.data.copy_(found[k])
         self.cfg.normalize_activations = 'none'

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.config import Count, NonNegative, Rule
 from ..core.ops import Pattern, Preacts, decode_latents, encode_linear
 from ..core.ops import sparse_decode, sparse_decode_with, sparse_here
 from ..core.registry import register_sae_class, register_sae_training_class
-from .base import SAE, sparse_forward
+from .base import SAE, check_whitening, sparse_forward
 from .config import SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from .training import dead_latents, dense_step, sparse_output, sparse_step
@@ -119,9 +120,11 @@ class TopKSAE(SAE[TopKSAEConfig]):
                                       "it is exact only with rescale_acts_by_decoder_norm=True")
         super().fold_W_dec_norm()
 
+    @checked
     @torch.no_grad()
     def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
         "Fold the whitening into the weights, in place; where decoder norms decide which latents are kept, they are folded first"
+        check_whitening(self.cfg.d_in, mean, whitening_matrix, unwhitening_matrix)
         if self.cfg.rescale_acts_by_decoder_norm:
             self.fold_W_dec_norm()
             self.cfg.rescale_acts_by_decoder_norm = False   # the new decoder rows are longer or shorter

@@ -250,6 +250,8 @@ def work_out(
     if c.n_batches_in_buffer is None:
         two_batches = -(-2*c.train_batch_size_tokens // _positions(c))   # in contexts, rounded up
         found['n_batches_in_buffer'] = chosen(max(20, two_batches))
+    if c.use_cached_activations and c.cached_activations_path is None:
+        found['cached_activations_path'] = chosen(_usual_cache(c))
     if c.lr_end is None: found['lr_end'] = chosen(c.lr/10)
     if c.model_from_pretrained_kwargs is None:
         found['model_from_pretrained_kwargs'] = chosen({'center_writing_weights': False} if hooked else {})

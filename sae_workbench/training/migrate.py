@@ -21,10 +21,14 @@ from ..core.errors import ConfigError, LoadError, did_you_mean, shown
 from ..core.files import atomic, read_text
 from ..core.old_options import OLD_OPTIONS
 from ..core.plain import read_plain
-from ..core.source import Reader, Value
-from .rewrite import OTHERS, RUNNERS, Part, Script, code_of, from_options, is_config, parts_in
-from .translate import DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION
-from .translate import Change, ToyTranslation, Translation
+from ..core.source import Reader
+from ..core.values import Value
+from .config_code import OTHERS, RUNNERS, Part, code_of, from_options, is_config, parts_in
+from .rewrite import Script
+from .old_config import (
+    DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION, Change)
+from .toy_config import TOY
+from .translate import LANGUAGE_MODEL
 
 # %% ../../nbs/training/migrate.ipynb #1ab73aaf
 _OF_SAE = ('This is the config of a saved SAE: it says nothing about the training, so those options are the defaults '
@@ -38,14 +42,14 @@ def _heading(p:Part)->str:
     "Which version a config is of, and how that is known"
     if p.nothing_to_do: return f'{p.name}: nested as in v6 already, nothing to do'
     if p.t.nested: return f'{p.name}: nested as in v6, with old options'
-    v = p.t.version
+    v = p.t.was.version
     return f"{p.name}: SAELens {v} ({'' if v.sure or v.how==_SAID else 'guessed: '}{v.how})"
 
 def _remarks(p:Part)->list[str]:
     "What is to be said of a config as a whole"
     t, later = p.t, p.found.later if p.found else {}
-    guessed = not (t.nested or t.version.sure or t.version.how==_SAID or isinstance(t, ToyTranslation))
-    saved, trained = t.saved and not t.nested, 'lr' in t.old
+    guessed = not (t.nested or t.was.version.sure or t.was.version.how==_SAID or t.is_toy)
+    saved, trained = t.was.saved and not t.nested, 'lr' in t.was.old
     at_run = [path for path, v in t.new.items() if not v.known and not v.names]
     remarks = (
         (guessed, _GUESSED),
@@ -119,9 +123,20 @@ def html_of(heading:str, remarks:list[str], changes:list[Change])->str:
     rows = [row for kind, some in by_kind(changes).items() for row in _rows(kind, some)]
     return f'{text}<table>{head}{"".join(rows)}</table>'
 
+# %% ../../nbs/training/migrate.ipynb #79d7ab82
+def _part_dict(p:Part)->dict[str, Any]:
+    "Plain data on one config"
+    config = None if p.config is None else p.config.to_dict()
+    return dict(name=p.name, version=str(p.t.was.version), config=config, problem=p.problem, open_names=p.open_names,
+                changes=[c._asdict() for c in p.changes])
+
+def _report_on(p:Part)->tuple[str, list[str], list[Change]]:
+    "What the report on one config is made of"
+    return _heading(p) + (f', {p.where}' if p.where else ''), _remarks(p), [] if p.nothing_to_do else p.changes
+
 # %% ../../nbs/training/migrate.ipynb #e6a3471b
 @dataclass(repr=False)
-class _Converted:
+class Migration:
     "Old configs, converted"
     parts:list[Part] # One for each config
     script:str|None=None # The script with everything replaced, if it was one
@@ -148,19 +163,6 @@ class _Converted:
         "What became of each option, of all configs"
         return [c for p in self.parts for c in p.changes] + self.script_changes
 
-# %% ../../nbs/training/migrate.ipynb #79d7ab82
-def _part_dict(p:Part)->dict[str, Any]:
-    "Plain data on one config"
-    config = None if p.config is None else p.config.to_dict()
-    return dict(name=p.name, version=str(p.t.version), config=config, problem=p.problem, open_names=p.open_names,
-                changes=[c._asdict() for c in p.changes])
-
-def _report_on(p:Part)->tuple[str, list[str], list[Change]]:
-    "What the report on one config is made of"
-    return _heading(p) + (f', {p.where}' if p.where else ''), _remarks(p), [] if p.nothing_to_do else p.changes
-
-class _Reported(_Converted):
-    "Old configs, converted"
     @property
     def nothing_to_do(self)->bool:
         "Whether everything is as in v6 already"
@@ -180,9 +182,6 @@ class _Reported(_Converted):
         "What became of each option, as text"
         return '\n\n'.join(report_of(*r) for r in self._reports())
 
-# %% ../../nbs/training/migrate.ipynb #c89edeeb
-class Migration(_Reported):
-    "Old configs, converted"
     @property
     def diff(self)->str:
         "What changed in the script, as a unified diff; empty if there is no script"
@@ -227,9 +226,9 @@ def from_dict(
     options = {str(k): v if isinstance(v, Value) else Value.of(v) for k, v in old.items()}
     if not options: raise ConfigError('nothing to convert: there are no options')
     options |= {k: _inner(k, options[k]) for k in ('sae', 'logger') if k in options}
-    cls = ToyTranslation if 'n_hidden' in options or _TOY <= options.keys() else Translation
+    kind = TOY if 'n_hidden' in options or _TOY <= options.keys() else LANGUAGE_MODEL
     nested = {k: options.pop(k) for k in ('sae', 'logger') if k in options and options[k].items is not None}
-    return from_options(options, name, cls, from_version, *(_nested_options(nested) if nested else ()))
+    return from_options(options, name, kind, from_version, *(_nested_options(nested) if nested else ()))
 
 # %% ../../nbs/training/migrate.ipynb #2b385fff
 def _from_json(text:str, where:str, from_version=None, names=None)->Migration:
@@ -257,7 +256,7 @@ def _reader(text:str, where:str, names:dict|None)->Reader:
         raise ConfigError(f'{where}: line {first.lineno or 1}: {first.msg}: {line!r}') from None
 
 # %% ../../nbs/training/migrate.ipynb #7d540a5d
-_NAMES = {o.name for o in OLD_OPTIONS} | RUNNERS['LanguageModelSAERunnerConfig'].run_fields.keys()
+_NAMES = {o.name for o in OLD_OPTIONS} | RUNNERS['LanguageModelSAERunnerConfig'].run_class.__dataclass_fields__.keys()
 _LOOKED_FOR = f"no config found; looked for calls of {', '.join(RUNNERS)} and for dictionaries with their options"
 
 def _dictionaries(reader:Reader)->dict[str, Value]:
