@@ -9,7 +9,7 @@ __all__ = ['SHADES', 'Latents', 'MOST_NUMBERS', 'Example', 'LatentExamples', 'vi
 
 # %% ../../nbs/analysis/examples.ipynb #d9feb94a
 import html, sys, unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Annotated, Any

@@ -24,7 +24,7 @@ from ..core.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from .commands import COMMANDS as DESCRIPTIONS, start
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
-from ..training.preempt import Interrupted, Stop
+from ..training.preempt import Interrupted, StopRequest
 
 # %% ../../nbs/faces/cli.ipynb #51cfe1c9
 class _Unchecked(ConfigMeta):
@@ -217,7 +217,7 @@ def train(args:Sequence[str], prog:str='sae-workbench train'):
     "Train as the command line says"
     cfg = parse_config([a for a in args if a != '--print-config'], prog)
     if '--print-config' in args: return print(cfg.to_yaml(), end='')
-    with (stop := Stop()).signals(), stop.at_once():
+    with (stop := StopRequest()).signals(), stop.at_once():
         from sae_workbench.training.runner import LanguageModelSAETrainingRunner
     LanguageModelSAETrainingRunner(cfg).run()
 
@@ -228,7 +228,7 @@ def demo(args:Sequence[str]):
 
 def migrate(args:Sequence[str]):
     "The converter of old configs"
-    from sae_workbench.training.migrate import main as run_migrate
+    from sae_workbench.migrate.migrate import main as run_migrate
     run_migrate(args)
 
 def evals(args:Sequence[str], prog:str='sae-workbench evals'):

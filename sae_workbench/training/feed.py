@@ -16,7 +16,7 @@ from ..core.seeds import set_torch_random_state, torch_random_state
 from ..saes.training import TrainStepOutput
 from .guards import Skips, check_batch, not_changed
 from .parallel import same_data
-from .preempt import Interrupted, Stop
+from .preempt import Interrupted, StopRequest
 from .train_state import TrainState
 
 # %% ../../nbs/training/feed.ipynb #f68462ee
@@ -26,9 +26,9 @@ class BatchFeed:
         source:Iterable, # Of batches (rows, d_in), or of tuples that begin with them
         state:TrainState, # The run that they are for
         team:Processes=SingleProcess(), # The processes that read the same
-        stop:Stop|None=None, # Where a request to stop is noted; a fresh one if None
+        stop:StopRequest|None=None, # Where a request to stop is noted; a fresh one if None
     ):
-        self.source, self.state, self.team, self.stop, self.skips = iter(source), state, team, stop or Stop(), Skips()
+        self.source, self.state, self.team, self.stop, self.skips = iter(source), state, team, stop or StopRequest(), Skips()
         self.pending = None   # the batch of a step that is not complete
         self.compared = False   # whether all processes are known to read the same data
         self.reading = False   # of a source that is cut off in the middle nobody knows where it is

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.processes import check_device, Processes, sharing_with, SingleProcess
 from ..core.seeds import random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
-from .preempt import Stop
+from .preempt import StopRequest
 
 # %% ../../nbs/training/parallel.ipynb #a793541a
 def shared_pass(
@@ -95,7 +95,7 @@ def same_data(
 
 # %% ../../nbs/training/parallel.ipynb #56ce04ab
 def agree_to_stop(
-    stop:Stop, # Of this process
+    stop:StopRequest, # Of this process
     team:Processes, # The processes
 ):
     "Raise `Interrupted` in all processes if one was asked to stop"
@@ -107,7 +107,7 @@ def agree_to_stop(
 
 def heard_of(
     signum:int|None, # The signal, if it was one
-    stop:Stop, # Of this process
+    stop:StopRequest, # Of this process
 ):
     "Note that another process was asked to stop, and that all know of it"
     if not stop.asked: stop.heard = True

@@ -35,7 +35,7 @@ from .checkpoint import Checkpoints, is_of_run, load_checkpoint
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
 from .guards import Guards
-from .preempt import Interrupted, Stop
+from .preempt import Interrupted, StopRequest
 from .run_folder import Checkpointing, find_run, noted
 from .results import keep_earlier, write_metrics, write_sae
 from .start import check_override, start_from
@@ -139,7 +139,7 @@ class _Parts(_Describing):
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.place = Path.cwd()   # where relative folders are, whatever os.chdir does later
-        self.stopping, self.trainer, self.team = Stop(), None, processes()
+        self.stopping, self.trainer, self.team = StopRequest(), None, processes()
         self.callbacks:list[Callback] = list(callbacks)
         self.verbose = cfg.verbose and self.team.is_first
         try:

@@ -30,7 +30,7 @@ from .config import SAETrainerConfig
 from .feed import BatchFeed, try_step
 from .parallel import agree_to_stop, check_parts, heard_of, share_random
 from .parallel import start_together, whole_output
-from .preempt import Interrupted, Stop
+from .preempt import Interrupted, StopRequest
 from .run_folder import Checkpointing, write_checkpoint
 from .scaling import folded_options
 from .train_state import TrainState, step_metrics, train_step
@@ -309,7 +309,7 @@ def train_together(
     "Train several SAEs in step, one batch each in turn; after `Interrupted` the same call continues"
     for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
         if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
-    stop = Stop()
+    stop = StopRequest()
     with stop.signals(), contextlib.ExitStack() as stack:
         for t in trainers: t.stop = stop
         runs = [in_turns(t, stack) for t in trainers]
