@@ -55,7 +55,7 @@ _PUBLIC = {
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
     'activations.passes': ['share_passes'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
-    'training.migrate': ['migrate_config'],
+    'migrate.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
     'training.changes': ['Changes', 'changes_of'],

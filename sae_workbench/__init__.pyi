@@ -142,7 +142,7 @@ from .training.config import (
     SAETrainerConfig as SAETrainerConfig,
     LanguageModelSAERunnerConfig as LanguageModelSAERunnerConfig,
 )
-from .training.migrate import migrate_config as migrate_config
+from .migrate.migrate import migrate_config as migrate_config
 from .training.preempt import Interrupted as Interrupted
 from .training.checkpoint import (
     Checkpoints as Checkpoints,

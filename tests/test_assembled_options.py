@@ -2,7 +2,7 @@
 import itertools
 from types import SimpleNamespace
 import pytest
-from sae_workbench.training.migrate import migrate_config
+from sae_workbench.migrate.migrate import migrate_config
 
 HEAD = '''from sae_lens import LanguageModelSAERunnerConfig
 over, yes, lr = dict(lr=2e-3, seed=5), True, 1e-3

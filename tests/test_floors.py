@@ -6,8 +6,8 @@ import pytest
 from sidebar import ROOT, listed, module_of
 
 PACKAGE = 'sae_workbench'
-FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'hub': 4, 'analysis': 5, 'synthetic': 6, 'faces': 7}
-ROOF = 8   # the package's root and the short modules beside it
+FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'hub': 4, 'analysis': 5, 'synthetic': 6, 'migrate': 7, 'faces': 8}
+ROOF = 9   # the package's root and the short modules beside it
 STRANGERS = {frozenset({'saes', 'activations'})}   # floors that never import each other
 CALLS_UP = {('saes.files', f'hub.{m}') for m in ('pretrained', 'legacy', 'share')}   # inside a function: SAE.from_pretrained, old folders, push_to_hub
 LIGHT = {'torch', 'numpy', 'safetensors', 'pydantic', 'tqdm', 'fastcore', PACKAGE} | sys.stdlib_module_names

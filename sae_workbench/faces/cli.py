@@ -228,7 +228,7 @@ def demo(args:Sequence[str]):
 
 def migrate(args:Sequence[str]):
     "The converter of old configs"
-    from sae_workbench.training.migrate import main as run_migrate
+    from sae_workbench.migrate.migrate import main as run_migrate
     run_migrate(args)
 
 def evals(args:Sequence[str], prog:str='sae-workbench evals'):

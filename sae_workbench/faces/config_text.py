@@ -18,7 +18,7 @@ from ..core.private import without_secrets
 from ..saes.base import SAEMetadata
 from ..saes.training import TrainingSAEConfig
 from ..training.config import LanguageModelSAERunnerConfig
-from ..training.migrate import migrate_config
+from ..migrate.migrate import migrate_config
 from .cli import command_line, parse_config
 from .options import default_of, nested
 
