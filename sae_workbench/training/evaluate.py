@@ -79,9 +79,9 @@ def _zeros(head:int|None, a:Tensor)->Tensor:
     a[:, :, head] = 0
     return a
 
-# %% ../../nbs/training/evaluate.ipynb #1786aafc
-class _LossSums:
-    "Sums over tokens of losses and divergences"
+# %% ../../nbs/training/evaluate.ipynb #45462da0
+class LossMetrics:
+    "What a model loses with one or several SAEs in it"
     def __init__(self,
         kl:bool=False, # The KL divergence of the predictions as well
     ): self.kl, self.sums, self.n = kl, {}, {}
@@ -91,24 +91,6 @@ class _LossSums:
         self.sums[name] = self.sums.get(name, 0.) + kept.sum().item()
         self.n[name] = self.n.get(name, 0) + len(kept)
 
-    def compute(self,
-        name:str, # Which SAE
-    )->dict[str, float]: # Under v6's names
-        "The losses and divergences of one SAE per token, and the share that it recovers"
-        if not self.n.get('ce_clean'):
-            raise DataError("no prediction counts: all tokens are special, excluded or outside of seqpos_slice")
-        mean = {k: v/self.n[k] for k, v in self.sums.items()}
-        clean, ablated, with_sae = (mean[f'ce_{k}'] for k in ('clean', '', name))
-        found = dict(ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated,
-                     ce_loss_score=ce_loss_score(clean, with_sae, ablated))
-        if not self.kl: return found
-        ablated, with_sae = mean['kl_'], mean[f'kl_{name}']
-        return found | dict(kl_div_with_sae=with_sae, kl_div_with_ablation=ablated,
-                            kl_div_score=ce_loss_score(0., with_sae, ablated))
-
-# %% ../../nbs/training/evaluate.ipynb #45462da0
-class LossMetrics(_LossSums):
-    "What a model loses with one or several SAEs in it"
     @torch.no_grad()
     @only_own_hooks()
     def update(self,
@@ -133,6 +115,21 @@ class LossMetrics(_LossSums):
             self._add(f'ce_{name}', token_losses(changed, tokens), keep)
             if self.kl: self._add(f'kl_{name}', token_kl(clean, changed), keep)
         return seen[0]
+
+    def compute(self,
+        name:str, # Which SAE
+    )->dict[str, float]: # Under v6's names
+        "The losses and divergences of one SAE per token, and the share that it recovers"
+        if not self.n.get('ce_clean'):
+            raise DataError("no prediction counts: all tokens are special, excluded or outside of seqpos_slice")
+        mean = {k: v/self.n[k] for k, v in self.sums.items()}
+        clean, ablated, with_sae = (mean[f'ce_{k}'] for k in ('clean', '', name))
+        found = dict(ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated,
+                     ce_loss_score=ce_loss_score(clean, with_sae, ablated))
+        if not self.kl: return found
+        ablated, with_sae = mean['kl_'], mean[f'kl_{name}']
+        return found | dict(kl_div_with_sae=with_sae, kl_div_with_ablation=ablated,
+                            kl_div_score=ce_loss_score(0., with_sae, ablated))
 
 # %% ../../nbs/training/evaluate.ipynb #abbbd20e
 def positions_that_count(
