@@ -121,6 +121,7 @@ T = TypeVar('T', bound=SAEConfig)
 class SAE(HookedModule, SAEFiles, Generic[T]):
     "A sparse autoencoder for inference; base of all architectures"
     cfg:T
+    use_error_term = False
     latent_biases = ('b_enc',)   # tensors in the units of the pre-activations, scaled when decoder norms are folded
 
     @checked
