@@ -23,6 +23,7 @@ from sae_workbench.core.files import write_tensors
 from sae_workbench.core.processes import processes
 from sae_workbench.training.callbacks import JSONLLogger
 from sae_workbench.training.checkpoint import Checkpoints
+from sae_workbench.training.feed import BatchFeed
 from sae_workbench.training.parallel import shared_pass
 from sae_workbench.training.preempt import Interrupted
 from sae_workbench.saes.training import TrainStepInput
@@ -121,15 +122,15 @@ class Dies:
 
 STOPS = [('stop', StopsAfter), ('stop_while_talking', StopsWhileTalking), ('stop_in_evaluation', StopsInEvaluation)]
 SEEN: list[torch.Tensor] = []
-plain_next = SAETrainer.next_batch
+plain_next = BatchFeed.read
 
 
-def noted(self):
-    SEEN.append(plain_next(self).clone())
+def noted(self, skip=None):
+    SEEN.append(plain_next(self, skip).clone())
     return SEEN[-1]
 
 
-SAETrainer.next_batch = noted
+BatchFeed.read = noted
 
 
 def train(case: dict, folder: Path) -> dict:
