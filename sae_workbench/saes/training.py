@@ -236,6 +236,11 @@ class TrainingSAE(SAE[T]):
         "The terms of the loss beside the reconstruction error"
         return {}
 
+    @property
+    def row_width(self)->int:
+        "Columns of a row of the data: all that is read and all that is to be reconstructed"
+        return self.cfg.d_in
+
     def split(self, rows:Tensor)->tuple[Tensor, Tensor|None]:
         "The input (batch, d_in) and the target (batch, d_out) in rows of the data; None where the input is the target"
         return rows, None

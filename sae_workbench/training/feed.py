@@ -36,7 +36,7 @@ class BatchFeed:
     def check(self, batch:Tensor):
         "An error if a batch has the wrong shape, or NaN or infinity in it, here or in another process"
         bad, at, then = None, self.state.where(len(batch)), not_changed(self.source)
-        try: check_batch(batch, self.state.sae.cfg.d_in, at, then)
+        try: check_batch(batch, self.state.sae.row_width, at, then)
         except NonFiniteError as e: bad = e
         fine = bad is None
         if self.state.cfg.on_nonfinite=='skip': fine = self.team.lowest(fine)   # what one skips, all of them skip
