@@ -26,7 +26,7 @@ from sae_workbench.activations.sources import LanguageModelSource
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.core import files
 from sae_workbench.core.files import read_tensors, write_tensors
-from sae_workbench.training import trainer as trainer_module
+from sae_workbench.training import optim
 from sae_workbench.training.callbacks import JSONLLogger, read_log
 from sae_workbench.training.checkpoint import Checkpoints
 from sae_workbench.training.preempt import Interrupted
@@ -67,7 +67,7 @@ class Disturbance:
     def install(self) -> None:
         for module, name in [(os, 'fsync'), (os, 'rename'), (os, 'replace'), (Path, 'rename'), (files, 'save_file')]:
             self.around(module, name, 'save')
-        self.around(trainer_module, 'clip_and_step', 'step')
+        self.around(optim, 'clip_and_step', 'step')
 
         plain = files.save_file
         def half(tensors, path, *args):

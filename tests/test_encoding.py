@@ -16,7 +16,7 @@ PLACES = ('nbs', 'tests', 'tools', 'benchmarks')
 
 def text_calls(source: str) -> Iterator[ast.Call]:
     "Calls that open a text without naming its encoding"
-    plain = re.sub(r'^(\s*)[%!].*$', r'\1pass', source, flags=re.MULTILINE)   # Jupyter's own lines
+    plain = re.sub(r'^(\s*)(%{1,2}[a-z]|!(?!=)).*$', r'\1pass', source, flags=re.MULTILINE)   # Jupyter's own lines
     for n in ast.walk(ast.parse(plain)):
         if isinstance(n, ast.Call) and opens_text(n) and 'encoding' not in {k.arg for k in n.keywords}:
             yield n
