@@ -323,8 +323,8 @@ def test_odd_callbacks_cost_no_run(event, what, undisturbed_run, tmp_path):
         if isinstance(what, type): raise what
         getattr(trainer, what)()
     first = runner(TOPK, tmp_path, NOTHING)
-    plain, odd = first._callbacks, At(event, 9 if event in ('on_step', 'after_step', 'on_log') else 1, do)
-    first._callbacks = lambda: [odd, *plain()]   # before those that write
+    plain, odd = first.make_callbacks, At(event, 9 if event in ('on_step', 'after_step', 'on_log') else 1, do)
+    first.make_callbacks = lambda: [odd, *plain()]   # before those that write
     with suppress(Exception, SystemExit, KeyboardInterrupt): first.run()
     first.resume()
     second = runner(TOPK, tmp_path, NOTHING)
@@ -342,8 +342,8 @@ def undisturbed_run(tmp_path_factory) -> dict:
 @pytest.mark.parametrize('event, told', [('on_end', 'at step 24'), ('on_close', 'when the run was complete')])
 def test_a_signal_after_the_last_step(event, told, undisturbed_run, tmp_path):
     run = runner(TOPK, tmp_path, NOTHING)
-    plain = run._callbacks
-    run._callbacks = lambda: [At(event, 1, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)), *plain()]
+    plain = run.make_callbacks
+    run.make_callbacks = lambda: [At(event, 1, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)), *plain()]
     with pytest.raises(Interrupted, match=f'stopped by SIGTERM {told}') as e: run.run()
     assert e.value.exit_code == 143 and (tmp_path/'sae'/'cfg.json').exists() == (event == 'on_close')
     again = runner(TOPK, tmp_path, NOTHING)

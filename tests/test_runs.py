@@ -189,8 +189,8 @@ def test_a_failing_callback_costs_no_sae(event, error, first, tmp_path):
     class Fails: pass
     def fail(trainer): raise error('the network is away')
     setattr(Fails, event, staticmethod(fail))
-    plain = run._callbacks
-    run._callbacks = lambda: [Fails(), *plain()] if first else [*plain(), Fails()]
+    plain = run.make_callbacks
+    run.make_callbacks = lambda: [Fails(), *plain()] if first else [*plain(), Fails()]
     with pytest.raises(error): run.run()
     assert torch.equal(weights(tmp_path/'sae'), run.trainer.sae.to_inference().W_dec)
 
@@ -200,12 +200,12 @@ def test_a_failing_last_evaluation_costs_no_sae(what, tmp_path, monkeypatch):
     import sae_workbench.training.results as results
     run = run_of(tmp_path, checkpoint_path=None)
     def fail(*args, **kwargs): raise MemoryError('out of memory')
-    plain = run._callbacks
+    plain = run.make_callbacks
     class AtTheEnd:
         def on_end(self, trainer):
             if what == 'evaluation': trainer.evaluator = fail
             if what == 'signal': os.kill(os.getpid(), signal.SIGTERM)
-    run._callbacks = lambda: [AtTheEnd(), *plain()]
+    run.make_callbacks = lambda: [AtTheEnd(), *plain()]
     if what == 'card': monkeypatch.setattr(results, 'model_card', fail)
     if what == 'metrics.json':
         write_json = results.write_json
