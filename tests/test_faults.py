@@ -382,16 +382,17 @@ def test_in_a_thread(tmp_path):
     assert len(errors) == 1 and latest(tmp_path).name == str(t.n_training_samples)
 
 
-def test_a_signal_while_the_model_is_loaded():
+def test_a_signal_while_the_model_is_loaded(monkeypatch):
     "Nothing is there to be saved, and that is said"
     from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
-    class Loading(LanguageModelSAETrainingRunner):
-        def _load_model(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
+    def load(cfg):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    monkeypatch.setattr('sae_workbench.training.run_parts.load_run_model', load)
+    cfg = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None)
     before, begin = signal.getsignal(signal.SIGTERM), time.time()
     with pytest.raises(Interrupted, match='stopped by SIGTERM before the first step: there is nothing to save') as e:
-        Loading(LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None))
+        LanguageModelSAETrainingRunner(cfg)
     assert e.value.exit_code == 143 and time.time() - begin < 30 and signal.getsignal(signal.SIGTERM) == before
 
 

@@ -252,8 +252,8 @@ def test_what_the_weights_cannot_have_is_refused_before_a_model_is_loaded(option
     sae = TopKTrainingSAE(sae_config(TOPK))
     sae.save_inference_model(tmp_path/'first')
     asked = sae_config(dict(architecture=value)) if option == 'architecture' else replace(sae.cfg, **{option: value})
-    def load(self): raise AssertionError('a model was loaded')
-    monkeypatch.setattr(LanguageModelSAETrainingRunner, '_load_model', load)
+    def load(cfg): raise AssertionError('a model was loaded')
+    monkeypatch.setattr('sae_workbench.training.run_parts.load_run_model', load)
     run = runner(TOPK, tmp_path, NOTHING)
     cfg = run.cfg.to_dict() | dict(sae=asked.to_dict(), from_pretrained_path=str(tmp_path/'first'), dataset_path='x')
     there = 'topk' if option == 'architecture' else sae.cfg.to_dict()[option]

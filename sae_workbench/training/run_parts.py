@@ -78,10 +78,10 @@ def check_rows_of(
          + ": they are read again, where a run on the live model goes on in its data")
 
 # %% ../../nbs/training/run_parts.ipynb #7510e1ec
-NOTED = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size', 'seqpos_slice',
-         'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens', 'sequence_separator_token',
-         'disable_concat_sequences')   # options of the run that an SAE keeps
-ORIGIN = ('dataset_path', 'model_name', 'model_class_name', 'model_from_pretrained_kwargs')   # a cache knows these as well
+NOTED = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
+         'seqpos_slice', 'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens',
+         'sequence_separator_token', 'disable_concat_sequences')   # options of the run that an SAE keeps
+ORIGIN = ('dataset_path', 'model_name', 'model_class_name', 'model_from_pretrained_kwargs')   # a cache has them too
 
 def note_origin(
     sae:TrainingSAE, # Its metadata are changed

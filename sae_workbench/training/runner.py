@@ -231,7 +231,7 @@ class LanguageModelSAETrainingRunner:
     # What is written
     @checked
     def save_checkpoint(self,
-        checkpoint_path:SAETrainer|str|Path|None, # The checkpoint's folder, as in v6; a trainer has it named after its tokens
+        checkpoint_path:SAETrainer|str|Path|None, # Its folder, as in v6; a trainer has it named after its tokens
     )->Path|None: # None without a folder, or if the disk is full
         "Write a checkpoint of this moment, from which a run can go on"
         if checkpoint_path is None or not self.team.is_first: return None
