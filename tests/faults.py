@@ -171,7 +171,7 @@ def train(case: dict, folder: Path, disturbance: Disturbance) -> list[tuple[SAET
     if case['source'] in ('live', 'stream', 'shuffled_stream', 'cached'):
         r = runner(case, folder, disturbance)
         if case.get('tick'):
-            r._callbacks = lambda make=r._callbacks: make() + [Tick(case['tick'])]
+            r.make_callbacks = lambda make=r.make_callbacks: make() + [Tick(case['tick'])]
         r.run()
         return [(r.trainer, r.activations_store)]
     if case['source'] == 'layers':

@@ -140,7 +140,7 @@ def train(case: dict, folder: Path) -> dict:
     more = [make(case[name]) for name, make in STOPS + [('dies', lambda d: Dies(**d))] if name in case]
     if own:
         r = faults.runner(case, folder, faults.NOTHING)
-        r._callbacks = lambda make=r._callbacks: make() + [keeps, *more]
+        r.make_callbacks = lambda make=r.make_callbacks: make() + [keeps, *more]
         r.run()
         t = r.trainer
     else:

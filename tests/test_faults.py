@@ -323,8 +323,8 @@ def test_odd_callbacks_cost_no_run(event, what, undisturbed_run, tmp_path):
         if isinstance(what, type): raise what
         getattr(trainer, what)()
     first = runner(TOPK, tmp_path, NOTHING)
-    plain, odd = first._callbacks, At(event, 9 if event in ('on_step', 'after_step', 'on_log') else 1, do)
-    first._callbacks = lambda: [odd, *plain()]   # before those that write
+    plain, odd = first.make_callbacks, At(event, 9 if event in ('on_step', 'after_step', 'on_log') else 1, do)
+    first.make_callbacks = lambda: [odd, *plain()]   # before those that write
     with suppress(Exception, SystemExit, KeyboardInterrupt): first.run()
     first.resume()
     second = runner(TOPK, tmp_path, NOTHING)
@@ -342,8 +342,8 @@ def undisturbed_run(tmp_path_factory) -> dict:
 @pytest.mark.parametrize('event, told', [('on_end', 'at step 24'), ('on_close', 'when the run was complete')])
 def test_a_signal_after_the_last_step(event, told, undisturbed_run, tmp_path):
     run = runner(TOPK, tmp_path, NOTHING)
-    plain = run._callbacks
-    run._callbacks = lambda: [At(event, 1, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)), *plain()]
+    plain = run.make_callbacks
+    run.make_callbacks = lambda: [At(event, 1, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)), *plain()]
     with pytest.raises(Interrupted, match=f'stopped by SIGTERM {told}') as e: run.run()
     assert e.value.exit_code == 143 and (tmp_path/'sae'/'cfg.json').exists() == (event == 'on_close')
     again = runner(TOPK, tmp_path, NOTHING)
@@ -382,16 +382,17 @@ def test_in_a_thread(tmp_path):
     assert len(errors) == 1 and latest(tmp_path).name == str(t.n_training_samples)
 
 
-def test_a_signal_while_the_model_is_loaded():
+def test_a_signal_while_the_model_is_loaded(monkeypatch):
     "Nothing is there to be saved, and that is said"
     from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
-    class Loading(LanguageModelSAETrainingRunner):
-        def _load_model(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
+    def load(cfg):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    monkeypatch.setattr('sae_workbench.training.run_parts.load_run_model', load)
+    cfg = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None)
     before, begin = signal.getsignal(signal.SIGTERM), time.time()
     with pytest.raises(Interrupted, match='stopped by SIGTERM before the first step: there is nothing to save') as e:
-        Loading(LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=3), dataset_path='x', checkpoint_path=None, output_path=None))
+        LanguageModelSAETrainingRunner(cfg)
     assert e.value.exit_code == 143 and time.time() - begin < 30 and signal.getsignal(signal.SIGTERM) == before
 
 

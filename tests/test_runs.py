@@ -189,8 +189,8 @@ def test_a_failing_callback_costs_no_sae(event, error, first, tmp_path):
     class Fails: pass
     def fail(trainer): raise error('the network is away')
     setattr(Fails, event, staticmethod(fail))
-    plain = run._callbacks
-    run._callbacks = lambda: [Fails(), *plain()] if first else [*plain(), Fails()]
+    plain = run.make_callbacks
+    run.make_callbacks = lambda: [Fails(), *plain()] if first else [*plain(), Fails()]
     with pytest.raises(error): run.run()
     assert torch.equal(weights(tmp_path/'sae'), run.trainer.sae.to_inference().W_dec)
 
@@ -200,12 +200,12 @@ def test_a_failing_last_evaluation_costs_no_sae(what, tmp_path, monkeypatch):
     import sae_workbench.training.results as results
     run = run_of(tmp_path, checkpoint_path=None)
     def fail(*args, **kwargs): raise MemoryError('out of memory')
-    plain = run._callbacks
+    plain = run.make_callbacks
     class AtTheEnd:
         def on_end(self, trainer):
             if what == 'evaluation': trainer.evaluator = fail
             if what == 'signal': os.kill(os.getpid(), signal.SIGTERM)
-    run._callbacks = lambda: [AtTheEnd(), *plain()]
+    run.make_callbacks = lambda: [AtTheEnd(), *plain()]
     if what == 'card': monkeypatch.setattr(results, 'model_card', fail)
     if what == 'metrics.json':
         write_json = results.write_json
@@ -252,8 +252,8 @@ def test_what_the_weights_cannot_have_is_refused_before_a_model_is_loaded(option
     sae = TopKTrainingSAE(sae_config(TOPK))
     sae.save_inference_model(tmp_path/'first')
     asked = sae_config(dict(architecture=value)) if option == 'architecture' else replace(sae.cfg, **{option: value})
-    def load(self): raise AssertionError('a model was loaded')
-    monkeypatch.setattr(LanguageModelSAETrainingRunner, '_load_model', load)
+    def load(cfg): raise AssertionError('a model was loaded')
+    monkeypatch.setattr('sae_workbench.training.run_parts.load_run_model', load)
     run = runner(TOPK, tmp_path, NOTHING)
     cfg = run.cfg.to_dict() | dict(sae=asked.to_dict(), from_pretrained_path=str(tmp_path/'first'), dataset_path='x')
     there = 'topk' if option == 'architecture' else sae.cfg.to_dict()[option]
