@@ -70,6 +70,12 @@ def _numbers(path:Path, batch, name:str, shape:tuple[int, ...])->Tensor: # As ma
     if column.null_count: raise LoadError(f"{path}: {name!r} has rows with missing numbers")
     return torch.from_dlpack(column)
 
+def _rows_of(path:Path, found, hook_name:str, context_size:int, d_in:int)->tuple[Tensor, Tensor|None]:
+    for name in (hook_name, IDS)[:1 + (IDS in found.schema.names)]:
+        if name not in found.schema.names: raise LoadError(f"{path}: has no column {name!r}")
+    ids = _numbers(path, found, IDS, (context_size,)) if IDS in found.schema.names else None
+    return _numbers(path, found, hook_name, (context_size, d_in)).view(-1, d_in), ids
+
 def v6_rows(
     path:str|Path, # A file of the cache
     batch:int, # Which of its record batches
@@ -78,11 +84,7 @@ def v6_rows(
     d_in:int, # Width of the activations
 )->tuple[Tensor, Tensor|None]: # (rows, d_in) and token ids (rows,) if there are any; to be read, not written to
     "The activations of a record batch, one a row"
-    found = _record_batches(path := Path(path))[batch]
-    for name in (hook_name, IDS)[:1 + (IDS in found.schema.names)]:
-        if name not in found.schema.names: raise LoadError(f"{path}: has no column {name!r}")
-    ids = _numbers(path, found, IDS, (context_size,)) if IDS in found.schema.names else None
-    return _numbers(path, found, hook_name, (context_size, d_in)).view(-1, d_in), ids
+    return _rows_of(path := Path(path), _record_batches(path)[batch], hook_name, context_size, d_in)
 
 # %% ../../nbs/activations/v6_cache.ipynb #0b7a8463
 def _mark(rows:Tensor)->str:
@@ -112,8 +114,8 @@ def v6_manifest(
     if hook not in hooks: raise LoadError(f"{folder}: {unknown('hook', hook, hooks)}")
     (context_size, d_in), shards, types, known = hooks[hook], [], set(), []
     for path in _data_files(folder):
-        for i in range(len(_record_batches(path))):
-            rows, ids = v6_rows(path, i, hook, context_size, d_in)
+        for i, found in enumerate(_record_batches(path)):
+            rows, ids = _rows_of(path, found, hook, context_size, d_in)
             types.add(str(rows.dtype).removeprefix('torch.'))
             known.append(ids is not None)
             shards.append(dict(file=path.name, batch=i, rows=len(rows), bytes=path.stat().st_size, mark=_mark(rows)))

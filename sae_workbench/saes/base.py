@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPARSE_FORWARDS', 'T', 'normalize_rows', 'unnormalize_rows', 'LastInput', 'check_pair', 'check_heads', 'check_range',
-           'check_whitening', 'sparse_forward', 'SAE']
+           'check_whitening', 'for_classes', 'sparse_forward', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import copy, threading
@@ -104,16 +104,23 @@ def check_whitening(
     raise DataError(f"a whitening of d_in={d_in} has a mean ({d_in},) and two matrices ({d_in}, {d_in}), got {found}")
 
 # %% ../../nbs/saes/base.ipynb #5a0c0f33
+def for_classes(
+    ways:dict[type, Callable], # Class to function; the function is entered here
+    classes:tuple[type, ...], # For exactly these
+)->Callable: # A decorator
+    "Enter a function for some classes, and not for their subclasses"
+    def enter(way):
+        ways.update(dict.fromkeys(classes, way))
+        return way
+    return enter
+
 SPARSE_FORWARDS = {}   # SAE class to a function (sae, x) that reconstructs without dense latents
 
 def sparse_forward(
     *classes:type, # For exactly these classes
 )->Callable: # A decorator of a function (sae, x) to the reconstruction
     "Register a way to reconstruct without dense latents"
-    def enter(way):
-        SPARSE_FORWARDS.update(dict.fromkeys(classes, way))
-        return way
-    return enter
+    return for_classes(SPARSE_FORWARDS, classes)
 
 # %% ../../nbs/saes/base.ipynb #f8347752
 T = TypeVar('T', bound=SAEConfig)

@@ -23,7 +23,7 @@ from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import Pattern, can_be_sparse, training_products
 from ..core.registry import SAE_CLASS_REGISTRY, get_sae_class, get_sae_training_class, no_inference_class
-from .base import SAE
+from .base import SAE, for_classes
 from .config import SAEConfig, config_from_dict
 from .files import WEIGHTS_FILE, sae_from_parts
 
@@ -184,10 +184,7 @@ def sparse_step(
     *classes:type, # For exactly these training classes
 )->Callable: # A decorator of a function (sae, step_input) to a TrainStepOutput
     "Register a cheaper step"
-    def enter(step):
-        SPARSE_STEPS.update(dict.fromkeys(classes, step))
-        return step
-    return enter
+    return for_classes(SPARSE_STEPS, classes)
 
 def step_of(
     sae:'TrainingSAE', # Any
