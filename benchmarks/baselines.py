@@ -5,7 +5,7 @@
 """
 import sys, time
 from sae_workbench import SAE, TokenContexts, get_eval_everything_config, run_evals
-from sae_workbench.activations.offline import load_smollm2, offline_text
+from sae_workbench.activations.example_data import load_smollm2, offline_text
 
 ROWS = 1024, 4096, 8192, 16384
 

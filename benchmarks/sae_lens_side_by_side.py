@@ -26,7 +26,7 @@ ROWS = ('explained_variance', 'ce_loss_score', 'ce_loss_with_sae', 'l0', 'dead_l
 def make_activations(folder, tokens):
     "Activations and held-out contexts"
     from sae_workbench import capture
-    from sae_workbench.activations.offline import load_smollm2, offline_text
+    from sae_workbench.activations.example_data import load_smollm2, offline_text
     from sae_workbench.activations.tokens import TokenContexts
     model = load_smollm2()
     contexts = TokenContexts(offline_text('train'), model.tokenizer, context_size=128).take(-(-tokens//128))
@@ -145,7 +145,7 @@ def main():
     a = p.parse_args()
     if a.worker: return worker(a.worker, a.keep, a.batch, a.lr, a.threads, a.seed, a.dtype)
     if not a.peer: p.error('--peer is needed')
-    from sae_workbench.activations.offline import load_smollm2
+    from sae_workbench.activations.example_data import load_smollm2
     with tempfile.TemporaryDirectory() as tmp:
         folder = (a.keep or Path(tmp)).absolute(); folder.mkdir(parents=True, exist_ok=True)
         if not (folder/'held_out.safetensors').exists():

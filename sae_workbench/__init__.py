@@ -53,7 +53,7 @@ _PUBLIC = {
     'activations.cache_read': ['ShardSource'],
     'activations.store': ['ActivationsStore'],
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
-    'activations.passes': ['share_passes'],
+    'activations.shared_passes': ['share_passes'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'migrate.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
@@ -64,12 +64,12 @@ _PUBLIC = {
     'training.evaluate': ['evaluate_sae'],
     'training.callbacks': ['read_log'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
-    'hub.weights': ['convert_to_safetensors'],
-    'hub.formats': ['Format', 'register_format', 'find_saes'],
-    'hub.circuit_tracer': ['save_transcoder_set'],
-    'hub.registry': ['list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id',
+    'formats.weights': ['convert_to_safetensors'],
+    'formats.layouts': ['Format', 'register_format', 'find_saes'],
+    'formats.circuit_tracer': ['save_transcoder_set'],
+    'formats.releases': ['list_releases', 'search', 'neuronpedia_url', 'neuronpedia_id',
                      'get_pretrained_saes_directory'],
-    'hub.share': ['upload_saes_to_huggingface'],
+    'formats.upload': ['upload_saes_to_huggingface'],
     'analysis.examples': ['TextLatents', 'latent_examples'],
     'analysis.latents': ['RowLatents', 'LatentStats', 'latent_stats', 'latent_table', 'nearest_latents'],
     'analysis.logits': ['logit_effects'],
@@ -79,11 +79,11 @@ _PUBLIC = {
     'analysis.bridge': ['SAETransformerBridge'],
     'analysis.baselines': ['random_dictionary', 'frozen_encoder'],
     'analysis.evals': ['run_evals', 'get_eval_everything_config', 'EvalConfig'],
-    'faces.history': ['RunHistory'],
-    'faces.curves': ['compare_runs'],
-    'faces.monitor': ['TrainingMonitor', 'LogMonitor'],
-    'faces.chooser': ['choose_architecture', 'ArchitectureChooser'],
-    'faces.explorer': ['explore', 'LatentExplorer'],
+    'apps.history': ['RunHistory'],
+    'apps.curves': ['compare_runs'],
+    'apps.monitor': ['TrainingMonitor', 'LogMonitor'],
+    'apps.chooser': ['choose_architecture', 'ArchitectureChooser'],
+    'apps.explorer': ['explore', 'LatentExplorer'],
 }
 def _has_bridges()->bool: # Whether TransformerLens is 3 or newer; it is not imported for that
     try: return int(version('transformer-lens').partition('.')[0]) >= 3
@@ -94,7 +94,7 @@ if not _has_bridges(): __all__.remove('SAETransformerBridge')   # `import *` wor
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
 _MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
-_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'hub.converters')   # v6's annotations
+_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'formats.converters')   # v6's annotations
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):

@@ -136,7 +136,7 @@ from .activations.cache_runner import (
     CacheActivationsRunner as CacheActivationsRunner,
     CacheActivationsRunnerConfig as CacheActivationsRunnerConfig,
 )
-from .activations.passes import share_passes as share_passes
+from .activations.shared_passes import share_passes as share_passes
 from .training.config import (
     LoggingConfig as LoggingConfig,
     SAETrainerConfig as SAETrainerConfig,
@@ -166,21 +166,21 @@ from .training.runner import (
     LanguageModelSAETrainingRunner as LanguageModelSAETrainingRunner,
     SAETrainingRunner as SAETrainingRunner,
 )
-from .hub.weights import convert_to_safetensors as convert_to_safetensors
-from .hub.formats import (
+from .formats.weights import convert_to_safetensors as convert_to_safetensors
+from .formats.layouts import (
     Format as Format,
     register_format as register_format,
     find_saes as find_saes,
 )
-from .hub.circuit_tracer import save_transcoder_set as save_transcoder_set
-from .hub.registry import (
+from .formats.circuit_tracer import save_transcoder_set as save_transcoder_set
+from .formats.releases import (
     list_releases as list_releases,
     search as search,
     neuronpedia_url as neuronpedia_url,
     neuronpedia_id as neuronpedia_id,
     get_pretrained_saes_directory as get_pretrained_saes_directory,
 )
-from .hub.share import upload_saes_to_huggingface as upload_saes_to_huggingface
+from .formats.upload import upload_saes_to_huggingface as upload_saes_to_huggingface
 from .analysis.examples import (
     TextLatents as TextLatents,
     latent_examples as latent_examples,
@@ -216,21 +216,21 @@ from .analysis.evals import (
     get_eval_everything_config as get_eval_everything_config,
     EvalConfig as EvalConfig,
 )
-from .faces.history import RunHistory as RunHistory
-from .faces.curves import compare_runs as compare_runs
-from .faces.monitor import (
+from .apps.history import RunHistory as RunHistory
+from .apps.curves import compare_runs as compare_runs
+from .apps.monitor import (
     TrainingMonitor as TrainingMonitor,
     LogMonitor as LogMonitor,
 )
-from .faces.chooser import (
+from .apps.chooser import (
     choose_architecture as choose_architecture,
     ArchitectureChooser as ArchitectureChooser,
 )
-from .faces.explorer import (
+from .apps.explorer import (
     explore as explore,
     LatentExplorer as LatentExplorer,
 )
-from .hub.converters import (
+from .formats.converters import (
     PretrainedSaeHuggingfaceLoader as PretrainedSaeHuggingfaceLoader,
     PretrainedSaeDiskLoader as PretrainedSaeDiskLoader,
 )

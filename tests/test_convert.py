@@ -7,8 +7,8 @@ from fakehub import FakeHub
 from producers import PRODUCERS, D
 from safetensors.torch import load_file, save_file
 from sae_workbench import SAE, get_pretrained_saes_directory
-from sae_workbench.faces.cli import main
-from sae_workbench.hub.weights import PICKLES
+from sae_workbench.apps.cli import main
+from sae_workbench.formats.weights import PICKLES
 
 PICKLED = ('dictionary_learning_1', 'qwen_scope', 'goodfire', 'deepseek_r1', 'connor_rob_hook_z', 'openai')
 pytestmark = pytest.mark.filterwarnings('ignore:.*one layer of a cross-layer transcoder')
@@ -63,7 +63,7 @@ def test_folder(name, tmp_path, capsys):
 
 def test_every_pickled_format_is_known_to_this_test():
     "Of the formats that are tried, those whose files are pickles"
-    from sae_workbench.hub.formats import get_format
+    from sae_workbench.formats.layouts import get_format
     formats = {name.split()[0] for name in PRODUCERS}
     assert {f for f in formats if any(w.endswith(PICKLES) for w in get_format(f).weights)} <= set(PICKLED)
 

@@ -8,7 +8,7 @@ import torch
 from lab import CHROMIUM, FLAGS, MISSING, chromium
 
 from sae_workbench import RowLatents, SAEMetadata, TopKSAE, TopKSAEConfig, dashboard, latent_stats
-from sae_workbench.activations.offline import toy_model
+from sae_workbench.activations.example_data import toy_model
 from sae_workbench.analysis.examples import TextLatents
 from sae_workbench.analysis.latents import pick
 from sae_workbench.analysis.page import read_labels

@@ -621,7 +621,7 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
-PROGRAM = [sys.executable, '-c', 'from sae_workbench.faces.cli import main; main()']
+PROGRAM = [sys.executable, '-c', 'from sae_workbench.apps.cli import main; main()']
 
 
 def command(tiny_model: Path, place: Path, *more, program=PROGRAM, terminal=None) -> subprocess.Popen:

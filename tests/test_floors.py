@@ -6,10 +6,10 @@ import pytest
 from sidebar import ROOT, listed, module_of
 
 PACKAGE = 'sae_workbench'
-FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'hub': 4, 'analysis': 5, 'synthetic': 6, 'migrate': 7, 'faces': 8}
+FLOORS = {'core': 0, 'saes': 1, 'activations': 2, 'training': 3, 'formats': 4, 'analysis': 5, 'synthetic': 6, 'migrate': 7, 'apps': 8}
 ROOF = 9   # the package's root and the short modules beside it
 STRANGERS = {frozenset({'saes', 'activations'})}   # floors that never import each other
-CALLS_UP = {('saes.files', f'hub.{m}') for m in ('pretrained', 'legacy', 'share')}   # inside a function: SAE.from_pretrained, old folders, push_to_hub
+CALLS_UP = {('saes.files', f'formats.{m}') for m in ('published', 'lens', 'upload')}   # inside a function: SAE.from_pretrained, old folders, push_to_hub
 LIGHT = {'torch', 'numpy', 'safetensors', 'pydantic', 'tqdm', 'fastcore', PACKAGE} | sys.stdlib_module_names
 ORDER = [m for m in (module_of(ROOT/name) for name in listed()) if m]
 FILES = sorted(p for p in (ROOT/PACKAGE).rglob('*.py') if p.name != '_modidx.py')
@@ -81,14 +81,14 @@ def test_every_module_has_a_notebook():
 
 BAD = {
     'import sae_workbench.training.runner': 'goes up',
-    'from ..hub.pretrained import x': 'goes up',
+    'from ..formats.published import x': 'goes up',
     'from .. import SAE': 'goes up',
     'from sae_workbench import SAE': 'goes up',
     'from .topk import x': 'stands later',
     'from . import topk': 'stands later',
     'from sae_workbench.saes import nowhere': 'no place in the sidebar',
     'def f():\n    from ..training.runner import x': 'goes up',
-    'def f(): import_module("sae_workbench.faces.cli")': 'goes up',
+    'def f(): import_module("sae_workbench.apps.cli")': 'goes up',
     'import transformers': 'at its top',
     'try: import wandb\nexcept ImportError: pass': 'at its top',
     'class A:\n    from plotly import express': 'at its top',
@@ -97,7 +97,7 @@ BAD = {
 }
 GOOD = ['import torch, json', 'from ..core.errors import ConfigError', 'from .base import SAE', 'def f(): import wandb',
         'def f():\n    from huggingface_hub import x', 'if TYPE_CHECKING:\n    import wandb']
-EXAMPLE = ['core.errors', 'saes.files', 'saes.base', 'saes.gated', 'saes.topk', 'activations.tokens', 'training.runner', 'faces.cli']
+EXAMPLE = ['core.errors', 'saes.files', 'saes.base', 'saes.gated', 'saes.topk', 'activations.tokens', 'training.runner', 'apps.cli']
 
 
 @pytest.mark.parametrize('source', BAD)
@@ -117,5 +117,5 @@ def test_the_second_floor_does_not_know_the_first():
 
 
 def test_only_a_call_may_reach_the_hub():
-    assert complaints('saes.files', 'from ..hub.pretrained import load', EXAMPLE)
-    assert not complaints('saes.files', 'def f():\n    from ..hub.pretrained import load', EXAMPLE)
+    assert complaints('saes.files', 'from ..formats.published import load', EXAMPLE)
+    assert not complaints('saes.files', 'def f():\n    from ..formats.published import load', EXAMPLE)

@@ -20,7 +20,7 @@ from producers import PRODUCERS, put
 from safetensors.torch import load_file
 
 from sae_workbench import SAE, LoadError
-from sae_workbench.hub.formats import FORMATS
+from sae_workbench.formats.layouts import FORMATS
 
 WILD = [None, True, False, -1, 0, 1, 7, 10**9, 10**12, 10**30, -0.5, 1e308, math.nan, math.inf, '', 'x', 'topk', '../../etc/passwd', 'x'*5000,
         [], [1, 2], {}, {'value': 3}, {'k': {'k': 1}}, '\udc80', 3.5, '99.0.0', 'float8', 'blocks.3.hook_z']

@@ -246,7 +246,7 @@ def test_nothing_is_run(tmp_path):
 
 
 def test_the_command(tmp_path):
-    code = 'import sys; from sae_workbench.faces.cli import main; main(sys.argv[1:])'
+    code = 'import sys; from sae_workbench.apps.cli import main; main(sys.argv[1:])'
     def run(*args, text=None):
         command = [sys.executable, '-c', code, 'migrate', *args]
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)

@@ -75,7 +75,7 @@ def test_a_source_archive_has_no_half_of_the_tests(tmp_path):
 def test_the_index_of_the_documentation_is_not_in_a_wheel(tmp_path):
     build(copied(tmp_path), 'bdist_wheel')
     names = zipfile.ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist()
-    assert 'sae_workbench/__main__.py' in names and 'sae_workbench/hub/releases.json.gz' in names
+    assert 'sae_workbench/__main__.py' in names and 'sae_workbench/formats/releases.json.gz' in names
     assert not [n for n in names if n.endswith('_modidx.py') or n.startswith('tests')]
 
 

@@ -269,7 +269,7 @@ def test_torchrun_starts_it_again(tmp_path):
 def test_the_command_under_torchrun(tiny_model, tmp_path):   # noqa: F811
     "SIGTERM to torchrun: one checkpoint; the same command goes on, with one process, to the same SAE as two that were left alone"
     from sae_workbench import SAE
-    torchrun = [*TORCHRUN, '-m', 'sae_workbench.faces.cli']
+    torchrun = [*TORCHRUN, '-m', 'sae_workbench.apps.cli']
     many = ['--training-tokens', '20000']
     whole = command(tiny_model, tmp_path/'whole', *many, program=torchrun)
     assert whole.wait(600) == 0, whole.communicate()[1][-3000:]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from sae_workbench import SAE
 from sae_workbench.activations.modules import ModuleSource
-from sae_workbench.activations.offline import byte_tokenizer, toy_model
+from sae_workbench.activations.example_data import byte_tokenizer, toy_model
 from sae_workbench.activations.sources import LanguageModelSource
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.analysis.attach import attach, place_of
@@ -401,7 +401,7 @@ def test_train_at_a_name_of_transformer_lens():
 
 
 def test_steering_through_a_transcoder():
-    from sae_workbench.faces.explorer import steer_text
+    from sae_workbench.apps.explorer import steer_text
     model = toy_model(2, 16)
     sae = TopKSkipTranscoder(TopKSkipTranscoderConfig(d_in=16, d_out=16, d_sae=32, k=4, metadata=SAEMetadata(
         hook_name='blocks.1.mlp.hook_in', hook_name_out='blocks.1.hook_mlp_out')))

@@ -48,14 +48,14 @@ OUR_BLOCKS = [(page, code) for page in PAGES if page not in FOREIGN | OLD_CODE f
 
 @lru_cache(maxsize=None)
 def language_model():
-    from sae_workbench.activations.offline import toy_model
+    from sae_workbench.activations.example_data import toy_model
     return toy_model(n_layers=2, d_model=32)
 
 
 class Published(dict):
     "Stands for the hub: every published SAE that a page names has the same weights"
     def __call__(self, cls, release, sae_id=None, **options):
-        from sae_workbench.hub.pretrained import locate
+        from sae_workbench.formats.published import locate
         self['asked'] = locate(release, sae_id)   # the release and the id are known
         return cls.load_from_disk(self['folder']), {}, None
 
@@ -70,8 +70,8 @@ def names(tmp_path, monkeypatch) -> dict:
         d_in=32, d_sae=64, k=4, metadata=found['SAEMetadata'](hook_name='blocks.1.hook_resid_post')))
     sae.save_model(tmp_path/'saved')
     published = Published(folder=tmp_path/'saved')
-    monkeypatch.setattr('sae_workbench.hub.pretrained.load_pretrained', published)
-    monkeypatch.setattr('sae_workbench.hub.share.push_to_hub', lambda sae, repo_id, sae_id=None: (repo_id, sae_id))
+    monkeypatch.setattr('sae_workbench.formats.published.load_pretrained', published)
+    monkeypatch.setattr('sae_workbench.formats.upload.push_to_hub', lambda sae, repo_id, sae_id=None: (repo_id, sae_id))
     for name, maker in (('HookedSAETransformer', 'from_pretrained'), ('SAETransformerBridge', 'boot_transformers')):
         found[name] = type(name, (), {maker: staticmethod(lambda name: language_model())})   # what is loaded is not the point
     (tmp_path/'output').mkdir()
@@ -113,7 +113,7 @@ def test_old_code_can_be_migrated(page):
 
 def test_commands_exist():
     "`sae-workbench …` in prose and in shell blocks names a command that there is"
-    from sae_workbench.faces.cli import COMMANDS
+    from sae_workbench.apps.cli import COMMANDS
     for page in PAGES:
         for text in prose(page):
             for command in re.findall(r'sae-workbench ([a-z][a-z-]+)', text):

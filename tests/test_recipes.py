@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sae_workbench.core.files import read_json
-from sae_workbench.core.plain import read_plain
+from sae_workbench.core.serial import read_plain
 
 FOLDER = Path(__file__).parents[1]/'recipes'
 NAMES = sorted(p.stem for p in FOLDER.glob('*.yaml'))
@@ -15,7 +15,7 @@ NAMES = sorted(p.stem for p in FOLDER.glob('*.yaml'))
 
 def recipes(*args) -> subprocess.CompletedProcess:
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(FOLDER.parent), os.environ.get('PYTHONPATH', '')]))
-    code = 'from sae_workbench.faces.cli import main; main()'
+    code = 'from sae_workbench.apps.cli import main; main()'
     return subprocess.run([sys.executable, '-c', code, 'recipes', *args], cwd=FOLDER.parent, env=env, capture_output=True, text=True)
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import close_session
 from producers import PRODUCERS
 from sae_workbench import SAE, NonFiniteError, SAEMetadata, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, UploadError, model_card
 from sae_workbench import upload_saes_to_huggingface as upload
-from sae_workbench.hub.share import MARK
+from sae_workbench.formats.upload import MARK
 
 REPO = 'me/saes'
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from sae_workbench.saes.base import SAEMetadata
 from sae_workbench.saes.standard import StandardSAE, StandardSAEConfig
 from sae_workbench.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_workbench.saes.transcoder import Transcoder, TranscoderConfig
-from sae_workbench.faces.monitor import RUNNING, TrainingMonitor
+from sae_workbench.apps.monitor import RUNNING, TrainingMonitor
 from sae_workbench.training.config import SAETrainerConfig
 from sae_workbench.training.trainer import SAETrainer
 import tiny

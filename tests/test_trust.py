@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from sae_workbench import (SAE, ConfigError, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoadError, LoggingConfig, SAEMetadata,
                            TopKSAE, TopKSAEConfig, TopKTrainingSAEConfig, model_card)
-from sae_workbench.faces.cli import COMMANDS, command_line, run_command
-from sae_workbench.faces.chooser import python_code, yaml_code
-from sae_workbench.hub.share import save_pretrained
+from sae_workbench.apps.cli import COMMANDS, command_line, run_command
+from sae_workbench.apps.chooser import python_code, yaml_code
+from sae_workbench.formats.upload import save_pretrained
 from sae_workbench.training.wandb_log import WandBLogger
 from torch import nn
 

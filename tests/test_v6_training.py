@@ -15,7 +15,7 @@ from sae_workbench import (
 from sae_workbench.activations.cache_read import ShardSource
 from sae_workbench.activations.tokens import word_tokenizer
 from sae_workbench.core.errors import ConfigError, LoadError
-from sae_workbench.faces.cli import parse_config
+from sae_workbench.apps.cli import parse_config
 from sae_workbench.saes.topk import TopK
 from sae_workbench.training.checkpoint import load_checkpoint, save_checkpoint
 from sae_workbench.training.preempt import Interrupted

@@ -21,7 +21,7 @@ chooser
 EXPLORER = """
 import torch
 from sae_workbench import explore, SAEMetadata
-from sae_workbench.activations.offline import toy_model
+from sae_workbench.activations.example_data import toy_model
 from sae_workbench.saes.topk import TopKSAE, TopKSAEConfig
 torch.manual_seed(0)
 model = toy_model(n_layers=2, d_model=32)

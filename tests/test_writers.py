@@ -20,8 +20,8 @@ from sae_workbench.core import files
 from sae_workbench.core.errors import LoadError, SAEWorkbenchError
 from sae_workbench.core.files import read_json, write_json, write_text
 from sae_workbench.core.folders import settle
-from sae_workbench.core.plain import read_plain, write_plain
-from sae_workbench.faces.evals_command import write_results
+from sae_workbench.core.serial import read_plain, write_plain
+from sae_workbench.apps.evals_command import write_results
 from sae_workbench.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelConfig
 from sae_workbench.training.callbacks import JSONLLogger, read_log
 from sae_workbench.training.checkpoint import Checkpoints

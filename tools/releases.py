@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent/'sae_workbench'/'hub'/'releases.json.gz'
+OUT = Path(__file__).resolve().parent.parent/'sae_workbench'/'formats'/'releases.json.gz'
 FACTS = ('l0', 'neuronpedia', 'norm_scaling_factor', 'variance_explained')
 
 

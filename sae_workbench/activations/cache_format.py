@@ -15,7 +15,7 @@ from ..core.config import as_dtype
 from ..core.errors import ConfigError, LoadError
 from ..core.files import LARGEST_MANIFEST, file_hash, read_json
 from ..core.folders import check_signature
-from ..core.plain import differences, plain
+from ..core.serial import differences, plain
 
 # %% ../../nbs/activations/cache_format.ipynb #3e9f9400
 def cache_bytes(

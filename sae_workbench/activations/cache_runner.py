@@ -31,7 +31,7 @@ from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Posi
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
 from ..core.folders import signed_manifest
-from ..core.output import say
+from ..core.progress import say
 from ..core.private import shareable, without_secrets
 
 # %% ../../nbs/activations/cache_runner.ipynb #a8003d58

@@ -22,8 +22,8 @@ from ..core.config import Dtype, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, warn
 from ..core.files import file_hash, read_state, read_tensors, write_json, write_state, write_tensors
 from ..core.folders import HOLDER, LOCK, only_one, signed_manifest
-from ..core.output import Bar
-from ..core.plain import plain
+from ..core.progress import Bar
+from ..core.serial import plain
 
 # %% ../../nbs/activations/cache_write.ipynb #6e2720bb
 class OpenShard:

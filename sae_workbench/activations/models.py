@@ -23,10 +23,10 @@ from ..core.capture import capture, replacing
 from ..core.config import DTYPES, Device, Name, as_dtype
 from ..core.errors import ConfigError, HookError, LoadError, unknown
 from ..core.hooks import hanging, only_own_hooks
-from ..core.plain import read_json_text
+from ..core.serial import read_json_text
 from ..core.points import resolve
 from ..core.private import HIDDEN, is_local, is_secret
-from .offline import bridge_class, without_hub
+from .example_data import bridge_class, without_hub
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',

@@ -8,7 +8,7 @@ __all__ = ['position_of', 'read_up_to', 'no_way_back', 'check_about']
 # %% ../../nbs/activations/positions.ipynb #5603f94c
 from typing import Any
 from ..core.errors import DataError
-from ..core.plain import differences
+from ..core.serial import differences
 
 # %% ../../nbs/activations/positions.ipynb #69d622d0
 def position_of(

@@ -21,8 +21,8 @@ from ..core.aside import workplace
 from ..core.config import Config, Count, Natural, Rule
 from ..core.errors import DataError, warn
 from ..core.files import read_json, write_json
-from ..core.output import say
-from ..core.plain import differences
+from ..core.progress import say
+from ..core.serial import differences
 from ..core.private import shareable
 
 # %% ../../nbs/activations/pretokenize.ipynb #e7694d24

@@ -21,7 +21,7 @@ from ..core.batches import rows_of
 from ..core.config import Count, NonNegative
 from ..core.errors import DataError, LoadError, NonFiniteError, warn
 from ..core.files import read_json, read_tensors, write_json, write_tensors
-from ..core.output import Bar
+from ..core.progress import Bar
 
 # %% ../../nbs/activations/scale.ipynb #589a70ae
 @dataclass

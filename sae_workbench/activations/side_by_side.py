@@ -8,7 +8,7 @@ __all__ = ['SideBySide']
 # %% ../../nbs/activations/side_by_side.ipynb #f48fbe97
 from torch import Tensor
 from .columns import as_columns, side_by_side
-from .passes import SharedPasses
+from .shared_passes import SharedPasses
 from .positions import no_way_back, position_of
 from .sources import ModelSource
 

@@ -16,7 +16,7 @@ from .buffer import MixingBuffer
 from .cache_read import ShardSource
 from .datasets import shuffled
 from .models import input_device, tokenizer_of
-from .passes import SharedPasses
+from .shared_passes import SharedPasses
 from .positions import no_way_back, position_of
 from .sources import ModelSource, as_slice
 from .store_parts import StoreOptions, cached_facts, cached_source, left_out_tokens, make_reader

@@ -20,7 +20,7 @@ from .cache_read import ShardSource
 from .datasets import open_dataset
 from .inputs import ContextBatches
 from .models import check_d_in, check_length, tokenizer_of
-from .passes import SharedPasses, share_passes
+from .shared_passes import SharedPasses, share_passes
 from .pretokenize import check_pretokenized
 from .sources import ModelSource, TokenActivations, as_slice, excluded_ids
 from .tokens import SpecialToken, TokenContexts

@@ -15,7 +15,7 @@ from ..core.arguments import checked
 from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic, read_text
-from ..core.output import say
+from ..core.progress import say
 from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
 from ..activations.tokens import TokenContexts
 from .document import dashboard_html
@@ -95,7 +95,7 @@ def _numbers(text:str)->list[int]:
 # %% ../../nbs/analysis/dashboard.ipynb #b8133772
 def _model_for(sae:SAE, name:str|None, model_kwargs:dict|None=None):
     "The model that an SAE names, as far as a file may decide that, or another"
-    from sae_workbench.activations.offline import MODEL, load_smollm2, official_name
+    from sae_workbench.activations.example_data import MODEL, load_smollm2, official_name
     m = sae.cfg.metadata
     found = model_of_file(m, name, None, model_kwargs)
     if found is None: raise ConfigError("--model is needed: the SAE does not name its model")
@@ -108,7 +108,7 @@ MOST_TEXT = 2**30   # bytes of a text to read
 def _read_text(file:str|None):
     "A dataset with a column text"
     if file is None:
-        from sae_workbench.activations.offline import offline_text
+        from sae_workbench.activations.example_data import offline_text
         return offline_text('test')
     text = read_text(file, MOST_TEXT)
     if not text.strip(): raise DataError(f"{file}: there is no text in this file")

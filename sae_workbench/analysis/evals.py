@@ -28,7 +28,7 @@ from ..core.config import Config, Count, Natural
 from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
 from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
-from ..core.output import Bar
+from ..core.progress import Bar
 from ..saes.base import SAE
 from ..training.evaluate import LossMetrics, reconstruct
 

@@ -17,7 +17,7 @@ from ..core.arguments import Floats, checked
 from ..core.config import Count, Natural
 from ..core.dictionaries import cosines
 from ..core.errors import ConfigError, DataError
-from ..core.output import Bar
+from ..core.progress import Bar
 from ..activations.sources import check_rows
 from .examples import MOST_NUMBERS, Example, Latents, TextLatents, check_latents
 from .top_contexts import TopContexts, firing, interesting_latents

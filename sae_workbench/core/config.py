@@ -23,8 +23,8 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 from .errors import ConfigError, did_you_mean, nearest
 from .field_notes import ConfigDoc, plain_type
 from .old_options import moved_options, old_options, old_value
-from .plain import json_text, plain, plain_dict, read_json_text, read_plain, read_yaml_text
-from .plain import write_plain, yaml_text
+from .serial import json_text, plain, plain_dict, read_json_text, read_plain, read_yaml_text
+from .serial import write_plain, yaml_text
 
 # %% ../../nbs/core/config.ipynb #eb7aa598
 def whole(

@@ -55,7 +55,7 @@ _ELSEWHERE = {
     'training.checkpoint': '''TRAINER_STATE_FILENAME=TRAINER_FILE ACTIVATIONS_STORE_STATE_FILENAME=STORE_FILE
         RUNNER_CFG_FILENAME=RUN_FILE SPARSITY_FILENAME=SPARSITY_FILE''',
     'training.optim': 'get_lr_scheduler CoefficientScheduler',
-    'hub.converters': '''PretrainedSaeHuggingfaceLoader PretrainedSaeDiskLoader NAMED_PRETRAINED_SAE_LOADERS
+    'formats.converters': '''PretrainedSaeHuggingfaceLoader PretrainedSaeDiskLoader NAMED_PRETRAINED_SAE_LOADERS
         NAMED_PRETRAINED_SAE_CONFIG_GETTERS get_conversion_loader_name load_sae_config_from_huggingface
         sparsify_disk_loader get_sparsify_config_from_disk sae_lens_disk_loader get_sae_lens_config_from_disk
         sae_lens_huggingface_loader get_sae_lens_config_from_hf connor_rob_hook_z_huggingface_loader
@@ -73,7 +73,7 @@ _ELSEWHERE = {
         get_featurewise_weight_based_metrics ExplainedVarianceCalculator LLMSaeEvaluator all_loadable_saes
         get_saes_from_regex multiple_evals run_evaluations process_args process_results run_evals_cli
         get_library_version get_git_hash''',
-    'hub.registry': '''PretrainedSAELookup get_releases_for_repo_id get_repo_id_and_folder_name get_norm_scaling_factor
+    'formats.releases': '''PretrainedSAELookup get_releases_for_repo_id get_repo_id_and_folder_name get_norm_scaling_factor
         get_config_overrides get_neuronpedia_quick_list open_neuronpedia_feature_dashboard get_neuronpedia_feature
         NEURONPEDIA_DOMAIN'''}
 V6_NAMES = {name: (module, ours or name) for module, names in _ELSEWHERE.items()

@@ -20,7 +20,7 @@ from ..core.config import option_advice
 from ..core.errors import ConfigError, LoadError, did_you_mean, shown
 from ..core.files import atomic, read_text
 from ..core.old_options import OLD_OPTIONS
-from ..core.plain import read_plain
+from ..core.serial import read_plain
 from .python_source import Reader
 from .values import Value
 from .config_code import OTHERS, RUNNERS, Part, code_of, from_options, is_config, parts_in

@@ -68,7 +68,7 @@ def read_sae_folder(
     if not old and 'architecture' not in cfg: raise LoadError(f"{file}: the key 'architecture' is missing")
     tensors = read_tensors(Path(path)/WEIGHTS_FILE, device)
     if old:
-        from sae_workbench.hub.legacy import modernize
+        from sae_workbench.formats.lens import modernize
         cfg, tensors = modernize(cfg, tensors, str(path))
     if bad := not_finite(tensors): raise LoadError(f"{Path(path)/WEIGHTS_FILE}: NaN or infinity in {', '.join(bad)}")
     return cfg | {'device': str(device)} | (cfg_overrides or {}), tensors
@@ -220,7 +220,7 @@ class SAEFiles:
         **options, # More options of load_pretrained
     )->tuple['SAEFiles', dict, Tensor|None]: # The SAE, its config as a dict, and log10 of firing frequencies if published
         "Load a published SAE, its config and its sparsity"
-        from sae_workbench.hub.pretrained import load_pretrained
+        from sae_workbench.formats.published import load_pretrained
         return load_pretrained(cls, release, sae_id, device=device, dtype=dtype, force_download=force_download,
                                converter=converter, fold_W_dec_norm=fold_W_dec_norm, **options)
 
@@ -232,18 +232,18 @@ class SAEFiles:
     @checked
     def save_pretrained(self,
         path:str|Path, # A folder, made if need be
-        **options, # log_sparsity and card of hub.share.save_pretrained
+        **options, # log_sparsity and card of formats.upload.save_pretrained
     )->Path: # The folder
         "Write the folder for inference, with a model card"
-        from sae_workbench.hub.share import save_pretrained
+        from sae_workbench.formats.upload import save_pretrained
         return save_pretrained(self, path, **options)
 
     @checked
     def push_to_hub(self,
         repo_id:str, # owner/name; made if need be
         sae_id:str|None=None, # The path in the repository; the hook's name if None
-        **options, # revision, private, token and more of hub.share.push_to_hub
+        **options, # revision, private, token and more of formats.upload.push_to_hub
     )->str: # The address of the commit
         "Upload the SAE and a model card in one commit"
-        from sae_workbench.hub.share import push_to_hub
+        from sae_workbench.formats.upload import push_to_hub
         return push_to_hub(self, repo_id, sae_id, **options)

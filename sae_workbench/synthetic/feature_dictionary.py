@@ -16,7 +16,7 @@ from ..core.arguments import Rows, checked
 from ..core.config import Count, Natural, Positive
 from ..core.dictionaries import cosines
 from ..core.errors import DataError
-from ..core.output import Bar
+from ..core.progress import Bar
 from .firing_probabilities import own_generator
 
 # %% ../../nbs/synthetic/feature_dictionary.ipynb #27fb1e87

@@ -16,7 +16,7 @@ from ..core.config import Config, Count, Dtype, Natural, NonNegative, Positive
 from ..core.errors import ConfigError, LoadError, warn
 from ..core.files import read_json, read_tensors, write_json, write_tensors
 from ..core.folders import together
-from ..hub.places import Folder, Hub, Place, safe_name
+from ..formats.places import Folder, Hub, Place, safe_name
 from .activation_generator import ActivationGenerator
 from .correlation import LowRankCorrelationMatrix, generate_random_low_rank_correlation_matrix
 from .feature_dictionary import FeatureDictionary, orthogonal_initializer

@@ -11,8 +11,8 @@ from pathlib import Path
 from ..core.arguments import checked
 from ..core.errors import UploadError
 from ..core.files import write_text
-from ..hub.places import safe_name
-from ..hub.share import patiently
+from ..formats.places import safe_name
+from ..formats.upload import patiently
 from .synthetic_model import SyntheticModel, SyntheticModelConfig
 
 # %% ../../nbs/synthetic/upload_synthetic_model.ipynb #2a2bc33f

@@ -17,7 +17,7 @@ from ..core.arguments import checked
 from ..core.aside import put_aside
 from ..core.errors import LoadError, NonFiniteError, warn
 from ..core.files import not_plain, sync
-from ..core.output import Bar, say
+from ..core.progress import Bar, say
 from ..core.processes import Processes, SingleProcess
 from ..saes.training import TrainStepOutput
 from .wandb_log import WandBLogger

@@ -17,7 +17,7 @@ from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, N
 from ..core.config import PlainDict, Positive, Rule, chosen, config_error, device_name
 from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
-from ..activations.blueprint import hook_has_heads, model_mistakes, read_model_config
+from ..activations.model_facts import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
 from ..activations.v6_cache import default_cache_path

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, warn
 from ..core.folders import check_place, only_one, remove_temporaries
-from ..core.output import say
+from ..core.progress import say
 from ..core.private import without_secrets
 from ..core.processes import Processes, SingleProcess, processes
 from ..core.seeds import seeded
 from ..activations.datasets import can_be_shuffled
 from ..activations.models import load_model, tokenizer_of
-from ..activations.offline import official_name
+from ..activations.example_data import official_name
 from ..activations.scale import ESTIMATES, most_norm_batches
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import open_cache

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from ..core.arguments import checked
 from ..core.errors import ConfigError, LoadError, NonFiniteError, warn
-from ..core.output import say
+from ..core.progress import say
 from ..core.processes import processes
 from ..saes.base import SAE
 from ..saes.training import TrainingSAE

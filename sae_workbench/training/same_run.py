@@ -10,7 +10,7 @@ __all__ = ['MAY_DIFFER', 'LENGTH', 'FIXED', 'KEEPS_DATA', 'is_longer', 'other_ru
 from collections.abc import Sequence
 from typing import Any
 from ..core.errors import ConfigError, unknown
-from ..core.plain import differences
+from ..core.serial import differences
 from ..core.private import without_secrets
 
 # %% ../../nbs/training/same_run.ipynb #09a8daa3

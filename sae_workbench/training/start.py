@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from ..core.errors import ConfigError, warn
-from ..core.plain import differences
+from ..core.serial import differences
 from ..saes.files import read_sae_folder
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 from ..core.errors import ConfigError
-from ..core.output import say
+from ..core.progress import say
 from ..core.private import shareable
 from ..saes.files import WEIGHTS_FILE
 

@@ -10,7 +10,7 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-from sae_workbench.activations.offline import byte_tokenizer
+from sae_workbench.activations.example_data import byte_tokenizer
 
 SHAPE = dict(n_layers=3, d_model=16, d_head=8, n_heads=2, d_mlp=32, n_ctx=32, d_vocab=60, act_fn='gelu', seed=0)
 TOKENS = torch.arange(20).reshape(2, 10)
