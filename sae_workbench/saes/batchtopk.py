@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError, SAEWorkbenchError
-from ..core.ops import Pattern, is_transformed
+from ..core.ops import SparsityPattern, is_transformed
 from ..core.processes import Processes, sharing, SingleProcess
 from ..core.registry import register_sae_training_class
 from .base import sparse_forward
@@ -34,13 +34,13 @@ def _first_largest(values:Tensor, n:int)->Tensor:
 def largest(
     x:Tensor, # Any shape
     n:int, # How many
-    guess:float=0., # A value that n entries probably exceed; changes speed only
+    threshold_guess:float=0., # A value that n entries probably exceed; changes speed only
     team:Processes=SingleProcess(), # Processes that have other parts of one large tensor, of which n are wanted altogether
 )->Tensor: # (n,) or fewer places in the flattened tensor, ascending
     "Where the n largest positive entries are"
-    flat, guess = x.flatten(), team.lowest(guess)
-    near = (flat > guess).nonzero().flatten()
-    if guess > 0 and team.total(len(near)) < n: near = (flat > 0).nonzero().flatten()
+    flat, threshold_guess = x.flatten(), team.lowest(threshold_guess)
+    near = (flat > threshold_guess).nonzero().flatten()
+    if threshold_guess > 0 and team.total(len(near)) < n: near = (flat > 0).nonzero().flatten()
     near = near[_first_largest(flat[near], n)]
     if team.size==1: return near
     parts = team.gather(flat[near])
@@ -52,16 +52,16 @@ class BatchTopK(TopK):
     "Keeps the k largest entries per row on average, if they are positive"
     def __init__(self,
         k:float, # Entries kept per row, on average
-    ): super().__init__(k); self.guess = 0.
+    ): super().__init__(k); self.threshold_guess = 0.
 
     @torch.no_grad()
-    def pattern(self, x:Tensor)->Pattern:
+    def pattern(self, x:Tensor)->SparsityPattern:
         "Which entries of (rows, d_sae) are kept"
         team, d_sae = sharing(), x.shape[1]
-        places = largest(x, int(self.k*team.total(len(x))), self.guess, team)
-        self.guess = .9*x.flatten()[places].min().item() if len(places) else 0.
+        places = largest(x, int(self.k*team.total(len(x))), self.threshold_guess, team)
+        self.threshold_guess = .9*x.flatten()[places].min().item() if len(places) else 0.
         rows = torch.bincount(places // d_sae, minlength=len(x))
-        return Pattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
+        return SparsityPattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
 
     def _plain(self, x:Tensor)->Tensor:
         "The same without sizes that depend on the data, which `torch.vmap` and its relatives do not allow"
