@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError, SAEWorkbenchError
 from ..core.ops import SparsityPattern, is_transformed
-from ..core.processes import Processes, sharing, SingleProcess
+from ..core.processes import Processes, batch_group, SingleProcess
 from ..core.registry import register_sae_training_class
 from .base import sparse_forward
 from .config import SAEConfig
@@ -57,7 +57,7 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def pattern(self, x:Tensor)->SparsityPattern:
         "Which entries of (rows, d_sae) are kept"
-        team, d_sae = sharing(), x.shape[1]
+        team, d_sae = batch_group(), x.shape[1]
         places = largest(x, int(self.k*team.total(len(x))), self.threshold_guess, team)
         self.threshold_guess = .9*x.flatten()[places].min().item() if len(places) else 0.
         rows = torch.bincount(places // d_sae, minlength=len(x))
@@ -140,7 +140,7 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     # The step, and what leaves training
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         "Compute the losses of a batch"
-        team, k = sharing(), self.cfg.k
+        team, k = batch_group(), self.cfg.k
         if k*(rows := team.total(len(step_input.sae_in))) < 1:
             raise DataError(f"k={k} of {rows} rows is less than one latent: "
                             "take larger batches or a larger k")
