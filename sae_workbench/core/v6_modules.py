@@ -36,7 +36,7 @@ _ELSEWHERE = {
         filter_valid_dataclass_fields cosine_similarities''',
     'core.config': 'str_to_dtype=as_dtype dtype_to_str=dtype_name',
     'core.registry': 'SAE_CLASS_REGISTRY SAE_TRAINING_CLASS_REGISTRY',
-    'core.ops': 'JumpReLU Step rectangle',
+    'core.ste': 'JumpReLU Step rectangle',
     'saes.files': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
     'saes.training': 'mse_loss',
     'saes.topk': 'TopK',

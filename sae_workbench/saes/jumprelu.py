@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from ..core.config import Natural, NonNegative, Positive, Rule
-from ..core.ops import SparsityPattern, PreActivations, jump_relu, sparse_decode_with, step_at
+from ..core.ops import PreActivations, SparsityPattern, sparse_decode_with
+from ..core.ste import jump_relu, step_at
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
 from .config import SAEConfig

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from ..core.errors import ConfigError, unknown
-from ..core.ops import scratch
+from ..core.workspace import workspace_in_use
 from ..saes.training import NO_FLOAT16, TrainCoefficientConfig
 
 # %% ../../nbs/training/optim.ipynb #508892fb
@@ -157,18 +157,18 @@ class _Stepped:
         if self.low:
             seen = self.view(p.data)   # where it is not the master's rounding, somebody has set the parameter
             t.data = torch.where(t.data.to(p.dtype)==seen, t.data, seen.float())
-            t.grad = scratch.take(*t.shape, like=t).copy_(self.view(p.grad))
+            t.grad = workspace_in_use().take(*t.shape, like=t).copy_(self.view(p.grad))
         elif t is not p: t.data, t.grad = self.view(p.data), self.view(p.grad)
 
     def after_step(self):
         "Bring the parameter up to what was stepped, and drop the gradients"
         if self.low: self.view(self.p.data).copy_(self.t.data)
-        scratch.give(self.t.grad if self.low else self.p.grad)
+        workspace_in_use().give(self.t.grad if self.low else self.p.grad)
         self.t.grad = self.p.grad = None
 
     def drop(self):
         "Drop the gradient, so that the next one is not added to it"
-        scratch.give(self.p.grad)
+        workspace_in_use().give(self.p.grad)
         self.p.grad = None
 
 # %% ../../nbs/training/optim.ipynb #0bc3048c

@@ -14,6 +14,7 @@ from ..core.errors import NonFiniteError
 from ..core.files import not_finite
 from ..core.hooks import only_own_hooks
 from ..core.processes import Processes, SingleProcess
+from ..core.workspace import Workspace, using_workspace
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
 from .guards import cause, not_changed
@@ -38,6 +39,7 @@ class TrainState:
     ):
         self.cfg, self.sae, self.n_steps, self.n_samples = cfg, sae.to(cfg.device), 0, 0
         self.changing = False   # inside a step, when the weights belong to none
+        self.workspace = Workspace()   # memory that steps hand on to each other
         self.optim, self.coefficients = SAEOptimizer(sae.parameters(), cfg), Coefficients(sae.get_coefficients())
         self.statistics = LatentStatistics(sae.cfg.d_sae, cfg.dead_feature_window, cfg.device)
         self.scaling = InputScaling(sae.cfg, cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
@@ -119,14 +121,15 @@ def train_step(
     x, target = sae.split(state.scaling(team.part(batch).to(sae.device)))
     step_input = TrainStepInput(x, state.coefficients.now(), state.statistics.dead_neurons, state.n_steps, state.logs,
                                 caller_settles=True, target=target)
-    with autocast_of(state.cfg): out = shared_pass(sae, step_input, team)
-    out.loss.backward()
-    team.sum_gradients(sae.parameters())
     def check(norm:Tensor):
         if not (norm + out.loss.detach()).isfinite(): raise NonFiniteError(
             f"{state.where(len(x))}: {cause(sae, out)}; {not_changed(feed and feed.source)}")
         state.changing = True   # from here on weights are changed
-    state.optim.step(check)
+    with using_workspace(state.workspace):
+        with autocast_of(state.cfg): out = shared_pass(sae, step_input, team)
+        out.loss.backward()
+        team.sum_gradients(sae.parameters())
+        state.optim.step(check)
     sae.after_optimizer_step()
     state.statistics.update(team.sum(out.firing_counts()), len(batch))
     state.pass_rows(len(batch))

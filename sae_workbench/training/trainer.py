@@ -22,6 +22,7 @@ from ..core.config import Name
 from ..core.errors import ConfigError, NonFiniteError, ProcessError, SAEWorkbenchError
 from ..core.processes import Processes, SingleProcess, processes
 from ..core.seeds import OwnRandomness, random_state, set_random_state
+from ..core.workspace import Workspace
 from ..saes.training import TrainingSAE, TrainStepOutput
 from .callbacks import Callback, CallbackList
 from .changes import CoefficientChanges
@@ -205,7 +206,9 @@ class SAETrainer:
         if self.randomness.active:
             raise SAEWorkbenchError("fit() was called by a callback, inside a step of the same trainer")
         with self.stop.signals(), self.randomness(), contextlib.closing(self.steps()) as run:
-            for _ in run: pass
+            try:
+                for _ in run: pass
+            finally: self.state.workspace.clear()
         return self.sae
 
     def evaluate(self)->dict[str, Any]:
@@ -310,8 +313,10 @@ def train_together(
     for what, each in ('SAE', [t.sae for t in trainers]), ('source of data', [t.data_provider for t in trainers]):
         if len({*map(id, each)}) < len(each): raise ConfigError(f"train_together: two trainers have the same {what}")
     stop = StopRequest()
+    workspace = Workspace()   # their steps follow each other
     with stop.signals(), contextlib.ExitStack() as stack:
-        for t in trainers: t.stop = stop
+        stack.callback(workspace.clear)
+        for t in trainers: t.stop, t.state.workspace = stop, workspace
         runs = [in_turns(t, stack) for t in trainers]
         try:
             for _ in zip_longest(*runs): pass
