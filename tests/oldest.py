@@ -4,6 +4,8 @@ from importlib.metadata import version
 SAID = {   # what is said: in which package, and the first version that can
     'TransformerBridge is in TransformerLens 3': ('transformer_lens', (3,)),
     'needs the TransformerBridge of TransformerLens': ('transformer_lens', (3,)),
+    "No module named 'transformer_lens.model_bridge'": ('transformer_lens', (3,)),
+    'must be called with a dataclass type': ('datasets', (4,)),   # files of version 4, read by itself
     'cannot read pickles safely': ('torch', (2, 10)),
 }
 
