@@ -54,6 +54,7 @@ _PUBLIC = {
     'activations.store': ['ActivationsStore'],
     'activations.cache_runner': ['CacheActivationsRunner', 'CacheActivationsRunnerConfig'],
     'activations.shared_passes': ['share_passes'],
+    'activations.side_by_side': ['SideBySide'],
     'training.config': ['LoggingConfig', 'SAETrainerConfig', 'LanguageModelSAERunnerConfig'],
     'migrate.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],

@@ -137,6 +137,7 @@ from .activations.cache_runner import (
     CacheActivationsRunnerConfig as CacheActivationsRunnerConfig,
 )
 from .activations.shared_passes import share_passes as share_passes
+from .activations.side_by_side import SideBySide as SideBySide
 from .training.config import (
     LoggingConfig as LoggingConfig,
     SAETrainerConfig as SAETrainerConfig,
@@ -331,6 +332,7 @@ __all__ = [
     'CacheActivationsRunner',
     'CacheActivationsRunnerConfig',
     'share_passes',
+    'SideBySide',
     'LoggingConfig',
     'SAETrainerConfig',
     'LanguageModelSAERunnerConfig',
