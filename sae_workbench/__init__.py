@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     'core.errors': ['SAEWorkbenchError', 'ConfigError', 'DataError', 'HookError', 'LoadError', 'SaveError',
                     'UploadError', 'NonFiniteError', 'ProcessError'],
-    'core.processes': ['processes', 'sharing'],
+    'core.processes': ['processes', 'batch_group'],
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
@@ -59,7 +59,7 @@ _PUBLIC = {
     'migrate.migrate': ['migrate_config'],
     'training.preempt': ['Interrupted'],
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
-    'training.changes': ['Changes', 'changes_of'],
+    'training.changes': ['CoefficientChanges', 'changes_of'],
     'training.guards': ['Guards'],
     'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
     'training.evaluate': ['evaluate_sae'],

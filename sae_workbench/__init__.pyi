@@ -12,7 +12,7 @@ from .core.errors import (
 )
 from .core.processes import (
     processes as processes,
-    sharing as sharing,
+    batch_group as batch_group,
 )
 from .core.registry import (
     register_sae_class as register_sae_class,
@@ -152,7 +152,7 @@ from .training.checkpoint import (
     load_checkpoint as load_checkpoint,
 )
 from .training.changes import (
-    Changes as Changes,
+    CoefficientChanges as CoefficientChanges,
     changes_of as changes_of,
 )
 from .training.guards import Guards as Guards
@@ -249,7 +249,7 @@ __all__ = [
     'NonFiniteError',
     'ProcessError',
     'processes',
-    'sharing',
+    'batch_group',
     'register_sae_class',
     'register_sae_training_class',
     'get_sae_class',
@@ -342,7 +342,7 @@ __all__ = [
     'latest',
     'save_checkpoint',
     'load_checkpoint',
-    'Changes',
+    'CoefficientChanges',
     'changes_of',
     'Guards',
     'SAETrainer',

@@ -202,8 +202,8 @@ GOOD = {
     'save_checkpoint': lambda at: (save_checkpoint, dict(path=at/'c', trainer=trainer(), store=None, run_config={})),
     'load_checkpoint': lambda at: (load_checkpoint, dict(
         path=save_checkpoint(at/'c', trainer()), trainer=trainer(), store=None, run_config=None, overrides=())),
-    'Changes': lambda at: (Changes, dict(planned=[dict(step=1, lr=.1)])),
-    'Changes.ask': lambda at: (Changes().ask, dict(trainer=trainer(), name='lr', value=.1)),
+    'CoefficientChanges': lambda at: (CoefficientChanges, dict(planned=[dict(step=1, lr=.1)])),
+    'CoefficientChanges.ask': lambda at: (CoefficientChanges().ask, dict(trainer=trainer(), name='lr', value=.1)),
     'changes_of': lambda at: (changes_of, dict(lines=[dict(step=1)])),
     'SAETrainer': lambda at: (SAETrainer, dict(
         cfg=loop(), sae=learner(), data_provider=iter(rows().split(4)), evaluator=None, save_checkpoint_fn=None, callbacks=(), team=None)),
