@@ -12,7 +12,7 @@ from .core.errors import (
 )
 from .core.processes import (
     processes as processes,
-    sharing as sharing,
+    batch_group as batch_group,
 )
 from .core.registry import (
     register_sae_class as register_sae_class,
@@ -137,6 +137,7 @@ from .activations.cache_runner import (
     CacheActivationsRunnerConfig as CacheActivationsRunnerConfig,
 )
 from .activations.shared_passes import share_passes as share_passes
+from .activations.side_by_side import SideBySide as SideBySide
 from .training.config import (
     LoggingConfig as LoggingConfig,
     SAETrainerConfig as SAETrainerConfig,
@@ -151,7 +152,7 @@ from .training.checkpoint import (
     load_checkpoint as load_checkpoint,
 )
 from .training.changes import (
-    Changes as Changes,
+    CoefficientChanges as CoefficientChanges,
     changes_of as changes_of,
 )
 from .training.guards import Guards as Guards
@@ -250,7 +251,7 @@ __all__ = [
     'NonFiniteError',
     'ProcessError',
     'processes',
-    'sharing',
+    'batch_group',
     'register_sae_class',
     'register_sae_training_class',
     'get_sae_class',
@@ -333,6 +334,7 @@ __all__ = [
     'CacheActivationsRunner',
     'CacheActivationsRunnerConfig',
     'share_passes',
+    'SideBySide',
     'LoggingConfig',
     'SAETrainerConfig',
     'LanguageModelSAERunnerConfig',
@@ -342,7 +344,7 @@ __all__ = [
     'latest',
     'save_checkpoint',
     'load_checkpoint',
-    'Changes',
+    'CoefficientChanges',
     'changes_of',
     'Guards',
     'SAETrainer',

@@ -217,7 +217,7 @@ def train(args:Sequence[str], prog:str='sae-workbench train'):
     "Train as the command line says"
     cfg = parse_config([a for a in args if a != '--print-config'], prog)
     if '--print-config' in args: return print(cfg.to_yaml(), end='')
-    with (stop := StopRequest()).signals(), stop.at_once():
+    with (stop := StopRequest()).signals(), stop.interruptible():
         from sae_workbench.training.runner import LanguageModelSAETrainingRunner
     LanguageModelSAETrainingRunner(cfg).run()
 

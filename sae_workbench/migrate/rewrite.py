@@ -12,7 +12,7 @@ from ..formats.lens import MOVED_TO_METADATA
 from .python_source import Reader
 from .values import Table, Value
 from ..saes.config import READ_ELSEWHERE
-from .old_config import RENAMED, UNKNOWN_OPTION, Change, Translation
+from .old_config import RENAMED, UNKNOWN_OPTION, OptionChange, Translation
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL, translate
 from .config_code import Comments, Part, Printer, RUNNERS
@@ -123,7 +123,7 @@ class Script:
     def result(self)->str: return self.edits.result()
 
     @property
-    def changes(self)->list[Change]: return self.edits.changes
+    def changes(self)->list[OptionChange]: return self.edits.changes
 
 # %% ../../nbs/migrate/rewrite.ipynb #2e1e4c7e
 @_changes(ast.Name)

@@ -85,7 +85,7 @@ class SAEConfig(Config):
     normalize_activations:Normalization = 'none' # How inputs are scaled; see below
     reshape_activations:Literal['none', 'hook_z'] = 'none' # hook_z joins (heads, d_head) into d_in
     metadata:SAEMetadata = field(default_factory=SAEMetadata) # Model, hook, data and other facts
-    _moved = {n: f'write metadata=SAEMetadata({n}=…)' for n in MOVED_TO_METADATA} | dict(
+    renamed = {n: f'write metadata=SAEMetadata({n}=…)' for n in MOVED_TO_METADATA} | dict(
         architecture='the class decides it: StandardSAEConfig, TopKSAEConfig, …')
 
     @classmethod
@@ -94,7 +94,7 @@ class SAEConfig(Config):
         "The name under which the architecture is registered"
 
     @classmethod
-    def _stood(cls)->tuple[str, ...]: return (cls.architecture(), 'sae')
+    def was_at(cls)->tuple[str, ...]: return (cls.architecture(), 'sae')
 
     def __getattr__(self, name):
         if name not in READ_ELSEWHERE: return super().__getattr__(name)

@@ -21,7 +21,7 @@ from ..core.arguments import checked
 from ..core.config import Positive, Rule, plain
 from ..core.errors import ConfigError
 from ..core.files import read_tensors
-from ..core.ops import Pattern, can_be_sparse, training_products
+from ..core.ops import SparsityPattern, can_be_sparse, training_products
 from ..core.registry import SAE_CLASS_REGISTRY, get_sae_class, get_sae_training_class, no_inference_class
 from ..formats.lens import WEIGHTS_FILE
 from .base import SAE, for_classes
@@ -127,7 +127,7 @@ class SparseStepOutput(TrainStepOutput):
     def __init__(self,
         sae_in:Tensor, # (batch, d_in) what was to be reconstructed
         sae_out:Tensor, # (batch, d_in) the reconstruction
-        pattern:Pattern, # Where latents were computed
+        pattern:SparsityPattern, # Where latents were computed
         values:Tensor, # (nnz,) their values
         hidden_pre:Callable[[], Tensor], # Makes the pre-activations (batch, d_sae)
         losses:dict[str, Tensor], # Each loss by name
@@ -332,7 +332,7 @@ def sparse_output(
     sae:TrainingSAE, # Any
     step_input:TrainStepInput, # The step's input
     sae_out:Tensor, # (batch, d_out) the reconstruction
-    pattern:Pattern, # Where latents were computed
+    pattern:SparsityPattern, # Where latents were computed
     values:Tensor, # (nnz,) their values
     hidden_pre:Callable[[], Tensor], # Makes the pre-activations (batch, d_sae)
     aux:dict[str, Tensor], # The terms of the loss beside the reconstruction error

@@ -18,7 +18,7 @@ from ..core.registry import register_sae_class
 from .base import SAE
 from .config import SAEConfig
 from .jumprelu import JumpReLUSAE
-from .topk import TopK, expand_few
+from .topk import TopK, decode_sparse_or_dense
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
@@ -177,7 +177,7 @@ class TopKTranscoder(Transcoder):
 
     def decode_linear(self, feature_acts:Tensor)->Tensor:
         "The product of latents with the decoder, over the active ones if these are few"
-        return expand_few(feature_acts, self.W_dec, self.cfg.k)
+        return decode_sparse_or_dense(feature_acts, self.W_dec, self.cfg.k)
 
     def fold_W_dec_norm(self):
         "Refused: it would change the selection"

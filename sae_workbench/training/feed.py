@@ -14,7 +14,7 @@ from ..core.files import not_finite
 from ..core.processes import Processes, SingleProcess
 from ..core.seeds import set_torch_random_state, torch_random_state
 from ..saes.training import TrainStepOutput
-from .guards import Skips, check_batch, not_changed
+from .guards import SkippedBatches, check_batch, not_changed
 from .parallel import same_data
 from .preempt import Interrupted, StopRequest
 from .train_state import TrainState
@@ -28,7 +28,8 @@ class BatchFeed:
         team:Processes=SingleProcess(), # The processes that read the same
         stop:StopRequest|None=None, # Where a request to stop is noted; a fresh one if None
     ):
-        self.source, self.state, self.team, self.stop, self.skips = iter(source), state, team, stop or StopRequest(), Skips()
+        self.source, self.state, self.team = iter(source), state, team
+        self.stop, self.skips = stop or StopRequest(), SkippedBatches()
         self.pending = None   # the batch of a step that is not complete
         self.compared = False   # whether all processes are known to read the same data
         self.reading = False   # of a source that is cut off in the middle nobody knows where it is
