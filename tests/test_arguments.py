@@ -355,6 +355,7 @@ def public() -> Iterator[str]:
     seen = {f for _, f in methods(nn.Module)}
     for name in sae_workbench.__all__:
         thing = getattr(sae_workbench, name)
+        thing = getattr(thing, name) if inspect.ismodule(thing) else thing   # a v6 module of that name, if one was imported
         if isinstance(thing, ConfigMeta) or inspect.isclass(thing) and issubclass(thing, SAEWorkbenchError):
             continue   # configs are checked otherwise
         if name not in RESULTS and takes_arguments(thing) and not (inspect.isclass(thing) and issubclass(thing, SAE)):

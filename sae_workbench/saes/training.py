@@ -23,9 +23,10 @@ from ..core.errors import ConfigError
 from ..core.files import read_tensors
 from ..core.ops import SparsityPattern, can_be_sparse, training_products
 from ..core.registry import SAE_CLASS_REGISTRY, get_sae_class, get_sae_training_class, no_inference_class
+from ..formats.lens import WEIGHTS_FILE
 from .base import SAE, for_classes
 from .config import SAEConfig, config_from_dict
-from .files import WEIGHTS_FILE, sae_from_parts
+from .files import sae_from_parts
 
 # %% ../../nbs/saes/training.ipynb #13842a26
 NO_FLOAT16 = ("dtype='float16' cannot be trained: gradients below 6e-8 and losses above 65,504 do not fit into it; "
