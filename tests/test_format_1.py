@@ -29,7 +29,7 @@ def test_what_it_has_kept_comes_back():
     t = trainer('standard')
     Checkpoints(HERE/'standard').load(t)
     assert (t.n_training_steps, t.n_training_samples, t.skips.total, t.sae.cfg.metadata.n_skipped_steps) == (14, 224, 1, 1)
-    assert [(c['step'], c['name']) for c in t.changes.made] == [(6, 'lr'), (9, 'l1')] and t.norm.batches == 5
+    assert [(c['step'], c['name']) for c in t.changes.applied] == [(6, 'lr'), (9, 'l1')] and t.norm.batches == 5
     assert t.coefficient_schedulers['l1'].final_value == .1 and t.optimizer.state
 
 

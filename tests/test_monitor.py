@@ -48,10 +48,10 @@ runner.resume()
 other = runner_in('b', resume='auto')
 other.run()
 again = runner_in('c')
-again.callbacks.append(sw.Changes(sw.changes_of(sw.read_log('a/sae/log.jsonl'))))
+again.callbacks.append(sw.CoefficientChanges(sw.changes_of(sw.read_log('a/sae/log.jsonl'))))
 again.run()
 same = [all(torch.equal(x, y) for x, y in zip(runner.sae.parameters(), r.sae.parameters())) for r in (other, again)]
-print('same', same, 'steps', runner.trainer.n_training_steps, 'changes', len(runner.trainer.changes.made), monitor.state)
+print('same', same, 'steps', runner.trainer.n_training_steps, 'changes', len(runner.trainer.changes.applied), monitor.state)
 '''
 
 

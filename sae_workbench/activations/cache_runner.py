@@ -86,7 +86,7 @@ class CacheActivationsRunnerConfig(Config):
              "seqpos_slice={c.seqpos_slice} leaves no position of a context of {c.context_size} tokens"),
         Rule(lambda c: isinstance(c.hook_name, str) or len(set(c.hook_name)) == len(c.hook_name) > 0,
              "hook_name={c.hook_name!r}: must be one name, or a list of different names"))
-    _moved = dict.fromkeys(
+    renamed = dict.fromkeys(
         ('hook_layer', 'final_hook_layer'), 'leave it out: the layer is read from hook_name') | dict.fromkeys(
         ('normalize_activations', 'train_batch_size_tokens', 'act_store_device'),
         'leave it out: it is said in the config of the run that trains from the cache') | dict.fromkeys(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.arguments import Rows, checked
 from ..core.config import Count
 from ..core.errors import ConfigError, DataError
-from ..core.ops import Pattern, sparse_decode, transposed_product
+from ..core.ops import SparsityPattern, sparse_decode, transposed_product
 from ..core.seeds import stream
 from ..saes.topk import TopKSAE, TopKSAEConfig
 
@@ -47,7 +47,7 @@ def random_dictionary(
 # %% ../../nbs/analysis/baselines.ipynb #b7844b3e
 class _Latents:
     "Sparse latents with a constant column, as a matrix that is only multiplied with"
-    def __init__(self, f:Pattern, vals:Tensor, scale:Tensor|None=None):
+    def __init__(self, f:SparsityPattern, vals:Tensor, scale:Tensor|None=None):
         self.p, self.n = f, f.n_rows
         norms = f.sum_by_latent(vals**2).sqrt()
         self.scale = torch.where(norms > 0, 1/norms.clamp_min(1e-30), 0.) if scale is None else scale
@@ -81,7 +81,7 @@ def _conjugate_gradients(A:_Latents, x:Tensor, B:_Latents, y:Tensor, steps:int)-
 # %% ../../nbs/analysis/baselines.ipynb #a8093cdb
 @torch.no_grad()
 def fit_decoder(
-    f:Pattern, # Which latents are active in each row
+    f:SparsityPattern, # Which latents are active in each row
     vals:Tensor, # (nnz,) their values
     x:Tensor, # (rows, d) what to reconstruct
     start:Tensor|None=None, # (d_sae, d) the decoder to begin with; zeros if None
@@ -92,8 +92,8 @@ def fit_decoder(
     n, mean = max(1, len(x) - len(x)//5), x.mean(0)
     x = x - mean - sparse_decode(vals, f, start)
     cut = int(f.offsets[n])
-    A = _Latents(Pattern(f.cols[:cut], f.offsets[:n + 1], f.d_sae), vals[:cut])
-    B = _Latents(Pattern(f.cols[cut:], f.offsets[n:] - cut, f.d_sae), vals[cut:], A.scale) if n < len(x) else A
+    A = _Latents(SparsityPattern(f.cols[:cut], f.offsets[:n + 1], f.d_sae), vals[:cut])
+    B = _Latents(SparsityPattern(f.cols[cut:], f.offsets[n:] - cut, f.d_sae), vals[cut:], A.scale) if n < len(x) else A
     W = _conjugate_gradients(A, x[:n], B, x[n:] if n < len(x) else x, steps)
     return start + W[:-1]*A.scale[:, None], W[-1] + mean
 
@@ -112,7 +112,7 @@ def frozen_encoder(
     sae.W_enc.copy_(start.W_enc)
     sae.b_enc.copy_(-start.b_dec @ sae.W_enc)
     parts = [(part @ sae.W_enc + sae.b_enc).topk(k, sorted=False) for part in x.split(1024)]
-    f = Pattern.from_indices(torch.cat([t.indices for t in parts]), d_sae)
+    f = SparsityPattern.from_indices(torch.cat([t.indices for t in parts]), d_sae)
     W, b = fit_decoder(f, torch.cat([t.values for t in parts]).relu().flatten(), x, start.W_dec)
     sae.W_dec.copy_(W)
     sae.b_dec.copy_(b)

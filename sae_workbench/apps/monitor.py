@@ -219,7 +219,7 @@ class TrainingMonitor(RunMonitor):
         "ready, preparing, training, pausing, paused, stopping, stopped, done or failed"
         trainer = self.trainer
         if self.going:
-            if self._stop.asked: return 'stopping'
+            if self._stop.requested: return 'stopping'
             if self.gate.state != 'open': return 'paused' if self.gate.state=='closed' else 'pausing'
             return 'training' if trainer is not None and trainer.n_training_steps else 'preparing'
         if self.error is not None: return 'stopped' if isinstance(self.error, Interrupted) else 'failed'
@@ -279,7 +279,7 @@ class TrainingMonitor(RunMonitor):
     @property
     def asked(self)->list[tuple[str, float]]:
         "Changes that wait for the next step"
-        return list(self.watcher.before_start if self.trainer is None else self.trainer.changes.asked)
+        return list(self.watcher.before_start if self.trainer is None else self.trainer.changes.requested)
 
     def coefficients(self)->dict[str, float]:
         "What `set` can change, with its current values"

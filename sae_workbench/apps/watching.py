@@ -88,7 +88,7 @@ class PauseGate(Callback):
         "Wait while the run is paused; a stop is heard meanwhile"
         if self.open.is_set(): return
         self.waiting.set()
-        while not (self.open.wait(.05) or trainer.stop.asked): pass
+        while not (self.open.wait(.05) or trainer.stop.requested): pass
         self.waiting.clear()
 
 def gate_of(

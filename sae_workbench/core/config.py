@@ -183,14 +183,14 @@ def _instead(name:str, value)->str: # What to write instead, if that is known
 def _collect(cls, attr:str)->Iterator:
     for c in reversed(cls.__mro__): yield from vars(c).get(attr, ())
 
-def _moved(cls)->dict[str, str]:
+def _where_now(cls)->dict[str, str]:
     "What to write instead of options that are gone"
-    own = {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get('_moved', {}).items()}
-    return moved_options(*cls._stood()) | own
+    own = {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get('renamed', {}).items()}
+    return moved_options(*cls.was_at()) | own
 
 def _read_now(cls, name:str)->str:
     "Where an option of older versions is read today"
-    o = old_options(*cls._stood()).get(name)
+    o = old_options(*cls.was_at()).get(name)
     if o is None or o.became=='default': return ''
     if o.became=='dropped': return f': {o.why}'
     return f": it is {'sae.architecture()' if name=='architecture' else o.now} now"
@@ -228,7 +228,7 @@ def option_advice(
     name:str, # What it has no option of
 )->str: # Empty where nothing is known
     "Advice on a name that is not an option of a config class"
-    if (hint := _moved(cls).get(name)): return hint
+    if (hint := _where_now(cls).get(name)): return hint
     for n, tp in _nested(cls).items():
         if (owners := _owners(tp, name)): return f"an option of {n}; write {n}={owners[0]}({name}=…)"
     owners = _owners(cls, name)
@@ -342,7 +342,7 @@ class Config(metaclass=ConfigMeta):
         return given
 
     @classmethod
-    def _stood(cls)->tuple[str, ...]:   # where options of older versions stood, see core.old_options
+    def was_at(cls)->tuple[str, ...]:   # where options of older versions stood, see core.old_options
         return ()
 
     # To and from plain data

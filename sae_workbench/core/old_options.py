@@ -216,7 +216,9 @@ _NAMES = (
     OldName('get_lr_scheduler',
             'the trainer has it: write lr_scheduler_name, lr_warm_up_steps and lr_decay_steps in its config'),
     OldName('eval_all_loadable_saes', 'write multiple_evals(…), or use the command sae-workbench evals'),
-    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'))
+    OldName('pretokenize_runner', 'write PretokenizeRunner(cfg).run()'),
+    OldName('Changes', 'write CoefficientChanges', 'CoefficientChanges'),   # ours, under their first names
+    OldName('sharing', 'write batch_group', 'batch_group'))
 
 # %% ../../nbs/core/old_options.ipynb #77f90dbc
 _FREE = 'leave it out: decoder norms are free, and fold_W_dec_norm() makes them 1 after training'

@@ -18,7 +18,7 @@ from .values import Value
 from ..activations.cache_runner import CacheActivationsRunnerConfig
 from ..activations.pretokenize import PretokenizeRunnerConfig
 from ..training.config import LoggingConfig
-from .old_config import KEPT, UNKNOWN_OPTION, Change, Translation
+from .old_config import KEPT, UNKNOWN_OPTION, OptionChange, Translation
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL, Kind, translate
 
@@ -130,7 +130,7 @@ class Part:
     def problem(self)->str|None: return self._built[1]
 
     @property
-    def changes(self)->list[Change]: return self.t.changes
+    def changes(self)->list[OptionChange]: return self.t.changes
 
     @property
     def rest(self)->list[str]:
@@ -224,7 +224,7 @@ def from_call(
     inside = [f for f in reader.found if f.unread and any(f.node is k.value or f.target==getattr(k.value, 'id', '')
                                                           for k in found.node.keywords if k.arg in inner)]
     unread = found.unread + [f'{f.name}({text})' for f in inside for text in f.unread]
-    part.changes.extend(Change(text, '', UNKNOWN_OPTION, '', _UNREAD) for text in unread)
+    part.changes.extend(OptionChange(text, '', UNKNOWN_OPTION, '', _UNREAD) for text in unread)
     return part
 
 def parts_in(

@@ -26,7 +26,7 @@ from .values import Value
 from .config_code import OTHERS, RUNNERS, Part, code_of, from_options, is_config, parts_in
 from .rewrite import Script
 from .old_config import (
-    DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION, Change)
+    DEFAULT, DIFFERS, KEPT, MOVED, NO_EFFECT, RENAMED, UNKNOWN_OPTION, OptionChange)
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL
 
@@ -67,7 +67,7 @@ _TITLES = {   # in this order
     DEFAULT: 'left out, and the default has changed', RENAMED: 'renamed', MOVED: 'moved',
     NO_EFFECT: 'dropped, without effect', KEPT: 'kept'}
 
-def by_kind(changes:list[Change])->dict[str, list[Change]]:
+def by_kind(changes:list[OptionChange])->dict[str, list[OptionChange]]:
     "Changes under their kinds, those first that ask most of the reader"
     found = {kind: [c for c in changes if c.kind==kind] for kind in _TITLES}
     return {kind: some for kind, some in found.items() if some}
@@ -76,18 +76,18 @@ def _wrap(text:str, first:str='', rest:str='')->str:
     wrap = partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
     return wrap(text, 100, initial_indent=first, subsequent_indent=rest)
 
-def _was(c:Change)->str:
+def _was(c:OptionChange)->str:
     "An option as it was written, or a name with its line"
     if c.old.startswith('line '): return f'{c.option} ({c.old})'
     return f'{c.option}={c.old}' if c.old else c.option
 
-def _lines(c:Change)->list[str]:
+def _lines(c:OptionChange)->list[str]:
     "A change as text"
     line = _was(c) if not c.new or c.new==_was(c) else f'{_was(c)} -> {c.new}'
     return [_wrap(line, '  ', '    ')] + [_wrap(c.reason, ' '*6, ' '*6)]*bool(c.reason)
 
 # %% ../../nbs/migrate/migrate.ipynb #e00d38d9
-def _section(kind:str, changes:list[Change])->list[str]:
+def _section(kind:str, changes:list[OptionChange])->list[str]:
     "One kind of change as lines of text"
     plain = [c.option for c in changes if kind==KEPT and not c.reason]
     told = [c for c in changes if c.option not in plain]
@@ -95,7 +95,7 @@ def _section(kind:str, changes:list[Change])->list[str]:
     if told: out.append(f"{_TITLES[kind]}{', with a remark' if kind==KEPT else ''}:")
     return out + [line for c in told for line in _lines(c)]
 
-def report_of(heading:str, remarks:list[str], changes:list[Change])->str:
+def report_of(heading:str, remarks:list[str], changes:list[OptionChange])->str:
     "A report on one config as text"
     lines = [_wrap(heading, '', '  '), *(_wrap(r, '  ', '  ') for r in remarks)]
     for kind, some in by_kind(changes).items(): lines += ['', *_section(kind, some)]
@@ -110,12 +110,12 @@ def _cell(text:str, code:bool=True)->str:
     text = escape(text)
     return f'<td {_LEFT}>{f"<code>{text}</code>" if code and text else text}</td>'
 
-def _rows(kind:str, changes:list[Change])->list[str]:
+def _rows(kind:str, changes:list[OptionChange])->list[str]:
     "One kind of change as rows of a table"
     title = _row(f'<td colspan="4" {_LEFT}><b>{escape(_TITLES[kind])}</b></td>')
     return [title] + [_row(_cell(c.option), _cell(c.old), _cell(c.new), _cell(c.reason, False)) for c in changes]
 
-def html_of(heading:str, remarks:list[str], changes:list[Change])->str:
+def html_of(heading:str, remarks:list[str], changes:list[OptionChange])->str:
     "A report on one config as HTML"
     text = f'<p><b>{escape(heading)}</b></p>' + ''.join(f'<p>{escape(r)}</p>' for r in remarks)
     if not changes: return text
@@ -130,7 +130,7 @@ def _part_dict(p:Part)->dict[str, Any]:
     return dict(name=p.name, version=str(p.t.was.version), config=config, problem=p.problem, open_names=p.open_names,
                 changes=[c._asdict() for c in p.changes])
 
-def _report_on(p:Part)->tuple[str, list[str], list[Change]]:
+def _report_on(p:Part)->tuple[str, list[str], list[OptionChange]]:
     "What the report on one config is made of"
     return _heading(p) + (f', {p.where}' if p.where else ''), _remarks(p), [] if p.nothing_to_do else p.changes
 
@@ -141,7 +141,7 @@ class Migration:
     parts:list[Part] # One for each config
     script:str|None=None # The script with everything replaced, if it was one
     old_script:str|None=None # As it was
-    script_changes:list[Change] = field(default_factory=list) # What changed outside the configs
+    script_changes:list[OptionChange] = field(default_factory=list) # What changed outside the configs
 
     @property
     def code(self)->str:
@@ -159,7 +159,7 @@ class Migration:
         return self.configs[0] if len(self.parts)==1 else None
 
     @property
-    def changes(self)->list[Change]:
+    def changes(self)->list[OptionChange]:
         "What became of each option, of all configs"
         return [c for p in self.parts for c in p.changes] + self.script_changes
 
@@ -265,13 +265,13 @@ def _dictionaries(reader:Reader)->dict[str, Value]:
     found = reader.dicts | {f'cfg{i or ""}': v for i, v in enumerate(map(reader.read, alone)) if v.items}
     return {name: v for name, v in found.items() if len(_NAMES & v.items.keys()) >= max(1, len(v.items)/2)}
 
-def _others(reader:Reader)->list[Change]:
+def _others(reader:Reader)->list[OptionChange]:
     "Options that are gone from configs of other kinds, which are left as they are"
     def gone(cls, given): return [n for n in given if n not in {f.name for f in fields(cls)}]
     def near(cls, n): return f'not an option of {cls.__name__}' + did_you_mean(n, [f.name for f in fields(cls)])
     def why(cls, n): return option_advice(cls, n) or near(cls, n)
     found = [(f, OTHERS[f.name]) for f in reader.found if f.name in OTHERS]
-    return [Change(f'{f.name}({n}=…)', f'line {f.node.lineno}', UNKNOWN_OPTION, '', why(cls, n))
+    return [OptionChange(f'{f.name}({n}=…)', f'line {f.node.lineno}', UNKNOWN_OPTION, '', why(cls, n))
             for f, cls in found for n in gone(cls, f.options)]
 
 _UNSURE = 'the dictionary may hold more than is converted here: the script changes it in a way that is not followed'
@@ -279,7 +279,7 @@ _UNSURE = 'the dictionary may hold more than is converted here: the script chang
 def _from_dictionary(v:Value, from_version, name:str, reader:Reader)->Part:
     "A dictionary in a script, which may have been changed where nobody could see it"
     part = from_dict(v.items, from_version, name)
-    if name in reader.unsure: part.changes.append(Change(f'**{name}', '', UNKNOWN_OPTION, '', _UNSURE))
+    if name in reader.unsure: part.changes.append(OptionChange(f'**{name}', '', UNKNOWN_OPTION, '', _UNSURE))
     return part
 
 def _from_python(text:str, where:str, from_version=None, names=None, rewrite:bool=True)->Migration:

@@ -12,7 +12,7 @@ import ast, sys
 from itertools import accumulate
 from ..core.errors import did_you_mean
 from ..core.old_options import OLD_NAMES
-from .old_config import RENAMED, UNKNOWN_OPTION, Change
+from .old_config import RENAMED, UNKNOWN_OPTION, OptionChange
 from .config_code import RUNNERS
 
 # %% ../../nbs/migrate/script_edits.ipynb #3bdf054b
@@ -46,7 +46,7 @@ class Edits:
         self.edit(end - len(old.encode()), end, name)
 
     def say(self, old:str, node:ast.AST, new:str, reason:str='', kind:str=RENAMED):
-        change = Change(old, f'line {node.lineno}', kind, new, reason)
+        change = OptionChange(old, f'line {node.lineno}', kind, new, reason)
         if change not in self.changes: self.changes.append(change)
 
     def result(self)->str:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.config import Fraction, Positive
 from ..core.errors import DataError, SAEWorkbenchError
-from ..core.ops import Pattern, is_transformed
-from ..core.processes import Processes, sharing, SingleProcess
+from ..core.ops import SparsityPattern, is_transformed
+from ..core.processes import Processes, batch_group, SingleProcess
 from ..core.registry import register_sae_training_class
 from .base import sparse_forward
 from .config import SAEConfig
@@ -34,13 +34,13 @@ def _first_largest(values:Tensor, n:int)->Tensor:
 def largest(
     x:Tensor, # Any shape
     n:int, # How many
-    guess:float=0., # A value that n entries probably exceed; changes speed only
+    threshold_guess:float=0., # A value that n entries probably exceed; changes speed only
     team:Processes=SingleProcess(), # Processes that have other parts of one large tensor, of which n are wanted altogether
 )->Tensor: # (n,) or fewer places in the flattened tensor, ascending
     "Where the n largest positive entries are"
-    flat, guess = x.flatten(), team.lowest(guess)
-    near = (flat > guess).nonzero().flatten()
-    if guess > 0 and team.total(len(near)) < n: near = (flat > 0).nonzero().flatten()
+    flat, threshold_guess = x.flatten(), team.lowest(threshold_guess)
+    near = (flat > threshold_guess).nonzero().flatten()
+    if threshold_guess > 0 and team.total(len(near)) < n: near = (flat > 0).nonzero().flatten()
     near = near[_first_largest(flat[near], n)]
     if team.size==1: return near
     parts = team.gather(flat[near])
@@ -52,16 +52,16 @@ class BatchTopK(TopK):
     "Keeps the k largest entries per row on average, if they are positive"
     def __init__(self,
         k:float, # Entries kept per row, on average
-    ): super().__init__(k); self.guess = 0.
+    ): super().__init__(k); self.threshold_guess = 0.
 
     @torch.no_grad()
-    def pattern(self, x:Tensor)->Pattern:
+    def pattern(self, x:Tensor)->SparsityPattern:
         "Which entries of (rows, d_sae) are kept"
-        team, d_sae = sharing(), x.shape[1]
-        places = largest(x, int(self.k*team.total(len(x))), self.guess, team)
-        self.guess = .9*x.flatten()[places].min().item() if len(places) else 0.
+        team, d_sae = batch_group(), x.shape[1]
+        places = largest(x, int(self.k*team.total(len(x))), self.threshold_guess, team)
+        self.threshold_guess = .9*x.flatten()[places].min().item() if len(places) else 0.
         rows = torch.bincount(places // d_sae, minlength=len(x))
-        return Pattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
+        return SparsityPattern(places % d_sae, F.pad(rows.cumsum(0), (1, 0)), d_sae)
 
     def _plain(self, x:Tensor)->Tensor:
         "The same without sizes that depend on the data, which `torch.vmap` and its relatives do not allow"
@@ -140,7 +140,7 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     # The step, and what leaves training
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:
         "Compute the losses of a batch"
-        team, k = sharing(), self.cfg.k
+        team, k = batch_group(), self.cfg.k
         if k*(rows := team.total(len(step_input.sae_in))) < 1:
             raise DataError(f"k={k} of {rows} rows is less than one latent: "
                             "take larger batches or a larger k")

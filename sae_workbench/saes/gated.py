@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 from torch import Tensor, nn
 from ..core.config import Natural, NonNegative
-from ..core.ops import Pattern, Preacts, encode_linear, sparse_decode, sparse_decode_with
+from ..core.ops import SparsityPattern, PreActivations, encode_linear, sparse_decode, sparse_decode_with
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
 from .config import SAEConfig
-from .standard import few_enough
+from .standard import is_sparse_enough
 from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
 from .training import TrainStepOutput, dense_step, sparse_output, sparse_step
 
@@ -83,7 +83,7 @@ register_sae_training_class('gated', GatedTrainingSAE, GatedTrainingSAEConfig)
 def open_gates_step(
     sae:GatedTrainingSAE, # Any
     step_input:TrainStepInput, # A batch and the coefficients
-    pre:Preacts, # The encoder's product, without a bias
+    pre:PreActivations, # The encoder's product, without a bias
 )->TrainStepOutput:
     "The dense step, with one product for both halves"
     pre.private = False
@@ -104,9 +104,9 @@ def gated_step(
     "The step from the latents with an open gate; dense while these are many"
     normed = sae.cfg.normalize_activations in ('layer_norm', 'constant_norm_rescale')
     if normed or type(sae.activation_fn) is not nn.ReLU: return dense_step(sae, step_input)
-    pre = Preacts(sae.prepare_input(step_input.sae_in), sae.W_enc, None, sae.b_in, private=True)
-    if not few_enough(is_open := pre.h > -sae.b_gate): return open_gates_step(sae, step_input, pre)
-    pattern = Pattern.from_mask(is_open)
+    pre = PreActivations(sae.prepare_input(step_input.sae_in), sae.W_enc, None, sae.b_in, private=True)
+    if not is_sparse_enough(is_open := pre.h > -sae.b_gate): return open_gates_step(sae, step_input, pre)
+    pattern = SparsityPattern.from_mask(is_open)
     p, cols = pre.at(pattern)[0], pattern.cols
     r, b = sae.r_mag.exp(), sae.b_mag.clone()   # as they are now, for whoever reads hidden_pre after the step
     gate, mag = p + sae.b_gate[cols], (p*r[cols] + b[cols]).relu()

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from ..core.config import Natural, NonNegative, Positive, Rule
-from ..core.ops import Pattern, Preacts, jump_relu, sparse_decode_with, step_at
+from ..core.ops import SparsityPattern, PreActivations, jump_relu, sparse_decode_with, step_at
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
 from .config import SAEConfig
-from .standard import few_enough
+from .standard import is_sparse_enough
 from .training import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
 from .training import TrainStepOutput, dead_latents, dense_step, sparse_output, sparse_step
 
@@ -168,10 +168,10 @@ def jumprelu_step(
     step_input:TrainStepInput, # A batch, the coefficients and the dead latents
 )->TrainStepOutput:
     "The step from the latents at and above their thresholds; dense while these are many"
-    pre = Preacts(sae.prepare_input(step_input.sae_in), sae.W_enc, sae.b_enc, sae.b_in, private=True)
+    pre = PreActivations(sae.prepare_input(step_input.sae_in), sae.W_enc, sae.b_enc, sae.b_in, private=True)
     t = sae.theta
-    if not few_enough(near := pre.h > t - sae.bandwidth/2): return dense_step(sae, step_input)
-    pattern, dead = Pattern.from_mask(near), sae.pulled_up(step_input)
+    if not is_sparse_enough(near := pre.h > t - sae.bandwidth/2): return dense_step(sae, step_input)
+    pattern, dead = SparsityPattern.from_mask(near), sae.pulled_up(step_input)
     (p, dead_pre), cols = pre.at(pattern, dead), pattern.cols
     acts = sae.jump(p, t[cols])
     recons, _, norm = sparse_decode_with(acts, pattern, sae.W_dec, norms=sae.weighs_by_norm)

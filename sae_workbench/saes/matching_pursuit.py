@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from ..core.config import Count, NonNegative, Positive, Rule
 from ..core.ops import is_transformed
-from ..core.processes import sharing
+from ..core.processes import batch_group
 from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
 from .config import SAEConfig
@@ -138,7 +138,7 @@ class MatchingPursuitTrainingSAE(TrainingSAE[MatchingPursuitTrainingSAEConfig], 
     @torch.no_grad()
     def _ends(self, out:TrainStepOutput)->dict[str, Tensor]:
         l0, left = out.feature_acts.count_nonzero(-1).float(), (out.sae_in - out.sae_out).norm(dim=-1)
-        l0, left = map(sharing().cat, (l0, left))
+        l0, left = map(batch_group().cat, (l0, left))
         return dict(max_l0=l0.max(), min_l0=l0.min(), residual_norm=left.mean(),
                     residual_threshold_converged_portion=(left < self.cfg.residual_threshold).float().mean())
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.config import Count, Rule
-from ..core.ops import Pattern, sparse_decode
+from ..core.ops import SparsityPattern, sparse_decode
 from ..core.registry import register_sae_training_class
 from .base import sparse_forward
 from .batchtopk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -52,16 +52,16 @@ class MatryoshkaBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 # %% ../../nbs/saes/matryoshka.ipynb #fb721cea
 def split_pattern(
-    pattern:Pattern, # Which latents are active
+    pattern:SparsityPattern, # Which latents are active
     levels:Sequence[int], # Ascending widths, the last one d_sae
-)->list[tuple[Tensor, Pattern]]: # For each level the entries (nnz,) that are its own, and where they are, counted from its start
+)->list[tuple[Tensor, SparsityPattern]]: # For each level the entries (nnz,) that are its own, and where they are, counted from its start
     "The active latents of each level"
     level = torch.bucketize(pattern.cols, torch.tensor(levels, device=pattern.cols.device), right=True)
     parts = []
     for i, (start, end) in enumerate(zip([0, *levels], levels)):
         own = (level==i).nonzero().flatten()
         counts = torch.bincount(pattern.rows[own], minlength=pattern.n_rows)
-        parts.append((own, Pattern(pattern.cols[own] - start, F.pad(counts.cumsum(0), (1, 0)), end - start)))
+        parts.append((own, SparsityPattern(pattern.cols[own] - start, F.pad(counts.cumsum(0), (1, 0)), end - start)))
     return parts
 
 # %% ../../nbs/saes/matryoshka.ipynb #2af94a5e
@@ -108,7 +108,7 @@ def decode_levels(
     sae:MatryoshkaBatchTopKTrainingSAE, # Any
     step_input:TrainStepInput, # The step's input
     values:Tensor, # (nnz,) of the chosen latents
-    pattern:Pattern, # Where they are
+    pattern:SparsityPattern, # Where they are
     code:Tensor|None, # (batch, n) the dead latents' code
     dead:Tensor|None, # (n,) their numbers
 )->tuple[Tensor, Tensor|None, dict[str, Tensor]]: # Both sums (batch, d_in), and the inner losses

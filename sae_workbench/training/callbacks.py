@@ -75,8 +75,9 @@ class CallbackList(list):
         kept, seen = {}, Counter()
         for cb in self:
             if not hasattr(cb, 'state_dict'): continue
-            kept[f'{type(cb).__name__}-{seen[type(cb)]}'] = cb
-            seen[type(cb)] += 1
+            name = vars(type(cb)).get('stored_as', type(cb).__name__)
+            kept[f'{name}-{seen[name]}'] = cb
+            seen[name] += 1
         return kept
 
     def state_dict(self)->dict[str, Any]:

@@ -21,7 +21,7 @@ from ..activations.model_facts import hook_has_heads, model_mistakes, read_model
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
 from ..activations.v6_cache import default_cache_path
-from ..saes.config import FORMAT_VERSION
+from ..formats.lens import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
 
@@ -53,7 +53,7 @@ class LoggingConfig(Config):
         return dict(log_to_wandb=True) | given if named else given
 
     @classmethod
-    def _stood(cls)->tuple[str, ...]: return ('logger',)
+    def was_at(cls)->tuple[str, ...]: return ('logger',)
 
 # %% ../../nbs/training/config.ipynb #67e97dbc
 def _schedule_name(name):
@@ -130,7 +130,7 @@ class SAETrainerConfig(Config):
         *_checkpoint_rules(lambda c: max(1, c.total_training_samples//c.train_batch_size_samples)))
 
     @classmethod
-    def _stood(cls)->tuple[str, ...]: return ('trainer',)
+    def was_at(cls)->tuple[str, ...]: return ('trainer',)
 
     @property
     def total_training_steps(self)->int:
@@ -380,4 +380,4 @@ class LanguageModelSAERunnerConfig(Config):
         return self.sae.to_dict()
 
     @classmethod
-    def _stood(cls)->tuple[str, ...]: return ('run',)
+    def was_at(cls)->tuple[str, ...]: return ('run',)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['shared_pass', 'number', 'whole_output', 'check_parts', 'start_together', 'share_random', 'same_data', 'agree_to_stop',
-           'heard_of']
+           'note_peer_stop']
 
 # %% ../../nbs/training/parallel.ipynb #bf0fa9bf
 import copy
 import torch
 from torch import Tensor
 from ..core.errors import ConfigError, DataError
-from ..core.processes import check_device, Processes, sharing_with, SingleProcess
+from ..core.processes import check_one_gpu_each, Processes, using_group, SingleProcess
 from ..core.seeds import random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .preempt import StopRequest
@@ -23,7 +23,7 @@ def shared_pass(
     team:Processes, # The processes
 )->TrainStepOutput: # Of these rows, with the losses of all rows
     "A forward pass on a part of a batch; after backward the gradients are to be summed over the processes"
-    with sharing_with(team): out = sae.training_forward_pass(step_input)
+    with using_group(team): out = sae.training_forward_pass(step_input)
     if team.size==1: return out
     rows = len(step_input.sae_in)
     part = out.loss * (rows/team.total(rows))
@@ -58,7 +58,7 @@ def check_parts(
     team:Processes, # The processes
 ):
     "An error, before anything is done, if processes cannot share a batch"
-    check_device(device, team)
+    check_one_gpu_each(device, team)
     if rows < team.size: raise ConfigError(f"a batch of {rows} rows cannot be shared by {team.size} processes: "
                                            "raise train_batch_size_tokens, or start fewer processes")
 
@@ -99,16 +99,16 @@ def agree_to_stop(
     team:Processes, # The processes
 ):
     "Raise `Interrupted` in all processes if one was asked to stop"
-    asked = (stop.signum or 0) + 1 if stop.asked else 0   # 1 is a call of stop()
+    asked = (stop.signum or 0) + 1 if stop.requested else 0   # 1 is a call of stop()
     found = int(-team.lowest(-asked))
     if not found: return   # whoever was asked since then stops after the next step, when all know of it
-    heard_of(found - 1 or None, stop)
+    note_peer_stop(found - 1 or None, stop)
     stop.check()
 
-def heard_of(
+def note_peer_stop(
     signum:int|None, # The signal, if it was one
     stop:StopRequest, # Of this process
 ):
     "Note that another process was asked to stop, and that all know of it"
-    if not stop.asked: stop.heard = True
+    if not stop.requested: stop.from_peer = True
     stop('another process, which was asked to stop', signum)

@@ -35,11 +35,11 @@ def _replaceable(s:int)->bool:
 class StopRequest:
     "A request to stop, by a signal or by a call, answered between two steps"
     def __init__(self):
-        self.why, self.signum, self.heard = None, None, False   # heard: it was another process that was asked
-        self.eager = self.depth = 0   # blocks of `at_once`, and whether a block of `signals` is open
+        self.why, self.signum, self.from_peer = None, None, False   # from_peer: another process was asked
+        self.blocks = self.depth = 0   # blocks of `interruptible`, and whether a block of `signals` is open
 
     @property
-    def asked(self)->bool:
+    def requested(self)->bool:
         "Whether a stop was requested"
         return self.why is not None
 
@@ -48,24 +48,24 @@ class StopRequest:
         signum:int|None=None, # The signal, if it was one
     ):
         "Ask to stop; the first who asks is named"
-        if not self.asked: self.why, self.signum = why, signum
+        if not self.requested: self.why, self.signum = why, signum
 
     def forget(self):
         "Forget the request"
-        self.why, self.signum, self.heard = None, None, False
+        self.why, self.signum, self.from_peer = None, None, False
 
     def check(self):
         "Raise `Interrupted` if a stop was requested"
-        if self.asked: raise Interrupted(f"stopped by {self.why}", self.signum)
+        if self.requested: raise Interrupted(f"stopped by {self.why}", self.signum)
 
     @contextmanager
-    def at_once(self)->Iterator[None]:
+    def interruptible(self)->Iterator[None]:
         "Inside the block a signal is answered on the spot"
-        self.eager += 1
+        self.blocks += 1
         try:
             self.check()
             yield
-        finally: self.eager -= 1
+        finally: self.blocks -= 1
 
     @contextmanager
     def signals(self)->Iterator[None]:
@@ -86,11 +86,11 @@ class StopRequest:
         if os.getpid() != self.pid:   # a child that was forked: signals mean to it what they mean elsewhere
             signal.signal(signum, signal.SIG_DFL)
             return os.kill(os.getpid(), signum)
-        if self.asked and not self.heard and signum==signal.SIGINT:
+        if self.requested and not self.from_peer and signum==signal.SIGINT:
             raise KeyboardInterrupt("a second Ctrl-C: stopped at once")
-        self.heard = False
+        self.from_peer = False
         self(signal.Signals(signum).name, signum)
-        if self.eager: self.check()
+        if self.blocks: self.check()
 
     def _install(self)->dict: # Signal to the handler before
         self.pid = os.getpid()

@@ -146,7 +146,7 @@ class LanguageModelSAETrainingRunner:
         self.callbacks:list[Callback] = list(callbacks)
         self.verbose = cfg.verbose and self.team.is_first
         try:
-            with self.stopping.signals(), self.stopping.at_once():
+            with self.stopping.signals(), self.stopping.interruptible():
                 self.folders = RunFolders(cfg)
                 parts = make_parts(cfg, override_dataset, override_model, override_sae)
         except Interrupted as e:
@@ -189,7 +189,7 @@ class LanguageModelSAETrainingRunner:
         with self.folders.forgotten_if_empty():
             try:
                 with self.stopping.signals():
-                    with self.stopping.at_once(): trainer = self._prepare(auto, must)
+                    with self.stopping.interruptible(): trainer = self._prepare(auto, must)
                     self.trainer = trainer
                     return self._train()
             except Interrupted as e:   # after the end of the run nobody was left to answer
@@ -249,7 +249,7 @@ class LanguageModelSAETrainingRunner:
         def write(): return write_results(self.sae, trainer, folder, self.cfg)
         def write_first():   # not if the run is asked to stop and a checkpoint will be written
             nonlocal written
-            if not self.stopping.asked or trainer.callbacks.get(Checkpointing) is None: written = write()
+            if not self.stopping.requested or trainer.callbacks.get(Checkpointing) is None: written = write()
             return written is not None
         early = self.team.first_does(write_first)   # before an evaluation that may fail
         try: metrics = last_metrics(trainer)

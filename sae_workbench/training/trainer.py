@@ -24,11 +24,11 @@ from ..core.processes import Processes, SingleProcess, processes
 from ..core.seeds import OwnRandomness, random_state, set_random_state
 from ..saes.training import TrainingSAE, TrainStepOutput
 from .callbacks import Callback, CallbackList
-from .changes import Changes
+from .changes import CoefficientChanges
 from .checkpoint import RunPosition, read_trainer_state, save_trainer_state, without_weights
 from .config import SAETrainerConfig
 from .feed import BatchFeed, try_step
-from .parallel import agree_to_stop, check_parts, heard_of, share_random
+from .parallel import agree_to_stop, check_parts, note_peer_stop, share_random
 from .parallel import start_together, whole_output
 from .preempt import Interrupted, StopRequest
 from .run_folder import Checkpointing, write_checkpoint
@@ -48,7 +48,7 @@ def usual_callbacks(
     if not any(isinstance(cb, Checkpointing) for cb in found): found += Checkpointing.for_config(cfg)
     if cfg.logger.log_to_wandb and not any(isinstance(cb, WandBLogger) for cb in found):
         found.append(WandBLogger(cfg.logger, cfg.to_dict()))
-    changes = CallbackList(found).get(Changes) or Changes()
+    changes = CallbackList(found).get(CoefficientChanges) or CoefficientChanges()
     usual = CallbackList([*(cb for cb in found if cb is not changes), changes], team)
     if data is not None:
         for cb in usual:
@@ -67,7 +67,7 @@ def told_how_it_ends(
         if not t.mid_step: t.tell('on_nonfinite', e)
         raise
     except (Interrupted, GeneratorExit):   # the second where another run of train_together was interrupted
-        if t.stop.asked:
+        if t.stop.requested:
             t.tell('on_stop')
             t.team.wait()
         raise
@@ -85,14 +85,14 @@ def evaluated(
     "Evaluate a run between two steps, and log the metrics"
     t, before = trainer, random_state()
     def measure():
-        with t.stop.at_once(): return t.evaluator(t.sae, t.data_provider, t.activation_scaler)
+        with t.stop.interruptible(): return t.evaluator(t.sae, t.data_provider, t.activation_scaler)
     t.sae.eval()
     try:
         metrics = t.team.first_does(measure)
         share_random(t.team)
     except BaseException as e:   # it will be made again, from the same state
         set_random_state(before)
-        if isinstance(e, Interrupted): heard_of(e.signum, t.stop)
+        if isinstance(e, Interrupted): note_peer_stop(e.signum, t.stop)
         raise
     finally: t.sae.train()
     t.tell('on_log', metrics)
@@ -281,7 +281,7 @@ def _of(path:str, doc:str)->property:
     owner, _, name = path.rpartition('.')
     return property(attrgetter(path), lambda self, value: setattr(attrgetter(owner)(self), name, value), doc=doc)
 
-SAETrainer.changes = property(lambda self: self.callbacks.get(Changes), doc="The record of changed coefficients")
+SAETrainer.changes = property(lambda self: self.callbacks.get(CoefficientChanges), doc="The record of changed coefficients")
 for _name, (_path, _doc) in V6_NAMES.items(): setattr(SAETrainer, _name, _of(_path, _doc))
 
 # %% ../../nbs/training/trainer.ipynb #c2d5a903
