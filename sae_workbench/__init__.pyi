@@ -137,6 +137,7 @@ from .activations.cache_runner import (
     CacheActivationsRunnerConfig as CacheActivationsRunnerConfig,
 )
 from .activations.shared_passes import share_passes as share_passes
+from .activations.side_by_side import SideBySide as SideBySide
 from .training.config import (
     LoggingConfig as LoggingConfig,
     SAETrainerConfig as SAETrainerConfig,
@@ -172,15 +173,17 @@ from .formats.layouts import (
     register_format as register_format,
     find_saes as find_saes,
 )
-from .formats.circuit_tracer import save_transcoder_set as save_transcoder_set
+from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
 from .formats.releases import (
     list_releases as list_releases,
     search as search,
-    neuronpedia_url as neuronpedia_url,
-    neuronpedia_id as neuronpedia_id,
     get_pretrained_saes_directory as get_pretrained_saes_directory,
 )
-from .formats.upload import upload_saes_to_huggingface as upload_saes_to_huggingface
+from .saes.neuronpedia import (
+    neuronpedia_url as neuronpedia_url,
+    neuronpedia_id as neuronpedia_id,
+)
+from .saes.sharing import upload_saes_to_huggingface as upload_saes_to_huggingface
 from .analysis.examples import (
     TextLatents as TextLatents,
     latent_examples as latent_examples,
@@ -331,6 +334,7 @@ __all__ = [
     'CacheActivationsRunner',
     'CacheActivationsRunnerConfig',
     'share_passes',
+    'SideBySide',
     'LoggingConfig',
     'SAETrainerConfig',
     'LanguageModelSAERunnerConfig',
@@ -357,9 +361,9 @@ __all__ = [
     'save_transcoder_set',
     'list_releases',
     'search',
+    'get_pretrained_saes_directory',
     'neuronpedia_url',
     'neuronpedia_id',
-    'get_pretrained_saes_directory',
     'upload_saes_to_huggingface',
     'TextLatents',
     'latent_examples',

@@ -134,15 +134,16 @@ GOOD = {
         cfg=PretokenizeRunnerConfig(tokenizer_name='x', dataset_path='x'), override_dataset=data(), override_tokenizer=Tokens())),
     'load_model': lambda at: (load_model, dict(
         model_class_name='AutoModelForCausalLM', model_name=str(at/'none'), device='cpu', model_from_pretrained_kwargs={}, hook_names=['a'])),
-    'TensorSource': lambda at: (TensorSource, dict(acts=rows(), rows=4, shuffle=False, seed=0, epochs=1)),
+    'TensorSource': lambda at: (TensorSource, dict(acts=rows(), rows=4, shuffle=False, seed=0, epochs=1, target=rows()[:, :2])),
     'LanguageModelSource': lambda at: (LanguageModelSource, dict(
         model=model(), hook_name='layer', contexts=contexts(), batch_size_prompts=2, d_in=D_IN, hook_head_index=None, seqpos_slice=(None,),
-        exclude_special_tokens=False, autocast_lm=False, device='cpu', dtype=torch.float32, model_kwargs={})),
+        exclude_special_tokens=False, autocast_lm=False, device='cpu', dtype=torch.float32, model_kwargs={}, hook_name_out='embed')),
     'ModuleSource': lambda at: (ModuleSource, dict(
-        model=nn.Sequential(nn.Linear(D_IN, D_IN)), name='0', inputs=rows(), tokens='all', batch_size=4, shuffle=False, seed=0, epochs=1,
-        prepare=lambda x: x, mask='attention_mask', channel_dim=None, d_in=None, autocast=False, device='cpu', dtype=None)),
+        model=nn.Sequential(nn.Linear(D_IN, D_IN), nn.ReLU()), name='0', inputs=rows(), tokens='all', batch_size=4, shuffle=False, seed=0, epochs=1,
+        prepare=lambda x: x, mask='attention_mask', channel_dim=None, d_in=None, autocast=False, device='cpu', dtype=None, hook_name_out='1')),
     'LayerSources': lambda at: (LayerSources, dict(
         source=LanguageModelSource(model(), ['layer', 'embed'], contexts(), batch_size_prompts=2), max_ahead=4)),
+    'SideBySide': lambda at: (SideBySide, dict(source=LanguageModelSource(model(), ['layer', 'embed'], contexts(), batch_size_prompts=2))),
     'SyntheticSource': lambda at: (SyntheticSource, dict(
         n_features=8, d_in=4, p_active=.1, batch_size=4, noise=0., seed=0, correlation=None, parents=None, magnitude=(1., 2.), features=None)),
     'SyntheticSource.batch': lambda at: (SyntheticSource(8, 4).batch, dict(n=0)),
@@ -354,6 +355,7 @@ def public() -> Iterator[str]:
     seen = {f for _, f in methods(nn.Module)}
     for name in sae_workbench.__all__:
         thing = getattr(sae_workbench, name)
+        thing = getattr(thing, name) if inspect.ismodule(thing) else thing   # a v6 module of that name, if one was imported
         if isinstance(thing, ConfigMeta) or inspect.isclass(thing) and issubclass(thing, SAEWorkbenchError):
             continue   # configs are checked otherwise
         if name not in RESULTS and takes_arguments(thing) and not (inspect.isclass(thing) and issubclass(thing, SAE)):

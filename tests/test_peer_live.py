@@ -7,7 +7,7 @@ from producers import PRODUCERS, D
 from safetensors.torch import load_file, save_file
 from sae_workbench import SAE, upload_saes_to_huggingface
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY
-from sae_workbench.saes.card import NOT_IN_V6
+from sae_workbench.formats.lens import NOT_IN_V6
 from peer.measure import build, checkpoint, flat, use
 from test_peer_parity import CASES, FIXTURES, OURS, same, unpack
 

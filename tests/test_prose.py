@@ -54,10 +54,12 @@ def language_model():
 
 class Published(dict):
     "Stands for the hub: every published SAE that a page names has the same weights"
-    def __call__(self, cls, release, sae_id=None, **options):
+    def __call__(self, release, sae_id=None, *args, **options):
+        from sae_workbench.formats.layouts import ReadSAE
+        from sae_workbench.formats.lens import read_sae_folder
         from sae_workbench.formats.published import locate
         self['asked'] = locate(release, sae_id)   # the release and the id are known
-        return cls.load_from_disk(self['folder']), {}, None
+        return ReadSAE(*read_sae_folder(self['folder']), None, 'cfg.json', 'sae_weights.safetensors')
 
 
 @pytest.fixture
@@ -70,8 +72,9 @@ def names(tmp_path, monkeypatch) -> dict:
         d_in=32, d_sae=64, k=4, metadata=found['SAEMetadata'](hook_name='blocks.1.hook_resid_post')))
     sae.save_model(tmp_path/'saved')
     published = Published(folder=tmp_path/'saved')
-    monkeypatch.setattr('sae_workbench.formats.published.load_pretrained', published)
-    monkeypatch.setattr('sae_workbench.formats.upload.push_to_hub', lambda sae, repo_id, sae_id=None: (repo_id, sae_id))
+    monkeypatch.setattr('sae_workbench.saes.files.read_published', published)
+    monkeypatch.setattr('sae_workbench.saes.files.upload_folders', lambda root, cfgs, repo_id, *more: (repo_id, *cfgs))
+    monkeypatch.setattr('sae_workbench.saes.files.write_token', str)
     for name, maker in (('HookedSAETransformer', 'from_pretrained'), ('SAETransformerBridge', 'boot_transformers')):
         found[name] = type(name, (), {maker: staticmethod(lambda name: language_model())})   # what is loaded is not the point
     (tmp_path/'output').mkdir()

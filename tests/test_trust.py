@@ -12,7 +12,6 @@ from sae_workbench import (SAE, ConfigError, LanguageModelSAERunnerConfig, Langu
                            TopKSAE, TopKSAEConfig, TopKTrainingSAEConfig, model_card)
 from sae_workbench.apps.cli import COMMANDS, command_line, run_command
 from sae_workbench.apps.chooser import python_code, yaml_code
-from sae_workbench.formats.upload import save_pretrained
 from sae_workbench.training.wandb_log import WandBLogger
 from torch import nn
 
@@ -89,7 +88,7 @@ def secretive() -> TopKSAE:
 def test_nothing_that_is_given_away_names_a_secret_or_a_home(tmp_path):
     sae = secretive()
     sae.save_model(tmp_path/'saved')
-    save_pretrained(sae, tmp_path/'shared')
+    sae.save_pretrained(tmp_path/'shared')
     (tmp_path/'card.md').write_text(model_card({'': sae.cfg}, folder=tmp_path/'shared') + model_card({'x': sae.cfg}, repo='me/x'), encoding='utf-8')
     assert not holding(tmp_path, TOKEN) and not holding(tmp_path, 'alice') and not holding(tmp_path, str(tmp_path))
     assert sae.get_name() == 'sae_model_layer_16'

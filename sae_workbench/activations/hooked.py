@@ -61,7 +61,7 @@ class HookedModel:
         "The hook, where there is only one"
         if len(self.hooks) == 1: return next(iter(self.hooks))
         raise HookError(f"there are {len(self.hooks)} hooks ({', '.join(self.hooks)}): LayerSources(source) gives "
-                        "each of them a source of its own")
+                        "each of them a source of its own, SideBySide(source) one row of all")
 
     @cached_property
     def weights(self)->str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 import torch
 from torch import Tensor
+from .columns import in_one
 from .positions import no_way_back, position_of
 from .sources import ModelSource, RowReader
 from ..core.arguments import checked
@@ -61,6 +62,9 @@ class SharedPasses:
     def activations(self)->RowReader: return self.source.activations
 
     @property
+    def columns(self)->dict[str, slice]: return self.source.columns
+
+    @property
     def token_ids(self)->Tensor|None:
         "(rows,) the tokens of the rows that were given last, for sources of tokens"
         return None if self.tokens is None else self.source.activations.token_ids(self.tokens)
@@ -98,7 +102,7 @@ class SharedPasses:
 
     def next_rows(self)->dict[str, Tensor]: return self.next_pass()
     def __iter__(self): return self
-    def __next__(self)->Tensor: return self.next_pass()[self.source.activations.name] # (rows, d_in)
+    def __next__(self)->Tensor: return in_one(self.activations, self.next_pass()) # (rows, d_in)
 
     # the position is that of the plain source, between any two passes
     def position(self)->str: return position_of(self.source)

@@ -11,10 +11,12 @@ from .columns import as_columns, side_by_side
 from .shared_passes import SharedPasses
 from .positions import no_way_back, position_of
 from .sources import ModelSource
+from ..core.arguments import checked
 
 # %% ../../nbs/activations/side_by_side.ipynb #e1ff4c75
 class SideBySide:
     "A source whose rows have the activations at all of a model's hooks, in the order of the hooks"
+    @checked
     def __init__(self,
         source:ModelSource|SharedPasses, # A source that was made with several names
     ): self.source, self.columns = source, as_columns(source.activations.widths())

@@ -260,10 +260,9 @@ def convert(args:Sequence[str]):
     else: _convert_sae(a.source, out, a.sae_id, a.allow_pickle)
 
 def _convert_sae(source:str, out:Path, sae_id:str|None, allow_pickle:bool):
-    from sae_workbench.formats.upload import save_pretrained
     from sae_workbench.saes.base import SAE
     sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(source, sae_id, dtype=None, allow_pickle=allow_pickle)
-    print(f'{save_pretrained(sae, out, sparsity)}: an SAE that SAE.load_from_disk reads')
+    print(f'{sae.save_pretrained(out, sparsity)}: an SAE that SAE.load_from_disk reads')
 
 # %% ../../nbs/apps/cli.ipynb #aa1d1970
 def _convert_file(source:Path, out:Path, allow_pickle:bool):

@@ -37,7 +37,7 @@ _ELSEWHERE = {
     'core.config': 'str_to_dtype=as_dtype dtype_to_str=dtype_name',
     'core.registry': 'SAE_CLASS_REGISTRY SAE_TRAINING_CLASS_REGISTRY',
     'core.ste': 'JumpReLU Step rectangle',
-    'saes.files': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
+    'formats.lens': 'SAE_CFG_FILENAME=CFG_FILE SAE_WEIGHTS_FILENAME=WEIGHTS_FILE',
     'saes.training': 'mse_loss',
     'saes.topk': 'TopK',
     'saes.batchtopk': 'BatchTopK',
@@ -74,7 +74,8 @@ _ELSEWHERE = {
         get_saes_from_regex multiple_evals run_evaluations process_args process_results run_evals_cli
         get_library_version get_git_hash''',
     'formats.releases': '''PretrainedSAELookup get_releases_for_repo_id get_repo_id_and_folder_name get_norm_scaling_factor
-        get_config_overrides get_neuronpedia_quick_list open_neuronpedia_feature_dashboard get_neuronpedia_feature
+        get_config_overrides''',
+    'saes.neuronpedia': '''get_neuronpedia_quick_list open_neuronpedia_feature_dashboard get_neuronpedia_feature
         NEURONPEDIA_DOMAIN'''}
 V6_NAMES = {name: (module, ours or name) for module, names in _ELSEWHERE.items()
             for name, _, ours in (entry.partition('=') for entry in names.split())}

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from torch import Tensor
 from .layouts import read_config_of, read_sae
+from .lens import read_sae_folder
 from .places import Folder, Hub, Place
 from .published import locate
 from .releases import find_entry, get_config_overrides, get_pretrained_saes_directory
-from ..saes.base import SAE
-from ..saes.files import read_sae_folder
 
 # %% ../../nbs/formats/converters.ipynb #ad8a14fb
 class PretrainedSaeHuggingfaceLoader(Protocol):

@@ -8,9 +8,10 @@ __all__ = ['comments_of', 'inherit_comments', 'path_of', 'handed_on', 'set_other
 # %% ../../nbs/migrate/rewrite.ipynb #7700606a
 import ast, io, re, tokenize
 from ..core.old_options import OLD_NAMES, OldName
+from ..formats.lens import MOVED_TO_METADATA
 from .python_source import Reader
 from .values import Table, Value
-from ..saes.config import FACTS, READ_ELSEWHERE
+from ..saes.config import READ_ELSEWHERE
 from .old_config import RENAMED, UNKNOWN_OPTION, OptionChange, Translation
 from .toy_config import TOY
 from .translate import LANGUAGE_MODEL, translate
@@ -167,7 +168,7 @@ def _of_sae(s, n):
     owner = ast.unparse(n.value.value)
     if not re.search(r'(?i)(^|[_.])(sae|sparse_?autoencoder|autoencoder)\d*$', owner): return
     old, new = f'{owner}.cfg.{n.attr}', f'{owner}.cfg.metadata.{n.attr}'
-    if n.attr in FACTS:
+    if n.attr in MOVED_TO_METADATA:
         s.edits.rename(n, f'metadata.{n.attr}')
         s.edits.say(old, n, new, 'what an SAE was trained on is in its metadata')
     elif n.attr in ('hook_layer', 'hook_point_layer', 'activation_fn_str'):

@@ -16,7 +16,7 @@ from ..core.files import write_json, write_tensors
 from ..core.folders import together
 from ..core.private import shareable
 from ..core.registry import get_sae_training_class
-from ..saes.config import FORMAT_VERSION
+from ..formats.lens import FORMAT_VERSION
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 from ..training.callbacks import JSONLLogger, ProgressBar, WandBLogger
 from ..training.config import LoggingConfig, SAETrainerConfig, Schedule

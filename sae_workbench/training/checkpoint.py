@@ -20,7 +20,7 @@ from ..core.files import check_finite, read_json, read_state, read_tensors
 from ..core.files import write_json, write_state, write_tensors
 from ..core.folders import check_folder, read_manifest, remove, whole_folder
 from ..activations.scale import SCALER_FILE, ActivationScaler
-from ..saes.files import CFG_FILE, WEIGHTS_FILE
+from ..formats.lens import CFG_FILE, WEIGHTS_FILE
 from .optim import optimizer_state, schedule_change
 from .same_run import LENGTH, check_same_run, is_longer, run_changes
 from .scaling import folded_options

@@ -21,7 +21,7 @@ from ..activations.model_facts import hook_has_heads, model_mistakes, read_model
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
 from ..activations.v6_cache import default_cache_path
-from ..saes.config import FORMAT_VERSION
+from ..formats.lens import FORMAT_VERSION
 from ..saes.training import TrainingSAEConfig
 from .optim import SCHEDULES
 

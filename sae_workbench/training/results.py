@@ -15,7 +15,7 @@ from ..core.errors import LoadError, SaveError, warn
 from ..core.folders import together
 from ..core.private import shareable
 from ..saes.base import SAE
-from ..saes.files import CFG_FILE, WEIGHTS_FILE
+from ..formats.lens import CFG_FILE, WEIGHTS_FILE
 from ..saes.card import model_card
 from .checkpoint import RUN_FILE, SPARSITY_FILE
 

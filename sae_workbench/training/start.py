@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..core.errors import ConfigError, warn
 from ..core.serial import differences
-from ..saes.files import read_sae_folder
+from ..formats.lens import read_sae_folder
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 
 # %% ../../nbs/training/start.ipynb #69ec93e1

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.progress import say
 from ..core.private import shareable
-from ..saes.files import WEIGHTS_FILE
+from ..formats.lens import WEIGHTS_FILE
 
 # %% ../../nbs/training/wandb_log.ipynb #c5dc29bb
 GROUPS = dict(
