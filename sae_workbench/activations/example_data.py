@@ -196,14 +196,18 @@ def toy_model(
     n_layers:int=12, # Layers
     d_model:int=576, # Width of the residual stream; SmolLM2's by default
     seed:int=0, # Decides the weights
-): # A `TransformerBridge` with a tokenizer
+): # A `TransformerBridge` with a tokenizer; a `HookedTransformer` in TransformerLens 2
     "A tiny model with random weights, made in a moment"
-    bridge = bridge_class()   # first: older versions have neither
-    from transformer_lens.config import TransformerBridgeConfig
     tok = byte_tokenizer()
-    cfg = TransformerBridgeConfig(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512,
-                                  d_vocab=len(tok), act_fn='gelu', seed=seed)
-    model = bridge.boot_native(cfg, device='cpu')
+    sizes = dict(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512, d_vocab=len(tok),
+                 act_fn='gelu', seed=seed)
+    if find_spec('transformer_lens.model_bridge'):
+        from transformer_lens.config import TransformerBridgeConfig
+        model = bridge_class().boot_native(TransformerBridgeConfig(**sizes), device='cpu')
+    else:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+        model = HookedTransformer(HookedTransformerConfig(**sizes, device='cpu'))
+        tok.pad_token = tok.eos_token   # its generate needs one
     model.tokenizer = tok
     return model
 

@@ -21,7 +21,7 @@ from .tokens import encode_texts
 from ..core.arguments import checked
 from ..core.capture import capture, replacing
 from ..core.config import DTYPES, Device, Name, as_dtype
-from ..core.errors import ConfigError, HookError, LoadError, unknown
+from ..core.errors import ConfigError, HookError, LoadError, SAEWorkbenchError, unknown
 from ..core.hooks import hanging, only_own_hooks
 from ..core.serial import read_json_text
 from ..core.points import resolve
@@ -177,8 +177,10 @@ def load_model(
     if kwargs.get('n_devices', 1) in (None, 1): kwargs.pop('n_devices', None)
     try: model = LOADERS[model_class_name](without_hub(model_name), device, kwargs)
     except OSError as e: raise LoadError(f"model {model_name!r} could not be loaded: {e}") from e
-    except ValueError as e:
-        if 'trust_remote_code' not in str(e): raise
+    except SAEWorkbenchError: raise
+    except ValueError as e:   # a name that the loader does not know, or cannot be one
+        if 'trust_remote_code' not in str(e):
+            raise LoadError(f"model {model_name!r} could not be loaded: {str(e).splitlines()[0][:300]}") from e
         raise LoadError(f"model {model_name!r} consists of code of its own, which is not run unless you trust its "
                         "author and pass model_from_pretrained_kwargs=dict(trust_remote_code=True)") from e
     for name in hook_names or []: resolve(model, name)

@@ -12,6 +12,7 @@ import hashlib, json, os, tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 import numpy as np
 from .datasets import first_row, how_to_read, open_dataset, open_rows
@@ -99,9 +100,10 @@ def pretokenize_dataset(
         if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed)
         return packed.with_format('torch')
     rows = partial(_rows, contexts_of(dataset, tokenizer, cfg))
-    mark = hashlib.sha256(str(cfg).encode()).hexdigest()[:16]   # or datasets would hash the rows' maker
+    mark = dict(fingerprint=hashlib.sha256(str(cfg).encode()).hexdigest()[:16])   # or datasets would hash the rows' maker
+    if 'fingerprint' not in signature(Dataset.from_generator).parameters: mark = {}   # older versions always do
     with tempfile.TemporaryDirectory() as own:
-        packed = Dataset.from_generator(rows, features, str(cache_dir or own), cache_dir is None, fingerprint=mark)
+        packed = Dataset.from_generator(rows, features, str(cache_dir or own), cache_dir is None, **mark)
     if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed, keep_in_memory=cache_dir is None)
     return packed.with_format('torch', columns=['input_ids'])
 

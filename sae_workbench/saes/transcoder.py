@@ -19,6 +19,7 @@ from .base import SAE
 from .config import SAEConfig
 from .jumprelu import JumpReLUSAE
 from .topk import TopK, decode_sparse_or_dense
+from .training import fold_scales
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
@@ -38,7 +39,7 @@ class TranscoderConfig(SAEConfig):
 # %% ../../nbs/saes/transcoder.ipynb #000a2574
 class Transcoder(SAE[TranscoderConfig]):
     "A transcoder with ReLU"
-    readers = ('W_enc',)   # the weights that see the input
+    readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # the weights that see the input, and those that make the output
 
     def initialize_weights(self):
         "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
@@ -91,10 +92,10 @@ class Transcoder(SAE[TranscoderConfig]):
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:float, # What inputs were multiplied by in training
+        target_factor:float=1., # What outputs were multiplied by in training
     ):
-        "Fold the scaling factor into the weights, in place, so that the transcoder takes unscaled inputs"
-        for name in self.readers: getattr(self, name).data.mul_(scaling_factor)
-        self.cfg.normalize_activations = 'none'
+        "Fold the scaling factors into the weights, in place, so that the transcoder takes and gives unscaled activations"
+        fold_scales(self, scaling_factor, target_factor, self.readers, self.writers)
 
     def fold_activation_whitening(self, *args):
         "Refused: a transcoder writes elsewhere than it reads"
@@ -111,7 +112,7 @@ class SkipTranscoderConfig(TranscoderConfig):
 
 class SkipTranscoder(Transcoder):
     "A skip transcoder with ReLU"
-    readers = ('W_enc', 'W_skip')
+    readers, writers = ('W_enc', 'W_skip'), ('W_dec', 'b_dec', 'W_skip')
 
     def initialize_weights(self):
         "The tensors of a transcoder, and `W_skip (d_out, d_in)` at zero"

@@ -6,10 +6,11 @@
 __all__ = ['folded_options', 'units_of', 'InputScaling']
 
 # %% ../../nbs/training/scaling.ipynb #65bc8c35
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.errors import ConfigError
 from ..activations.scale import ESTIMATES, ActivationScaler, CovarianceEstimate, NormBatches, NormEstimate
 from ..activations.scale import most_norm_batches, norm_is_known
 from ..saes.training import TrainingSAE
@@ -34,17 +35,39 @@ class InputScaling:
         cfg, # The config of the SAE, which says whether rows are scaled
         n_batches:NormBatches='auto', # How many batches to look at, or as many as are needed
         steps:int=1000, # Of the run; 'auto' looks at no more than a tenth of them
+        blocks:Sequence[int]|None=None, # Widths of the blocks of a row, each with a factor of its own; d_in alone if None
     ):
         self.cfg, self.n_batches, self.steps = cfg, n_batches, steps
+        self.blocks = [cfg.d_in] if blocks is None else [*blocks]
         self.norm = ESTIMATES.get(cfg.normalize_activations, NormEstimate)()   # or the covariance
         self.scaler = ActivationScaler()
+        self.more = [(NormEstimate(), ActivationScaler()) for _ in self.blocks[1:]]   # of the further blocks
+        if self.more and isinstance(self.norm, CovarianceEstimate): raise ConfigError(
+            "normalize_activations='covariance_whitening' is for rows that are one activation: what is read and what is "
+            "to be written would be mixed; write 'expected_average_only_in', which scales each of them")
+
+    @property
+    def parts(self)->list[tuple]:
+        "The estimate and the scaler of each block"
+        return [(self.norm, self.scaler), *self.more]
+
+    @property
+    def factors(self)->list[float|None]:
+        "What each block is multiplied by"
+        return [scaler.scaling_factor for _, scaler in self.parts]
+
+    def cut(self, rows:Tensor)->Sequence[Tensor]:
+        "The blocks of rows"
+        return rows.split(self.blocks, -1) if self.more else [rows]
 
     @property
     def is_due(self)->bool:
         "Whether the scale has to be known and is not"
         return self.cfg.normalize_activations in ESTIMATES and not self.scaler.is_known
 
-    def __call__(self, rows:Tensor)->Tensor: return self.scaler(rows)
+    def __call__(self, rows:Tensor)->Tensor:
+        if not self.more or not self.scaler.is_known: return self.scaler(rows)
+        return torch.cat([scaler(x) for (_, scaler), x in zip(self.parts, self.cut(rows), strict=True)], -1)
 
     def estimate(self,
         next_batch:Callable[[], Tensor], # Gives (rows, d_in)
@@ -52,21 +75,25 @@ class InputScaling:
     )->Iterator[None]:
         "Look at batches, one at a time"
         if not self.is_due: return
-        while not norm_is_known(self.norm, self.n_batches, self.steps):
+        while not all(norm_is_known(norm, self.n_batches, self.steps) for norm, _ in self.parts):
             before(most_norm_batches(self.n_batches, self.steps))
-            self.norm.add(next_batch())
+            for (norm, _), x in zip(self.parts, self.cut(next_batch()), strict=True): norm.add(x)
             yield
-        self.norm.set_scaler(self.scaler, self.cfg.d_in)
+        self.set_scalers()
+
+    def set_scalers(self):
+        "Bring what was estimated to where rows are scaled"
+        for (norm, scaler), width in zip(self.parts, self.blocks, strict=True): norm.set_scaler(scaler, width)
 
     @torch.no_grad()
     def fold(self, sae:TrainingSAE):
         "Bring the scale into the weights of an SAE, which then takes rows as they are"
-        factor, w = self.scaler.scaling_factor, self.scaler.whitening
+        factors, w = self.factors, self.scaler.whitening
         if w is not None:
             self.norm.units = units_of(sae)
             sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
-        if factor is not None: sae.fold_activation_norm_scaling_factor(factor)
-        self.scaler.scaling_factor = self.scaler.whitening = None
+        if factors[0] is not None: sae.fold_activation_norm_scaling_factor(*factors)
+        for _, scaler in self.parts: scaler.scaling_factor = scaler.whitening = None
 
     @torch.no_grad()
     def unfold(self,
@@ -81,13 +108,19 @@ class InputScaling:
             if (units := self.norm.units) is not None:
                 units = units.to(sae.W_dec)
                 sae.W_dec.mul_(units[:, None]), sae.W_enc.div_(units), sae.b_enc.div_(units)
-        else: sae.fold_activation_norm_scaling_factor(1/self.norm.scaling_factor(self.cfg.d_in))
-        self.norm.set_scaler(self.scaler, self.cfg.d_in)
+        else: sae.fold_activation_norm_scaling_factor(
+            *(1/norm.scaling_factor(width) for (norm, _), width in zip(self.parts, self.blocks, strict=True)))
+        self.set_scalers()
         vars(sae.cfg).update(options)
 
     def state_dict(self)->dict:
-        return dict(factor=self.scaler.scaling_factor, whitens=self.scaler.whitening is not None, norm=self.norm.state_dict())
+        own = dict(factor=self.scaler.scaling_factor, whitens=self.scaler.whitening is not None, norm=self.norm.state_dict())
+        more = [dict(factor=s.scaling_factor, norm=norm.state_dict()) for norm, s in self.more]
+        return own | (dict(more=more) if more else {})
     def load_state_dict(self, state:dict):
         self.norm.load_state_dict(state['norm'])
         self.scaler.scaling_factor = state['factor']
         self.scaler.whitening = self.norm.found if state['whitens'] else None
+        for (norm, scaler), saved in zip(self.more, state.get('more', []), strict=True):
+            norm.load_state_dict(saved['norm'])
+            scaler.scaling_factor = saved['factor']

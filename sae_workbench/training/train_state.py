@@ -40,7 +40,8 @@ class TrainState:
         self.changing = False   # inside a step, when the weights belong to none
         self.optim, self.coefficients = SAEOptimizer(sae.parameters(), cfg), Coefficients(sae.get_coefficients())
         self.statistics = LatentStatistics(sae.cfg.d_sae, cfg.dead_feature_window, cfg.device)
-        self.scaling = InputScaling(sae.cfg, cfg.n_batches_for_norm_estimate, cfg.total_training_steps)
+        self.scaling = InputScaling(
+            sae.cfg, cfg.n_batches_for_norm_estimate, cfg.total_training_steps, sae.row_blocks)
         sae.cfg.metadata.sae_lens_training_version = sae.cfg.metadata.sae_lens_version
 
     @property

@@ -9,7 +9,6 @@ import pytest
 import sae_workbench
 import torch
 from fakehub import FakeHub
-from huggingface_hub.utils import close_session
 from peer.synthetic import config, measured, sae_of, seen
 from safetensors.torch import load_file
 from sae_workbench import synthetic
@@ -94,11 +93,9 @@ def test_submodules_of_sae_lens():
 def test_a_model_goes_to_the_hub_and_comes_back(tmp_path):
     model = synthetic.SyntheticModel.load_from_disk(FIXTURES/'model')
     with FakeHub() as hub, hub.used_here(tmp_path/'cache'):
-        close_session()
         synthetic.upload_synthetic_model_to_huggingface(model, 'me/bench', 'small')
         assert 'README.md' in hub.repos['me/bench']
         close(seen(synthetic.SyntheticModel.load_from_source('me/bench:small')), EXPECTED['seen'])
-    close_session()
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from fakehub import TOKEN, FakeHub
-from huggingface_hub.utils import close_session
 from producers import PRODUCERS
 from sae_workbench import SAE, NonFiniteError, SAEMetadata, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, UploadError, model_card
 from sae_workbench import upload_saes_to_huggingface as upload
@@ -35,10 +34,8 @@ def hub(tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr(time, 'sleep', slept.append)
     with FakeHub() as hub, hub.used_here(tmp_path/'cache'):
-        close_session()
         hub.slept = slept
         yield hub
-    close_session()
 
 
 def quiet(saes, repo=REPO, **kw): return upload(saes, repo, show_progress=False, **kw)
