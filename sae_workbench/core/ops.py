@@ -16,7 +16,6 @@ from functools import cached_property, lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 # %% ../../nbs/core/ops.ipynb #cb28c961
 class Scratch:
@@ -318,7 +317,7 @@ def training_products()->Iterator[None]:
 def is_transformed()->bool:
     "Whether torch.func or forward-mode differentiation is active"
     if torch.compiler.is_compiling(): return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 def is_recorded(
     *tensors:Tensor|None, # What a product depends on
