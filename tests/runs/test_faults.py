@@ -162,7 +162,7 @@ def limited(rows, folder, size, script="") -> list[str]:
     "Run a small trainer in a process that may not write files larger than `size`"
     code = f"""
 import resource, sys, warnings
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(Path(__file__).parent)!r}]
 from test_faults import small, Checkpoints
 warnings.showwarning = lambda m, *a, **k: print('warned:', m)
 t = small({str(folder)!r}, {rows}, n_checkpoints=4)
