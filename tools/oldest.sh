@@ -14,5 +14,6 @@ printf '%s\n' 'pyarrow>=15,<20' 'pandas>=2.2,<3' > "$old/with.txt"   # datasets 
 uv venv -q --clear -p 3.11 "$folder"
 uv pip compile -q --resolution lowest-direct --python-version 3.11 --extra dev -c "$old/with.txt" pyproject.toml -o "$old/oldest.txt"
 uv pip install -q -p "$folder/bin/python" -r "$old/oldest.txt"
+uv pip install -q -p "$folder/bin/python" --no-deps -e .
 folder=$(realpath "$folder")
 PATH="$folder/bin:$PATH" PYTHONPATH=$PWD "$folder/bin/python" -m pytest -q -n 2 -rs "$@"

@@ -70,10 +70,12 @@ def check_same(
 def check_fits(
     folder:str|Path, # Named in the message
     manifest:dict, # Of the cache
-    **expected, # What a run needs, by the names in the manifest's about, and d_in
+    **expected, # What a run needs, by the names in the manifest's about; d_in and hook_name_out
 ):
     "Raise an error that names all in which a cache does not fit a run; what the manifest does not tell is not compared"
-    there = manifest['about'] | dict(d_in=manifest['d_in'])
+    (_, d_in), *more = manifest.get('columns') or [(None, manifest['d_in'])]
+    written = [name for name, _ in more]   # what stands behind the first column
+    there = manifest['about'] | dict(d_in=d_in, hook_name_out=written[0] if len(written)==1 else written or None)
     known = {k: plain(v) for k, v in expected.items() if k in there}
     if (bad := _unlike(known, {k: there[k] for k in known})):
         raise ConfigError(f"{folder} has other activations than this run needs: {bad}")

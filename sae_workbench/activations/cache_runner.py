@@ -18,6 +18,7 @@ from pydantic import Strict
 from torch import nn
 from .cache_format import MANIFEST, cache_bytes, read_manifest
 from .cache_write import write_caches
+from .columns import hooks_of, row_mistake
 from .datasets import TOKEN_COLUMNS, first_row, open_dataset
 from .layers import LayerSource, LayerSources
 from .models import LOADERS, check_d_in, load_model, model_d_in, tokenizer_of
@@ -47,7 +48,7 @@ class CacheActivationsRunnerConfig(Config):
     model_name:str # A model on the hub, or a folder in Hugging Face's layout; smollm2 needs no hub
     model_batch_size:Count # Contexts per forward pass of the model
     hook_name:str|list[str] # A hook or submodule name; several are written in the same passes
-    d_in:Count|None # Width of the activations; None takes what is found, needed where several hooks differ
+    d_in:Count|None # Width of the activations at hook_name; None takes what is found, needed where several hooks differ
     training_tokens:Count # Activations to write from each hook
     context_size:Whole = -1 # Tokens in a context; -1 for that of a data set that is tokenised already
     model_class_name:Literal[tuple(LOADERS)] = 'HookedTransformer' # HookedTransformer, TransformerBridge or AutoModelForCausalLM
@@ -77,6 +78,7 @@ class CacheActivationsRunnerConfig(Config):
     disable_concat_sequences:bool = False # One document per context; shorter ones are left out
     sequence_separator_token:SpecialToken = 'bos' # Between documents that share a context
     verbose:bool = True # Print a summary at the end, with the code that trains from the cache
+    hook_name_out:str|list[str]|None = None # What is to be written, beside what is read at hook_name in every row
     rules = (
         Rule(lambda c: c.context_size == -1 or 1 <= c.context_size <= c.training_tokens,
              "context_size={c.context_size}: must be at least 1 and at most "
@@ -85,7 +87,10 @@ class CacheActivationsRunnerConfig(Config):
         Rule(lambda c: c.context_size < 1 or _leaves_some(c),
              "seqpos_slice={c.seqpos_slice} leaves no position of a context of {c.context_size} tokens"),
         Rule(lambda c: isinstance(c.hook_name, str) or len(set(c.hook_name)) == len(c.hook_name) > 0,
-             "hook_name={c.hook_name!r}: must be one name, or a list of different names"))
+             "hook_name={c.hook_name!r}: must be one name, or a list of different names"),
+        Rule(lambda c: c.hook_name_out is None or isinstance(c.hook_name, str),
+             "hook_name_out={c.hook_name_out!r} belongs to one hook_name; hook_name={c.hook_name!r} are several caches"),
+        Rule(lambda c: not row_mistake(c), row_mistake))
     renamed = dict.fromkeys(
         ('hook_layer', 'final_hook_layer'), 'leave it out: the layer is read from hook_name') | dict.fromkeys(
         ('normalize_activations', 'train_batch_size_tokens', 'act_store_device'),
@@ -96,7 +101,7 @@ class CacheActivationsRunnerConfig(Config):
 
     def __post_init__(self):
         if self.new_cached_activations_path is None: self.new_cached_activations_path = default_cache_path(
-            self.dataset_path, self.model_name, self.hook_name, self.hook_head_index)
+            self.dataset_path, self.model_name, self.hook_name, self.hook_head_index, self.hook_name_out)
 
     @property
     def sliced_context_size(self)->int:
@@ -181,11 +186,10 @@ def hook_widths(
     cfg:CacheActivationsRunnerConfig, # Head, width and further arguments of the model's call
     hooks:list[str], # Where to look
 )->dict[str, int]: # By hook
-    "The widths of the activations; an error if they are not as wide as the config says"
+    "The widths of the rows; an error if what is read is not as wide as the config says"
     at = cfg.hook_head_index, cfg.model_kwargs
-    if cfg.d_in is None: return {h: model_d_in(model, h, *at) for h in hooks}
-    for h in hooks: check_d_in(model, h, cfg.d_in, *at)
-    return dict.fromkeys(hooks, cfg.d_in)
+    for h in hooks if cfg.d_in is not None else (): check_d_in(model, h, cfg.d_in, *at)
+    return {h: sum(model_d_in(model, name, *at) for name in hooks_of(h, cfg.hook_name_out)) for h in hooks}
 
 def context_size_of(
     dataset, # A dataset that is tokenised already
@@ -228,7 +232,8 @@ class CacheActivationsRunner:
         self.cfg, self.hooks = cfg, [cfg.hook_name] if isinstance(cfg.hook_name, str) else cfg.hook_name
         self.model = override_model
         if self.model is None: self.model = load_model(
-            cfg.model_class_name, cfg.model_name, cfg.device, cfg.model_from_pretrained_kwargs, self.hooks)
+            cfg.model_class_name, cfg.model_name, cfg.device, cfg.model_from_pretrained_kwargs,
+            hooks_of(self.hooks, cfg.hook_name_out))
         if cfg.compile_llm: self.model.forward = torch.compile(self.model.forward, mode=cfg.llm_compilation_mode)
         self.tokenizer = tokenizer_of(self.model)
         self.excluded = excluded_ids(cfg.exclude_special_tokens, self.tokenizer)
@@ -243,13 +248,14 @@ class CacheActivationsRunner:
     # where the activations come from, and where they go
     def sources(self,
         hooks:list[str], # Some of the config's hooks
-    )->Mapping[str, LayerSource]: # By hook
+    )->Mapping[str, LayerSource|LanguageModelSource]: # By hook
         "Sources from the start of the data, which share the model's passes"
         cfg = self.cfg
-        return LayerSources(LanguageModelSource(
+        source = LanguageModelSource(
             self.model, hooks, self.contexts.again(), cfg.model_batch_size, hook_head_index=cfg.hook_head_index,
             seqpos_slice=cfg.seqpos_slice, exclude_special_tokens=self.excluded, autocast_lm=cfg.autocast_lm,
-            dtype=as_dtype(cfg.dtype), model_kwargs=cfg.model_kwargs))
+            dtype=as_dtype(cfg.dtype), model_kwargs=cfg.model_kwargs, hook_name_out=cfg.hook_name_out)
+        return {hooks[0]: source} if source.columns else LayerSources(source)
 
     def folders(self)->dict[str, Path]: # By hook
         "Where the caches are"
@@ -282,5 +288,6 @@ class CacheActivationsRunner:
 
     def _say(self, m:dict, path:Path):
         size = sum(s['bytes'] for s in m['shards'])
-        say(f"{m['rows']:,} activations of {m['about']['hook_name']}, {m['d_in']} wide, {m['dtype']}, "
+        what = ' beside '.join(hooks_of(m['about']['hook_name'], self.cfg.hook_name_out))
+        say(f"{m['rows']:,} activations of {what}, {m['d_in']} wide, {m['dtype']}, "
               f"{size/1e6:,.1f} MB in {path}\nTrain from it with\n{training_code(m, path)}")

@@ -207,6 +207,7 @@ def toy_model(
     else:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
         model = HookedTransformer(HookedTransformerConfig(**sizes, device='cpu'))
+        tok.pad_token = tok.eos_token   # its generate needs one
     model.tokenizer = tok
     return model
 

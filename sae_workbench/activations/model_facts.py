@@ -104,9 +104,9 @@ def _misspelt(hook_name:str)->str|None:
     return f'blocks.{layer}.{right}'
 
 # %% ../../nbs/activations/model_facts.ipynb #ac66f43e
-def _width_mistake(hook_name:str, d_in:int, sizes:ModelSizes, head:int|None)->list[str]:
+def _width_mistake(hook_name:str, d_in:int|None, sizes:ModelSizes, head:int|None)->list[str]:
     width, layer = hook_width(hook_name, sizes, head), hook_block(hook_name)[0]
-    if width is None or width==d_in: return []
+    if width is None or d_in in (None, width): return []
     usual = ('hook_resid_post', 'mlp.hook_post', 'attn.hook_z')
     other = next((n for n in usual if layer is not None and hook_width(f'blocks.{layer}.{n}', sizes)==d_in), None)
     tail = f", or hook_name='blocks.{layer}.{other}'" if other and head is None else ''
@@ -114,7 +114,7 @@ def _width_mistake(hook_name:str, d_in:int, sizes:ModelSizes, head:int|None)->li
 
 def hook_mistakes(
     hook_name:str, # A TransformerLens hook
-    d_in:int, # What the SAE expects
+    d_in:int|None, # What the SAE expects; None for any width
     sizes:ModelSizes, # Of the model
     hook_head_index:int|None=None, # Only this head
 )->list[str]: # Complaints
@@ -133,7 +133,7 @@ def hook_mistakes(
 # %% ../../nbs/activations/model_facts.ipynb #8f450776
 def submodule_mistakes(
     name:str, # A submodule's name
-    d_in:int, # What the SAE expects
+    d_in:int|None, # What the SAE expects; None for any width
     config, # A Hugging Face config
     hook_head_index:int|None=None, # Only this head
     model_kwargs:dict|None=None, # Further arguments of the model's call
@@ -145,7 +145,7 @@ def submodule_mistakes(
         width = model_d_in(model, name, hook_head_index, model_kwargs)
     except HookError as e: return [f"hook_name={name!r}: {e}"]
     except Exception: return []   # some models cannot run without values: the check after loading will tell
-    return [] if width==d_in else [f"d_in={d_in}, but the activations at {name!r} are {width} wide; set d_in={width}"]
+    return [] if d_in in (None, width) else [f"d_in={d_in}, but the activations at {name!r} are {width} wide; set d_in={width}"]
 
 # %% ../../nbs/activations/model_facts.ipynb #e9a816ac
 _FETCH = ('revision', 'trust_remote_code', 'token', 'cache_dir')
@@ -177,7 +177,7 @@ def read_model_config(
 def model_mistakes(
     config, # A config of Hugging Face's or of TransformerLens
     hook_name:str, # A TransformerLens hook, or a submodule's name for AutoModelForCausalLM
-    d_in:int, # What the SAE expects
+    d_in:int|None, # What the SAE expects; None for any width
     context_size:int, # Tokens per context
     model_class_name:str='HookedTransformer', # HookedTransformer, TransformerBridge or AutoModelForCausalLM
     hook_head_index:int|None=None, # Only this head

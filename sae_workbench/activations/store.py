@@ -14,6 +14,7 @@ from fastcore.basics import patch_to
 from torch import Tensor, nn
 from .buffer import MixingBuffer
 from .cache_read import ShardSource
+from .columns import columns_of
 from .datasets import shuffled
 from .models import input_device, tokenizer_of
 from .shared_passes import SharedPasses
@@ -45,17 +46,17 @@ class ActivationsStore:
     train_batch_size_tokens, prepend_bos, normalize_activations, device, dtype = (Option() for _ in range(5))
     cached_activations_path, model_kwargs, autocast_lm, dataset_trust_remote_code = (Option() for _ in range(4))
     disable_concat_sequences, sequence_separator_token, activations_mixing_fraction = Option(), Option(), Option()
-    use_chat_formatting, seed, training_context_size, buffer_rows = (Option() for _ in range(4))
+    use_chat_formatting, seed, training_context_size, buffer_rows, hook_name_out = (Option() for _ in range(5))
 
     @checked
     def __init__(self,
         model:nn.Module|None, # Any language model: called with token ids; may be None with a cache
         dataset, # A dataset, its name on the Hub, or a path; may be None with a cache
         streaming:bool, # Read a named dataset as it comes
-        hook_name:str, # A hook or submodule name
+        hook_name:str, # A hook or submodule name: what is read
         hook_head_index:int|None, # Only this head
         context_size:Count, # Tokens in a context
-        d_in:Count, # Width of the activations
+        d_in:Count, # Width of the activations at `hook_name`
         n_batches_in_buffer:Count, # Contexts in the buffer
         total_training_tokens:int, # Kept for v6 scripts
         store_batch_size_prompts:Count, # Contexts the model is run on at once
@@ -75,13 +76,14 @@ class ActivationsStore:
         activations_mixing_fraction:Fraction=0.5, # Share of the buffer that stays when new rows come
         use_chat_formatting:bool=False, # Rows are conversations
         seed:int=0, # Decides the mixture
+        hook_name_out:str|list[str]|None=None, # What is to be written, beside what is read in every row
     ):
         self.options = StoreOptions(
             streaming, hook_name, hook_head_index, context_size, d_in, n_batches_in_buffer, total_training_tokens,
             store_batch_size_prompts, train_batch_size_tokens, prepend_bos, normalize_activations, device, dtype,
             cached_activations_path, model_kwargs, autocast_lm, dataset_trust_remote_code, seqpos_slice,
             exclude_special_tokens, disable_concat_sequences, sequence_separator_token, activations_mixing_fraction,
-            use_chat_formatting, seed)
+            use_chat_formatting, seed, hook_name_out)
         self.model, self.tokenizer = model, tokenizer_of(model)
         self.team = SingleProcess()   # the processes that train on this store, and share the passes of the model
         self._read_with_model_or_cache()
@@ -120,6 +122,9 @@ class ActivationsStore:
         live = self.cache is None
         self._source = (make_source(self.options, self.activations, self.contexts, self.team) if live else
                         cached_source(self.options, self.cache, self.exclude_special_tokens))
+
+    @property
+    def columns(self)->dict[str, slice]: return columns_of(self.source)
 
     # training batches
     def get_data_loader(self)->MixingBuffer:
@@ -259,7 +264,8 @@ def from_config(cls,
     given = dict(
         d_in=cfg.sae.d_in, normalize_activations=cfg.sae.normalize_activations, total_training_tokens=cfg.training_tokens,
         device=cfg.act_store_device or cfg.device, dataset_trust_remote_code=None,
-        cached_activations_path=cfg.cached_activations_path if cached else None)
+        cached_activations_path=cfg.cached_activations_path if cached else None,
+        hook_name_out=getattr(cfg, 'hook_name_out', None))
     same = {f.name: getattr(cfg, f.name) for f in fields(StoreOptions) if f.name not in given}
     store = cls(model, dataset, **given | same)
     store.team = processes()

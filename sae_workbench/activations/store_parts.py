@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from .cache_format import check_fits, read_manifest
 from .cache_read import ShardSource
+from .columns import hooks_of
 from .datasets import open_dataset
 from .inputs import ContextBatches
 from .models import check_d_in, check_length, tokenizer_of
@@ -64,17 +65,18 @@ def cached_facts(
     options:Any, # Anything with these attributes
 )->dict: # By the names in a manifest
     "What the activations in a cache depend on, besides model and data"
+    out = getattr(options, 'hook_name_out', None)   # caches without a target do not mention it
     return dict(hook_name=options.hook_name, hook_head_index=options.hook_head_index, context_size=options.context_size,
-                seqpos_slice=options.seqpos_slice) | packing(options)
+                seqpos_slice=options.seqpos_slice) | packing(options) | (dict(hook_name_out=out) if out else {})
 
 @dataclass
 class StoreOptions:
     "The options of an `ActivationsStore`, checked"
     streaming:bool # Read a named dataset as it comes
-    hook_name:str # A hook or submodule name
+    hook_name:str # A hook or submodule name: what is read
     hook_head_index:int|None # Only this head
     context_size:int # Tokens in a context
-    d_in:int # Width of the activations
+    d_in:int # Width of the activations at `hook_name`
     n_batches_in_buffer:int # Contexts in the buffer
     total_training_tokens:int # Kept for v6 scripts
     store_batch_size_prompts:int # Contexts the model is run on at once
@@ -94,11 +96,13 @@ class StoreOptions:
     activations_mixing_fraction:float = 0.5 # Share of the buffer that stays when new rows come
     use_chat_formatting:bool = False # Rows are conversations
     seed:int = 0 # Decides the mixture
+    hook_name_out:str|list[str]|None = None # What is to be written, beside what is read in every row
 
     def __post_init__(self):
         self.device, self.dtype = torch.device(self.device), as_dtype(self.dtype)
         self.model_kwargs = dict(self.model_kwargs or {})
         check_buffer(self.n_batches_in_buffer, self.train_batch_size_tokens, self.training_context_size)
+        hooks_of(self.hook_name, self.hook_name_out)   # an error if they cannot be in one row
 
     @property
     def seqpos(self)->slice:
@@ -124,7 +128,8 @@ def open_cache(
     "The manifest of a cache that fits a run"
     manifest = read_manifest(path, options.hook_name)
     if manifest['format']==V6_FORMAT: manifest = v6_positions(manifest, options.context_size, options.seqpos_slice)
-    check_fits(path, manifest, **more | {k: v for k, v in cached_facts(options).items() if k not in more})
+    facts = dict(hook_name_out=None) | cached_facts(options)
+    check_fits(path, manifest, **more | {k: v for k, v in facts.items() if k not in more})
     return manifest
 
 def check_left_out(
@@ -159,8 +164,9 @@ def make_reader(
 )->TokenActivations:
     "What makes rows of contexts; an error if the activations are not as wide as the options say"
     check_d_in(model, options.hook_name, options.d_in, options.hook_head_index, options.model_kwargs)
+    hooks, together = hooks_of(options.hook_name, options.hook_name_out), options.hook_name_out is not None
     return TokenActivations(
-        model, options.hook_name, excluded, hook_head_index=options.hook_head_index, seqpos=options.seqpos,
+        model, hooks, excluded, hook_head_index=options.hook_head_index, seqpos=options.seqpos, together=together,
         autocast_lm=options.autocast_lm, device=options.device, dtype=options.dtype, model_kwargs=options.model_kwargs)
 
 # %% ../../nbs/activations/store_parts.ipynb #6ad3f096

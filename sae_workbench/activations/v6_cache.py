@@ -148,8 +148,11 @@ def default_cache_path(
     model_name:str, # Of the run
     hook_name:str|Sequence[str], # One hook; several have a folder each in the folder
     hook_head_index:int|None=None, # Of the run
+    hook_name_out:str|Sequence[str]|None=None, # Of the run
 )->str: # Relative to where the run is started
     "Where the cache of a run is, unless it is named"
     parts = [dataset_path.replace('/', '_').strip('_') or 'dataset', model_name.replace('/', '_').strip('_')]
     head = '' if hook_head_index is None else f'_{hook_head_index}'
+    written = [hook_name_out] if isinstance(hook_name_out, str) else hook_name_out or ()
+    head += ''.join(f'_to_{name}' for name in written)
     return '/'.join(['activations', *parts, *([hook_name + head] if isinstance(hook_name, str) else [])])

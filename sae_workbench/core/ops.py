@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from .workspace import workspace_in_use
 
 # %% ../../nbs/core/ops.ipynb #1830a586
@@ -297,7 +296,7 @@ def training_products()->Iterator[None]:
 def is_transformed()->bool:
     "Whether torch.func or forward-mode differentiation is active"
     if torch.compiler.is_compiling(): return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 def is_recorded(
     *tensors:Tensor|None, # What a product depends on

@@ -113,6 +113,9 @@ def _dumper():
     import yaml
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data): return True
+    def text(dumper, s):   # PyYAML breaks lines at these three, and reads other text back
+        return dumper.represent_scalar('tag:yaml.org,2002:str', s, '"' if set(s) & set('\x85\u2028\u2029') else None)
+    Dumper.add_representer(str, text)
     return _understand(Dumper)
 
 def yaml_text(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from torch import Tensor
 from ..core.config import DTYPES, check_device, device_name, dtype_name
+from ..core.arguments import checked
 from ..core.errors import ConfigError, unknown, warn
 from .layouts import Format, ReadSAE, detect_format, fold_scale, read_sae
 from .lens import CFG_FILE, MOVED_TO_METADATA, WEIGHTS_FILE, is_old_layout, modern_config
@@ -111,6 +112,7 @@ def _asked(dtype, device)->tuple[str|None, str]:
     return asked
 
 # %% ../../nbs/formats/published.ipynb #06e5ac12
+@checked
 def read_published(
     release:str|Path, # A release, a repository of the hub (owner/name), or a folder
     sae_id:str|None=None, # The SAE's id in the release, or its path in the repository or folder

@@ -17,6 +17,7 @@ from ..core.config import Config, Count, Decay, Device, Dtype, Fraction, Name, N
 from ..core.config import PlainDict, Positive, Rule, chosen, config_error, device_name
 from ..core.errors import ConfigError, did_you_mean, unknown
 from ..core.old_options import old_value
+from ..activations.columns import hooks_of, row_mistake
 from ..activations.model_facts import hook_has_heads, model_mistakes, read_model_config
 from ..activations.models import LOADERS
 from ..activations.scale import NormBatches
@@ -176,7 +177,7 @@ def _is_slice(c)->bool:
 
 def _usual_cache(c)->str|None:
     "Where the activations of a run's hook are if nobody says otherwise, should they be there"
-    usual = default_cache_path(c.dataset_path, c.model_name, c.hook_name, c.hook_head_index)
+    usual = default_cache_path(c.dataset_path, c.model_name, c.hook_name, c.hook_head_index, c.hook_name_out)
     return usual if Path(usual).is_dir() else None
 
 _DATA_RULES = (
@@ -204,6 +205,7 @@ def _same_device(a:str, b:str)->bool:
 def _hooked(c)->bool: return c.model_class_name != 'AutoModelForCausalLM'
 
 _SAE_RULES = (
+    Rule(lambda c: not row_mistake(c), row_mistake),
     Rule(lambda c: c.sae.device=='cpu' or _same_device(c.sae.device, c.device),
          "sae.device={c.sae.device!r} differs from device={c.device!r}, where the SAE is trained; "
          "write the same in both, or leave sae.device out"),
@@ -334,6 +336,7 @@ class LanguageModelSAERunnerConfig(Config):
     sae_lens_training_version:str = FORMAT_VERSION # The same, kept for v6
     exclude_special_tokens:bool|list[Natural] = False # Leave out BOS, EOS and the like, or these token ids
     n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
+    hook_name_out:Name|list[Name]|None = None # What is to be written, for an SAE with a target; hook_name is then what it reads
     rules = _DATA_RULES + _SAE_RULES + _TRAIN_RULES
     __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAERunnerConfig[TopKTrainingSAEConfig], as v6 annotates
 
@@ -346,9 +349,12 @@ class LanguageModelSAERunnerConfig(Config):
         "Raise a `ConfigError` if the model has no such hook, or another width or fewer positions"
         kwargs = self.model_from_pretrained_kwargs
         if model_config is None: model_config = read_model_config(self.model_name, self.model_class_name, kwargs)
-        bad = [] if model_config is None else model_mistakes(
-            model_config, self.hook_name, self.sae.d_in, self.context_size, self.model_class_name,
-            self.hook_head_index, self.model_kwargs)
+        def mistakes(hook, width): return model_mistakes(model_config, hook, width, self.context_size, self.model_class_name,
+                                                         self.hook_head_index, self.model_kwargs)
+        bad = [] if model_config is None else mistakes(self.hook_name, self.sae.d_in)
+        for hook in hooks_of(self.hook_name, self.hook_name_out)[1:] if model_config is not None else ():
+            more = mistakes(hook, None)   # the width is compared with the SAE's when the rows are made
+            bad += [m.replace('hook_name=', 'hook_name_out=', 1) for m in more if m not in bad]
         if bad: raise config_error(type(self), [f"{m} (model {self.model_name!r})" for m in bad])
 
     def to_sae_trainer_config(self)->SAETrainerConfig:

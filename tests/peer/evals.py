@@ -2,7 +2,7 @@
 
     PEER/bin/python tests/peer/evals.py [FILE]
 
-writes what sae-lens measures to `tests/fixtures/peer/evals.json`, which `tests/test_evals.py` compares ours with.
+writes what sae-lens measures to `tests/fixtures/peer/evals.json`, which `tests/peer/test_evals.py` compares ours with.
 """
 import json, sys, tempfile
 from importlib import import_module

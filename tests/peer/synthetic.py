@@ -1,4 +1,4 @@
-"""What `sae_lens.synthetic` makes and measures, for `tests/test_synthetic.py` (run in an environment that has sae-lens):
+"""What `sae_lens.synthetic` makes and measures, for `tests/peer/test_synthetic.py` (run in an environment that has sae-lens):
 
     PEER/bin/python tests/peer/synthetic.py make [FOLDER]    stores a model and numbers (in `tests/fixtures/synthetic` unless given)
     PEER/bin/python tests/peer/synthetic.py read FOLDER      prints what it sees of a model that we saved

@@ -1,6 +1,6 @@
 """Files of every format, changed at random: what cannot be read is a LoadError, and nothing else happens.
 
-The long run: `SAE_FUZZ_SECONDS=600 python -m pytest -m slow tests/test_fuzz_readers.py`
+The long run: `SAE_FUZZ_SECONDS=600 python -m pytest -m slow tests/published/test_fuzz_readers.py`
 """
 import copy
 import json

@@ -6,7 +6,7 @@ import pytest, torch
 from safetensors.torch import load_file
 from peer.measure import measure, read_back, use, write_folder
 
-FIXTURES = Path(__file__).parent/'fixtures'/'peer'
+FIXTURES = Path(__file__).parents[1]/'fixtures'/'peer'
 TENSORS = load_file(FIXTURES/'tensors.safetensors')
 CASES = json.loads((FIXTURES/'index.json').read_text(encoding='utf-8'))['cases']
 

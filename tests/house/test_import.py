@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ['transformer_lens', 'transformers', 'datasets', 'wandb', 'plotly', 'ipywidgets', 'anywidget', 'huggingface_hub', 'pandas']
 MOST = 1.5   # times the cost of torch alone
 

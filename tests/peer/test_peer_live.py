@@ -1,4 +1,4 @@
-"""Files and stored numbers against an installed sae-lens: `SAE_LENS_PYTHON=PEER/bin/python pytest -m slow tests/test_peer_live.py`"""
+"""Files and stored numbers against an installed sae-lens: `SAE_LENS_PYTHON=PEER/bin/python pytest -m slow tests/peer/test_peer_live.py`"""
 import json, os, subprocess
 from pathlib import Path
 import pytest, torch
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason='SAE_LENS_
 
 def peer(script, *args, **env):
     "Run a script of `tests/peer` with the peer's python"
-    script = Path(__file__).parent/'peer'/script
+    script = Path(__file__).parents[1]/'peer'/script
     env = {k: v for k,v in os.environ.items() if k != 'PYTHONPATH'} | env
     done = subprocess.run([PYTHON, script, *args], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -81,7 +81,7 @@ def test_stored_numbers_are_the_peers(tmp_path):
     for k,c in old.items(): same(unpack(new[k]['result'], tensors), unpack(c['result']), '/'.join(k))
 
 def test_saes_inside_models_give_what_the_peers_do():
-    assert 'results are equal' in peer('compare_models.py', PYTHONPATH=str(Path(__file__).parent.parent))   # ours is imported there too
+    assert 'results are equal' in peer('compare_models.py', PYTHONPATH=str(Path(__file__).parents[2]))   # ours is imported there too
 
 def test_runs_on_whitened_activations_are_those_of_the_peer():
-    assert '18 whitened runs are equal' in peer('compare_whitening.py', PYTHONPATH=str(Path(__file__).parent.parent))
+    assert '18 whitened runs are equal' in peer('compare_whitening.py', PYTHONPATH=str(Path(__file__).parents[2]))

@@ -18,7 +18,7 @@ from sae_workbench import upload_saes_to_huggingface as upload
 from sae_workbench.formats.upload import MARK
 
 REPO = 'me/saes'
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def topk(layer: int) -> TopKSAE:

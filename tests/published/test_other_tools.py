@@ -16,7 +16,7 @@ import sae_workbench
 from sae_workbench.core.config import ConfigMeta
 from sae_workbench.core.field_notes import field_notes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = dict(d_in=8, d_sae=16)
 CONFIGS = [getattr(sae_workbench, n) for n in sae_workbench.__all__ if n.endswith('Config')]
 SAE_CONFIGS = [c for c in CONFIGS if isinstance(c, ConfigMeta) and hasattr(c, 'architecture') and not c.__abstractmethods__]

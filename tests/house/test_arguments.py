@@ -170,7 +170,7 @@ GOOD = {
     'ActivationsStore': lambda at: (ActivationsStore, dict(
         model=model(), dataset=data(), streaming=False, hook_name='layer', hook_head_index=None, context_size=CONTEXT, d_in=D_IN, n_batches_in_buffer=4,
         total_training_tokens=16, store_batch_size_prompts=2, train_batch_size_tokens=8, prepend_bos=False, normalize_activations='none',
-        device='cpu', dtype='float32')),
+        device='cpu', dtype='float32', hook_name_out='embed')),
     'ActivationsStore.from_cache_activations': lambda at: (ActivationsStore.from_cache_activations, dict(
         model=model(), cfg=(cfg := caching(at), CacheActivationsRunner(cfg, data(), model()).run())[0])),
     'ActivationsStore.from_sae': lambda at: (ActivationsStore.from_sae, dict(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sae_workbench.activations.tokens import Packer, one_context
 
-TABLE = json.loads((Path(__file__).parent/'fixtures'/'packing.json').read_text(encoding='utf-8'))
+TABLE = json.loads((Path(__file__).parents[1]/'fixtures'/'packing.json').read_text(encoding='utf-8'))
 
 def contexts(seqs, size, begin_batch, begin_sequence, separator, one_each):
     seqs = [np.array(s, dtype=np.int64) for s in seqs]

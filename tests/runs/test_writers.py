@@ -257,7 +257,7 @@ print(t.n_training_steps, sorted(p for p in os.listdir(sys.argv[1]) if p[0] != '
 def test_file_descriptors_that_are_used_up(how, tmp_path):
     "A run that fails so still writes its last checkpoint; one that does not fail passes over the checkpoint and goes on"
     done = subprocess.run([sys.executable, '-c', LEAK, str(tmp_path/'ck'), how], capture_output=True, encoding='utf-8',
-                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
+                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[2])))
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
     if how == 'error':

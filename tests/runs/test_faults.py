@@ -30,8 +30,8 @@ from sae_workbench.training.checkpoint import Checkpoints, latest
 from sae_workbench.training.preempt import Interrupted
 from faults import NOTHING, logs, runner, sae_config
 
-HERE = Path(__file__).parent
-ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+HERE = Path(__file__).parents[1]/'support'
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 ARCHITECTURES = ('standard', 'gated', 'jumprelu', 'topk', 'abstopk', 'batchtopk', 'matching_pursuit', 'matryoshka_batchtopk')
 SOURCES = ('live', 'stream', 'shuffled_stream', 'cached', 'tensor', 'module', 'loader', 'synthetic', 'layers')
 RUNS_A_MODEL = ('live', 'stream', 'shuffled_stream', 'module', 'loader', 'layers')
@@ -162,7 +162,7 @@ def limited(rows, folder, size, script="") -> list[str]:
     "Run a small trainer in a process that may not write files larger than `size`"
     code = f"""
 import resource, sys, warnings
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(Path(__file__).parent)!r}]
 from test_faults import small, Checkpoints
 warnings.showwarning = lambda m, *a, **k: print('warned:', m)
 t = small({str(folder)!r}, {rows}, n_checkpoints=4)

@@ -1,5 +1,5 @@
 """Synthetic models and metrics against sae-lens: stored answers, and a live comparison of files
-(`SAE_LENS_PYTHON=PEER/bin/python pytest -m slow tests/test_synthetic.py`)"""
+(`SAE_LENS_PYTHON=PEER/bin/python pytest -m slow tests/peer/test_synthetic.py`)"""
 import json
 import os
 import subprocess
@@ -13,7 +13,7 @@ from peer.synthetic import config, measured, sae_of, seen
 from safetensors.torch import load_file
 from sae_workbench import synthetic
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT/'fixtures'/'synthetic'
 EXPECTED = json.loads((FIXTURES/'expected.json').read_text(encoding='utf-8'))
 PYTHON = os.environ.get('SAE_LENS_PYTHON')

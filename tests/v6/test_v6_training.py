@@ -304,7 +304,7 @@ def test_a_cache_is_uploaded(model, tmp_path, monkeypatch):
 
 # Checkpoints of v6
 
-V6_CHECKPOINT = Path(__file__).parent/'fixtures'/'v6_checkpoint'   # made by fixtures/make_v6_checkpoint.py
+V6_CHECKPOINT = Path(__file__).parents[1]/'fixtures'/'v6_checkpoint'   # made by fixtures/make_v6_checkpoint.py
 
 def v6_batches():
     "The data of that run behind the checkpoint, which took three batches for the norm and six steps"

@@ -90,12 +90,14 @@ class FakeHub:
     @contextmanager
     def used_here(self, cache, token: str | None = TOKEN):
         "This process asks the fake hub instead of the real one, with a cache of its own"
-        from huggingface_hub import constants, utils
+        from huggingface_hub import constants, file_download, utils
         forget = getattr(utils, 'close_session', None) or utils.reset_sessions   # before version 1; a session knows whether it is offline
         names = dict(ENDPOINT=self.url, HF_HUB_OFFLINE=False, HF_HUB_CACHE=str(cache), HF_HUB_DISABLE_XET=True,
                      HF_TOKEN_PATH=str(cache) + '.no_token', HUGGINGFACE_CO_URL_TEMPLATE=self.url + '/{repo_id}/resolve/{revision}/{filename}')
         env = {k: v for k, v in os.environ.items() if k not in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_OFFLINE')} | ({'HF_TOKEN': token} if token else {})
-        with patch.multiple(constants, **names), patch.dict(os.environ, env, clear=True):
+        template = 'HUGGINGFACE_CO_URL_TEMPLATE'   # older versions keep a second copy of it
+        with patch.multiple(constants, **names), patch.dict(os.environ, env, clear=True), \
+                patch.object(file_download, template, names[template], create=True):
             forget()
             yield self
         forget()

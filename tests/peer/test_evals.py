@@ -5,7 +5,7 @@ import pytest
 from peer.evals import CASES, LOSSES, ROWS, evaluate, model, sae, tokens
 from sae_workbench import get_eval_everything_config, run_evals
 
-PEER = json.loads((Path(__file__).parent/'fixtures'/'peer'/'evals.json').read_text(encoding='utf-8'))['cases']
+PEER = json.loads((Path(__file__).parents[1]/'fixtures'/'peer'/'evals.json').read_text(encoding='utf-8'))['cases']
 NOT_MEASURED = {'losses': {'total_tokens_eval_sparsity_variance'}, 'rows': {'total_tokens_eval_reconstruction'}}   # the peer counts them all the same
 DIFFERENT = {
     'standard, batches of 3': {'explained_variance_legacy', 'relative_reconstruction_bias'},   # the peer's depend on the batches

@@ -13,7 +13,7 @@ from sae_workbench import migrate_config
 from sae_workbench.core.old_options import OLD_NAMES
 from sae_workbench.migrate.old_config import DEFAULT, DIFFERS, KINDS, NO_EFFECT, UNKNOWN_OPTION
 
-FACTS = json.loads((Path(__file__).parent/'fixtures'/'old_configs.json').read_text(encoding='utf-8'))
+FACTS = json.loads((Path(__file__).parents[1]/'fixtures'/'old_configs.json').read_text(encoding='utf-8'))
 SHAPES = [(kind, version) for kind in FACTS for version in FACTS[kind]]
 STAMPS = ('sae_lens_version', 'sae_lens_training_version')
 

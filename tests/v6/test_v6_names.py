@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sae_workbench.core.v6_modules import v6_name
 
-TABLE = json.loads((Path(__file__).parent/'fixtures'/'v6_names.json').read_text(encoding='utf-8'))
+TABLE = json.loads((Path(__file__).parents[1]/'fixtures'/'v6_names.json').read_text(encoding='utf-8'))
 IMPORTS = [(module, name) for module, names in TABLE['imports'].items() for name in names.split()]
 GONE = [(module, name) for module, names in TABLE['answered'].items() for name in names.split()]
 ATTRIBUTES = [(owner, name) for owner, names in TABLE['attributes'].items() for name in names.split()]

@@ -9,7 +9,7 @@ import pytest
 from sae_workbench.core.files import read_json
 from sae_workbench.core.serial import read_plain
 
-FOLDER = Path(__file__).parents[1]/'recipes'
+FOLDER = Path(__file__).parents[2]/'recipes'
 NAMES = sorted(p.stem for p in FOLDER.glob('*.yaml'))
 
 

@@ -31,7 +31,7 @@ WORDS = 'the cat sat on a mat and dog ran'.split()
 
 def script(name: str, *args) -> str:
     "Run one of the scripts in fixtures, with this worktree's package; what it prints"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]))
     done = subprocess.run([sys.executable, str(root/'tests'/'fixtures'/name), *map(str, args)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -185,7 +185,7 @@ def test_from_a_cache_to_an_sae(tmp_path, capsys):
 
 def test_pretokenised_contexts_are_those_of_sae_lens():
     "tests/fixtures/make_pretokenized.py wrote the table"
-    table = json.loads((Path(__file__).parent/'fixtures'/'pretokenized.json').read_text(encoding='utf-8'))
+    table = json.loads((Path(__file__).parents[1]/'fixtures'/'pretokenized.json').read_text(encoding='utf-8'))
     tok, dataset = word_tokenizer(' '.join(table['words'])), Dataset.from_dict({'text': table['texts']})
     assert len(table['cases']) == 64
     for *values, contexts in table['cases']:
@@ -193,7 +193,7 @@ def test_pretokenised_contexts_are_those_of_sae_lens():
         assert pretokenize_dataset(dataset, tok, cfg)[:]['input_ids'].tolist() == contexts, values
 
 
-V6 = Path(__file__).parent/'fixtures'/'v6_cache'   # written and read by sae-lens, see make_v6_cache.py
+V6 = Path(__file__).parents[1]/'fixtures'/'v6_cache'   # written and read by sae-lens, see make_v6_cache.py
 V6_ROWS = load_file(V6/'rows.safetensors')
 
 

@@ -13,7 +13,7 @@ import torch
 from fakehub import FakeHub
 from safetensors.torch import save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RES_JB, GEMMA, MINE = 'jbloom/GPT2-Small-SAEs-Reformatted', 'google/gemma-scope-2b-pt-res', 'me/my-saes'
 
 SCRIPT = '''
