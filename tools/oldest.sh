@@ -2,7 +2,7 @@
 # The tests with the oldest versions that pyproject.toml allows, in an environment of its own: tools/oldest.sh [FOLDER [pytest's arguments]]
 #
 # What we name is as old as it may be; what those packages need is as new as it may be, but for two of that time. It needs uv, and
-# torch comes with several gigabytes of CUDA. What an old version cannot do is listed in tests/oldest.py: such tests are skipped.
+# torch comes with several gigabytes of CUDA. What an old version cannot do is listed in tests/support/oldest.py: such tests are skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

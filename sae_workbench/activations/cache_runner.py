@@ -188,8 +188,9 @@ def hook_widths(
 )->dict[str, int]: # By hook
     "The widths of the rows; an error if what is read is not as wide as the config says"
     at = cfg.hook_head_index, cfg.model_kwargs
-    for h in hooks if cfg.d_in is not None else (): check_d_in(model, h, cfg.d_in, *at)
-    return {h: sum(model_d_in(model, name, *at) for name in hooks_of(h, cfg.hook_name_out)) for h in hooks}
+    def read(h): return model_d_in(model, h, *at) if cfg.d_in is None else check_d_in(model, h, cfg.d_in, *at)
+    written = sum(model_d_in(model, h, *at) for h in hooks_of((), cfg.hook_name_out))
+    return {h: read(h) + written for h in hooks}
 
 def context_size_of(
     dataset, # A dataset that is tokenised already

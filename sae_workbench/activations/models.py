@@ -340,8 +340,9 @@ def check_d_in(
     d_in:int, # What the SAE expects
     hook_head_index:int|None=None, # Only this head
     model_kwargs:dict|None=None, # Further arguments of the model's call
-):
-    "Raise an error if the activations at a hook are not `d_in` wide"
+)->int: # The same width
+    "The width of the activations at a hook; an error if it is not `d_in`"
     found = model_d_in(model, hook_name, hook_head_index, model_kwargs)
     if found != d_in:
         raise ConfigError(f"d_in={d_in}, but the activations at {hook_name!r} are {found} wide; set d_in={found}")
+    return found

@@ -100,8 +100,8 @@ def pretokenize_dataset(
         if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed)
         return packed.with_format('torch')
     rows = partial(_rows, contexts_of(dataset, tokenizer, cfg))
-    mark = dict(fingerprint=hashlib.sha256(str(cfg).encode()).hexdigest()[:16])   # or datasets would hash the rows' maker
-    if 'fingerprint' not in signature(Dataset.from_generator).parameters: mark = {}   # older versions always do
+    can_be_told = 'fingerprint' in signature(Dataset.from_generator).parameters   # older versions hash the rows' maker
+    mark = dict(fingerprint=hashlib.sha256(str(cfg).encode()).hexdigest()[:16]) if can_be_told else {}
     with tempfile.TemporaryDirectory() as own:
         packed = Dataset.from_generator(rows, features, str(cache_dir or own), cache_dir is None, **mark)
     if cfg.shuffle: packed = packed.shuffle(seed=cfg.seed, keep_in_memory=cache_dir is None)

@@ -18,6 +18,7 @@ from ..core.config import Natural
 from ..core.errors import DataError, HookError
 from ..core.files import atomic, read_json
 from ..core.private import shareable
+from ..saes.neuronpedia import NEURONPEDIA_DOMAIN
 from sae_workbench.analysis.examples import (
     Example, LatentExamples, check_latents, html_tokens, number, read_examples, shaded, terminal_text, token_texts,
     visible)
@@ -291,7 +292,7 @@ def latent_pages(
     spots = [top.places(j)[:n_examples] for top in (stats.top, stats.sample) for j in columns]
     found = read_examples(source, [*latents]*2, spots)
     others, cosine = nearest_latents(stats.sae, latents, n_nearest)
-    site = meta.neuronpedia_id and f'https://www.neuronpedia.org/{quote(meta.neuronpedia_id)}'
+    site = meta.neuronpedia_id and f'{NEURONPEDIA_DOMAIN}/{quote(meta.neuronpedia_id)}'
     near = [[_neighbour(stats, i, c) for i, c in zip(*both)] for both in zip(others.tolist(), cosine.tolist())]
     sample = [sorted(examples, key=lambda e: -abs(e.value)) for examples in found[len(latents):]]
     words = _next_tokens(stats, latents, n_logits)

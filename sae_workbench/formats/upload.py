@@ -149,8 +149,8 @@ def upload_folders(
     root:Path, # A folder with a folder for each SAE
     cfgs:Mapping[str, dict], # The SAEs' configs by their paths below `root`, which are those in the repository
     repo_id:str, # owner/name; made if need be
-    revision:str='main', # A branch; made if need be
-    token:str|None=None, # A token with write access; the logged-in user's if None
+    revision:str, # A branch; made if need be
+    token:str, # What `write_token` found
     private:bool|None=None, # For a repository that is made; the owner's default if None
     commit_message:str|None=None, # Of the commit
     card:Callable[..., str]|None=None, # Called with all configs of the repository, its name and `more`, for a README
@@ -158,7 +158,7 @@ def upload_folders(
 )->str: # The address of the commit
     "Upload folders of SAEs in one commit"
     from huggingface_hub import HfApi
-    api = HfApi(token=(token := write_token(token)))
+    api = HfApi(token=token)
     message = commit_message or f"Upload {', '.join(list(cfgs)[:5])} with sae_workbench"
     with _told(repo_id), _bars(show_progress):
         repo = _repository(api, repo_id, revision, private)

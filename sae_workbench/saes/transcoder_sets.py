@@ -6,8 +6,8 @@
 __all__ = ['save_transcoder_set']
 
 # %% ../../nbs/saes/transcoder_sets.ipynb #a8005275
-from collections.abc import Mapping, Sequence
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from torch import Tensor

@@ -349,10 +349,11 @@ class LanguageModelSAERunnerConfig(Config):
         "Raise a `ConfigError` if the model has no such hook, or another width or fewer positions"
         kwargs = self.model_from_pretrained_kwargs
         if model_config is None: model_config = read_model_config(self.model_name, self.model_class_name, kwargs)
+        if model_config is None: return
         def mistakes(hook, width): return model_mistakes(model_config, hook, width, self.context_size, self.model_class_name,
                                                          self.hook_head_index, self.model_kwargs)
-        bad = [] if model_config is None else mistakes(self.hook_name, self.sae.d_in)
-        for hook in hooks_of(self.hook_name, self.hook_name_out)[1:] if model_config is not None else ():
+        bad = mistakes(self.hook_name, self.sae.d_in)
+        for hook in hooks_of(self.hook_name, self.hook_name_out)[1:]:
             more = mistakes(hook, None)   # the width is compared with the SAE's when the rows are made
             bad += [m.replace('hook_name=', 'hook_name_out=', 1) for m in more if m not in bad]
         if bad: raise config_error(type(self), [f"{m} (model {self.model_name!r})" for m in bad])

@@ -16,7 +16,7 @@ from ..core.files import read_json, write_json
 from ..core.folders import check_place, is_held, only_one, remove, remove_temporaries
 from ..activations.positions import no_way_back
 from .callbacks import Callback
-from .checkpoint import RUN_FILE, Checkpoints, RunPosition, checkpoint_name
+from .checkpoint import RUN_FILE, Checkpoints, checkpoint_name
 from .checkpoint import is_good, is_of_run, keeper_of, save_checkpoint, saved_position
 from .same_run import check_overrides, is_longer, other_run
 
