@@ -1,7 +1,8 @@
 """What others wrote is data: it runs nothing, opens nothing outside its folder, and reaches a terminal as text. What we write holds no secret."""
 import contextlib
 import json
-import os
+import platform
+import socket
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 
 TOKEN = 'hf_' + 'SECRET'*5
 HOME = '/home/alice/acme-secret-project'
+HOST = 'laptop-of-alice-at-acme'
 
 
 class LM(nn.Module):
@@ -50,8 +52,9 @@ def holding(folder: Path, text: str) -> list[str]:
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('trained')
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter('ignore')
+        for module, name in (socket, 'gethostname'), (platform, 'node'): patch.setattr(module, name, lambda: HOST)
         LanguageModelSAETrainingRunner(run_config(folder), texts(), LM()).run()
     return folder
 
@@ -63,7 +66,7 @@ def test_a_token_is_in_no_file_of_a_run(trained):
 
 def test_the_folder_of_the_sae_names_no_folder_of_the_author_nor_the_host(trained):
     assert not holding(trained/'out', 'alice') and not holding(trained/'out', str(trained))
-    assert not holding(trained, os.uname().nodename)
+    assert not holding(trained, HOST)
     metadata = SAE.load_from_disk(trained/'out').cfg.metadata
     assert (metadata.model_name, metadata.dataset_path) == ('model', 'patients.jsonl')
 
