@@ -195,7 +195,7 @@ class JSONLLogger(Callback):
         "The position, and lines that could not be written yet; what the state counts on is brought to the disk"
         if self.saved is not None: return self.saved
         if self.file.bytes and self.file.path.exists(): sync(self.file.path)
-        return dict(bytes=self.file.bytes, sha256=self.file.hash.hexdigest(), waiting=self.file.waiting,
+        return dict(bytes=self.file.bytes, sha256=self.file.hash.hexdigest(), waiting=list(self.file.waiting),
                     seconds=time.time() - self.t0)
 
     def load_state_dict(self, state:dict):
