@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'Option', 'default_of', 'options_of', 'option_groups', 'read_
            'check_values']
 
 # %% ../../nbs/apps/options.ipynb #0b710004
-import dataclasses, re, types, typing
+import ast, dataclasses, re, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
