@@ -360,6 +360,7 @@ def assert_same_step(
         more = torch.autograd.grad(out.loss + added, list(sae.parameters()))
         added = {f'{n} with an added loss': g for (n, _), g in zip(sae.named_parameters(), more)}
         results.append(shown | out.losses | grads | added)
+    assert results[0]['firing'].any(), "no latent is active in this batch, so nothing was compared: give other weights or rows"
     for k, fast in results[0].items():
         torch.testing.assert_close(fast, results[1][k], rtol=rtol, atol=atol, msg=lambda m, k=k: f"{k}: {m}")
     sae.zero_grad()
