@@ -22,15 +22,15 @@ from ..core.errors import ConfigError, DataError
 from ..saes.base import SAE
 from .controls import linked_page
 from .latent_list import (
-    COLUMNS, LIST_LOOK, LatentList, explorer_table, find_latents, list_html, strength_of, with_similarity)
+    COLUMNS, LIST_STYLE, LatentList, explorer_table, find_latents, list_html, strength_of, with_similarity)
 from .reading import (
-    STEERED_LOOK, Reading, Steered, SteerPanel, TextPanel, read_text, steer_text, told)
-from .widgets import Face, dim, html_box, panels, styled
+    STEERED_STYLE, Reading, Steered, SteerPanel, TextPanel, latents_of_text, steer_text, told)
+from .widgets import App, dim, html_box, panels, styled
 
 # %% ../../nbs/apps/explorer.ipynb #55deee93
-_LOOK = STEERED_LOOK + LIST_LOOK + '.sae-explorer .sae-page{max-width:none}'
+_EXPLORER_STYLE = STEERED_STYLE + LIST_STYLE + '.sae-explorer .sae-page{max-width:none}'
 
-class LatentExplorer(Face):
+class LatentExplorer(App):
     "The latent explorer, a widget"
     @checked
     def __init__(self,
@@ -72,7 +72,7 @@ class LatentExplorer(Face):
     def read(self, text:str)->Reading:
         "Which latents fire on a text"
         self._needs_text()
-        return read_text(self.source, text)
+        return latents_of_text(self.source, text)
 
     @checked
     def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:Count=40)->Steered:
@@ -92,7 +92,7 @@ class LatentExplorer(Face):
         shown = self.latent if self.latent is not None else int(found.latent.iloc[0])
         text = (f'<p>{len(self.table):,} latents on {self.stats.n:,} {html.escape(self.source.unit)}s; '
                 'those first that are most worth a look.</p>')
-        return styled(text + list_html(found, self.columns) + page_html(self.page(shown)), _LOOK + STYLE)
+        return styled(text + list_html(found, self.columns) + page_html(self.page(shown)), _EXPLORER_STYLE + STYLE)
 
     # the widget
 
@@ -112,7 +112,7 @@ class LatentExplorer(Face):
         self.list.show(); self.steer_tab.show(None)
         if self.list.grid.rows: self.pick(self.list.grid.rows[0][0])
         both = panels(self.list.parts(), [self.tabs], basis=('340px', '480px'))
-        box = w.VBox([html_box(styled('', _LOOK + STYLE)), both])
+        box = w.VBox([html_box(styled('', _EXPLORER_STYLE + STYLE)), both])
         box.add_class('sae-explorer')
         return box
 

@@ -16,6 +16,7 @@ from ..core.config import Natural
 from ..core.errors import ConfigError
 from ..formats.releases import get_entry
 from .base import SAE
+from .config import writes_elsewhere
 
 # %% ../../nbs/saes/neuronpedia.ipynb #0958455b
 NEURONPEDIA_DOMAIN = 'https://www.neuronpedia.org'
@@ -95,5 +96,5 @@ def neuronpedia_id(
     layer = re.search(r'(?:blocks|layers|layer|h)\.(\d+)', hook)
     if not (m.model_name and layer):
         raise ConfigError(f"an id needs the model and a layer; the metadata have {m.model_name!r} and {hook or None!r}")
-    site = 'transcoder' if hasattr(sae.cfg, 'd_out') else next((s for p, s in _SITES if re.search(p, hook)), 'other')
+    site = 'transcoder' if writes_elsewhere(sae.cfg) else next((s for p, s in _SITES if re.search(p, hook)), 'other')
     return f"{m.model_name.split('/')[-1].lower()}/{layer[1]}-{source}-{site}-{_width_word(sae.cfg.d_sae)}"
