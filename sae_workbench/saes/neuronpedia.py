@@ -40,6 +40,7 @@ def _neuronpedia(sae:SAE)->str: # model/layer-source
     raise ConfigError("this SAE is not known to be on neuronpedia.org: sae.cfg.metadata.neuronpedia_id is None; "
                       "if it is there, set it, such as 'gpt2-small/8-res-jb'")
 
+@checked
 def get_neuronpedia_quick_list(
     sae:SAE, # An SAE that is on the site
     features:list[int], # Latents
@@ -53,6 +54,7 @@ def get_neuronpedia_quick_list(
     if open_browser: webbrowser.open(url)
     return url
 
+@checked
 def open_neuronpedia_feature_dashboard(
     sae:SAE, # An SAE that is on the site
     index:int, # A latent
@@ -62,6 +64,7 @@ def open_neuronpedia_feature_dashboard(
     webbrowser.open(url)
     return url
 
+@checked
 def get_neuronpedia_feature(
     feature:int, # A latent
     layer:int, # The layer of its SAE

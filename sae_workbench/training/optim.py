@@ -109,8 +109,8 @@ class CoefficientScheduler:
         return self.value
 
     def state_dict(self)->dict: return {'current_step': self.current_step, 'final_value': self.final_value}
-    def load_state_dict(self, state:dict):
-        self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
+    def load_state_dict(self, state_dict:dict):
+        self.current_step, self.final_value = int(state_dict['current_step']), float(state_dict['final_value'])
 
 def coefficient_schedulers(
     coefficients:dict[str, float|TrainCoefficientConfig], # What an SAE's `get_coefficients` returned
