@@ -193,7 +193,11 @@ class Migration:
         return self.code + '\n' + '\n'.join(comments) + '\n'
 
     def __repr__(self): return str(self)
-    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>' + ''.join(html_of(*r) for r in self._reports())
+    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>{self.table_html()}'
+
+    def table_html(self)->str:
+        "What became of each option, and of the script, as HTML"
+        return ''.join(html_of(*r) for r in self._reports())
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, ready for JSON"
