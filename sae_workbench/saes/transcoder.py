@@ -19,7 +19,7 @@ from .base import SAE
 from .config import SAEConfig
 from .jumprelu import JumpReLUSAE
 from .topk import TopK, decode_sparse_or_dense
-from .training import fold_scales
+from .folding import fold_scales
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
