@@ -8,9 +8,8 @@ __all__ = []
 # %% ../nbs/api.ipynb #80965600
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from .core.errors import did_you_mean
-from .core.v6_modules import V6Modules, answer_as_v6, gone
+from .core.v6_modules import V6Modules, answer_as_v6, gone, has_transformer_bridge
 
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
@@ -87,12 +86,8 @@ _PUBLIC = {
     'apps.chooser': ['choose_architecture', 'ArchitectureChooser'],
     'apps.explorer': ['explore', 'LatentExplorer'],
 }
-def _has_bridges()->bool: # Whether TransformerLens is 3 or newer; it is not imported for that
-    try: return int(version('transformer-lens').partition('.')[0]) >= 3
-    except (PackageNotFoundError, ValueError): return False
-
 __all__ = [name for names in _PUBLIC.values() for name in names]
-if not _has_bridges(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
+if not has_transformer_bridge(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
 _MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
