@@ -227,7 +227,15 @@ function render({ model, el }) {
   el.classList.add('sae-face');
   const marks = marker(el);
   const find = () => marks([...el.querySelectorAll('.texts td:last-child, .texts figcaption')], model.get('marked'));
-  const draw = () => { el.innerHTML = model.get('value'); find(); };
+  const draw = () => {
+    el.innerHTML = model.get('value');
+    el.querySelectorAll('input.label').forEach(field => { field.dataset.lmSuppressShortcuts = 'true'; });
+    find();
+  };
+  el.addEventListener('input', e => {
+    if (!e.target.matches('input.label')) return;
+    model.set('labelled', [Number(e.target.dataset.latent), e.target.value]); model.save_changes();
+  });
   el.addEventListener('click', e => {
     const link = e.target.closest('a[href^="#latent-"]');
     if (!link) return;
@@ -246,14 +254,15 @@ export default { render };
 def _linked_class()->type:
     import anywidget, traitlets as t
     class Linked(anywidget.AnyWidget):
-        "A page whose links to latents can be followed"
+        "A page whose links to latents can be followed, and whose labels can be written"
         _esm = _LINKED
         value, marked = t.Unicode('').tag(sync=True), t.Unicode('').tag(sync=True)
         clicked = t.List([-1, 0]).tag(sync=True)   # a latent, and how many clicks there have been
+        labelled = t.List([-1, '']).tag(sync=True)   # a latent, and what was typed as its label
     return Linked
 
 def linked_page(
     **traits, # value (HTML in which everything of the data is escaped) and marked
 ): # A widget
-    "A page whose links to latents can be followed; `clicked` is to be observed"
+    "A page whose links to latents can be followed; `clicked` and `labelled` are to be observed"
     return _linked_class()(**traits)
