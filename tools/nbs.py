@@ -17,7 +17,7 @@ from sidebar import ROOT, listed
 
 LONGEST = 4000   # characters of text that an output may have
 PLOTLY, WIDGET = 'application/vnd.plotly.v1+json', 'application/vnd.jupyter.widget-view+json'
-ENVIRONMENT = dict(IN_TEST='1', PLOTLY_RENDERER='plotly_mimetype', PYTHONHASHSEED='0', TQDM_DISABLE='1')
+ENVIRONMENT = dict(IN_TEST='1', PLOTLY_RENDERER='plotly_mimetype', PYTHONHASHSEED='0')
 DEFAULTS = dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
 SCRATCH = re.compile(re.escape(tempfile.gettempdir()) + r'(/tmp\w+)?')   # another one in every run
 
