@@ -141,6 +141,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if cfg.reshape_activations=='hook_z': check_heads(cfg)
         self.cfg, self.last, self.use_error_term = copy.deepcopy(cfg), LastInput(), use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
+        self.d_out = getattr(cfg, 'd_out', cfg.d_in)   # width of what is written
         self.activation_fn = self.get_activation_fn()
         self.initialize_weights()
         for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
@@ -154,10 +155,14 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         return nn.ReLU()
 
     def initialize_weights(self):
-        "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
-        self.b_dec = self.parameter(self.cfg.d_in)
-        self.W_dec = self.parameter(self.cfg.d_sae, self.cfg.d_in, init=nn.init.kaiming_uniform_)
-        self.W_enc = nn.Parameter(self.W_dec.data.T.clone(memory_format=torch.contiguous_format))
+        "Make `W_dec (d_sae, d_out)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_out,)` at zero"
+        self.b_dec = self.parameter(self.d_out)
+        self.W_dec = self.parameter(self.cfg.d_sae, self.d_out, init=nn.init.kaiming_uniform_)
+        self.W_enc = nn.Parameter(self.encoder_at_start())
+
+    def encoder_at_start(self)->Tensor:
+        "(d_in, d_sae) what `W_enc` begins as: the decoder's transpose"
+        return self.W_dec.data.T.clone(memory_format=torch.contiguous_format)
 
     def parameter(self, *shape:int, init:Callable=nn.init.zeros_)->nn.Parameter:
         "A new parameter of this shape"
