@@ -192,8 +192,8 @@ def process_results(
     output_dir:str|Path, # Made if it does not exist
 )->dict[str, list[Path]|Path]: # The files: individual_jsons, combined_json and csv
     "Write results as v6 does"
-    from sae_workbench.apps.evals_command import write_results
-    *each, whole, table = write_results(eval_results, Path(output_dir))
+    from sae_workbench.apps.evals_command import write_records
+    *each, whole, table = write_records(eval_results, Path(output_dir))
     return dict(individual_jsons=each, combined_json=whole, csv=table)
 
 def run_evals_cli(

@@ -18,6 +18,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+from anchors import anchors
 from sidebar import ROOT, heading, sections, website
 
 PROC = ROOT/'_proc'
@@ -64,6 +65,14 @@ def fence_tabs(notebook: dict) -> None:
             cell['source'] = '\n'.join(lines).splitlines(keepends=True)
 
 
+def without_dead_links(text: str, doc_url: str) -> str:
+    "nbdev links every name in backticks that it knows; private ones, and those told under another name, have no entry to link to"
+    def there(found):
+        notebook = ROOT/'nbs'/Path(found[2]).with_suffix('.ipynb')
+        return found[0] if notebook.exists() and found[3] in anchors(notebook) else found[1]
+    return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(doc_url)}([^)\s#]*)#([^)\s]*)\)', there, text)
+
+
 def finish_page(path: Path, doc_url: str) -> None:
     "Figures and tabs, and links between our own pages that stay inside the site"
     notebook = json.loads(path.read_text(encoding='utf-8'))
@@ -73,8 +82,8 @@ def finish_page(path: Path, doc_url: str) -> None:
     draw_figures(notebook, path.stem, up)
     fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
-    text = re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text)   # private names have no entry to link to
+    text = without_dead_links(json.dumps(notebook, indent=1, ensure_ascii=False), doc_url)
+    text = text.replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
     path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text), encoding='utf-8')   # nbdev links inside links too
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .cache_format import ROWS, SUMS, TOKENS, check_file, check_fits, check_row_checksums
-from .cache_format import read_manifest
+from .cache_format import read_cache_manifest
 from .columns import as_columns
 from .sources import RowSource
 from .tokens import kept_positions
@@ -46,12 +46,12 @@ class CachedRows:
         folder:str|Path, # Of the cache
         excluded:Tensor|None=None, # Token ids whose rows are left out
         positions:Sequence[int]|None=None, # Of every context; the manifest then knows how long contexts are
-        manifest:dict|None=None, # What `read_manifest` gave, if it was read already
+        manifest:dict|None=None, # What `read_cache_manifest` gave, if it was read already
         verify:bool=False, # Read all shards and compare their hashes
         keep_mapped:bool=False, # For reading back and forth
         **to, # device and dtype that the rows are brought to
     ):
-        self.folder, self.manifest, self.to = Path(folder), read_manifest(folder) if manifest is None else manifest, to
+        self.folder, self.manifest, self.to = Path(folder), read_cache_manifest(folder) if manifest is None else manifest, to
         self.d_in, self.keep_mapped, self.mapped = self.manifest['d_in'], keep_mapped, {}
         self.columns = as_columns(dict(self.manifest.get('columns') or {}))
         for s in self.manifest['shards']: check_file(self.folder, s, verify)
@@ -114,7 +114,7 @@ class CachedRows:
             out[order[a:b]] = part
         return out
 
-    def mark(self)->str: # 16 hex digits
+    def fingerprint(self)->str: # 16 hex digits
         "Hashes of the shards, or of some of their rows, which identify the cache wherever its folder is"
         shards = ''.join(str(s.get('sha256', s.get('mark'))) for s in self.manifest['shards'])
         return hashlib.sha256(shards.encode()).hexdigest()[:16]
@@ -136,7 +136,7 @@ class ShardSource(RowSource):
         hook_name:str|None=None, # An error if it is a cache of another hook; chooses one in a cache of v6 that has several
         positions:list[int]|None=None, # Of every context, in a cache of v6; all of them if None
     ):
-        order = (manifest := read_manifest(folder, hook_name))['order']
+        order = (manifest := read_cache_manifest(folder, hook_name))['order']
         if hook_name is not None: check_fits(folder, manifest, hook_name=hook_name)
         if positions is not None and manifest['format'] != V6_FORMAT:
             raise ConfigError("positions: this cache was written with those that are in it; they are chosen on writing")

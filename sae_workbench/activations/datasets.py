@@ -44,25 +44,25 @@ class MapRows:
         part = value_of(self.dataset[a:self.row], self.column)
         return part if isinstance(self.column, str) else [dict(zip(part, v)) for v in zip(*part.values())]
 
-    mark = None
-    def sample(self)->str: # 16 hex digits
+    known = None
+    def fingerprint(self)->str: # 16 hex digits
         "A hash of 16 rows from all over the data, which identifies the data"
-        if self.mark is None:
+        if self.known is None:
             n = len(self.dataset)
             rows = [value_of(self.dataset[i], self.column) for i in sorted({k*(n - 1)//15 for k in range(16)})]
             plain = [r if isinstance(r, str) else np.asarray(r).tolist() for r in rows]
-            self.mark = hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
-        return self.mark
+            self.known = hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
+        return self.known
 
     def rewind(self): self.row = 0
-    def state_dict(self)->dict: return dict(row=self.row, n_rows=len(self.dataset), sample=self.sample())
+    def state_dict(self)->dict: return dict(row=self.row, n_rows=len(self.dataset), sample=self.fingerprint())
     def load_state_dict(self, state:dict):
         "Go to a saved position; the dataset must have the same number of rows, and the same rows as far as looked at"
         if (n := state.get('n_rows', len(self.dataset))) != len(self.dataset):
             raise DataError(f"the saved position belongs to a dataset of {n} rows; this one has {len(self.dataset)}")
-        if (saved := state.get('sample', self.sample())) != self.sample():
+        if (saved := state.get('sample', self.fingerprint())) != self.fingerprint():
             raise DataError(f"the saved position belongs to other data, or to another order of the rows: 16 of them had "
-                            f"the hash {saved}, now it is {self.sample()}")
+                            f"the hash {saved}, now it is {self.fingerprint()}")
         self.row = state['row']
 
 # %% ../../nbs/activations/datasets.ipynb #00268999

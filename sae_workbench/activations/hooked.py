@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
-from .models import input_device, weights_mark
+from .models import input_device, weights_fingerprint
 from ..core.capture import capture
 from ..core.errors import ConfigError, HookError
 from ..core.hooks import only_own_hooks
@@ -66,9 +66,9 @@ class HookedModel:
     @cached_property
     def weights(self)->str:
         "What identifies the model"
-        return weights_mark(self.model)
+        return weights_fingerprint(self.model)
 
-    def about(self)->dict[str, Any]: # Plain data
+    def spec(self)->dict[str, Any]: # Plain data
         "What decides the activations, as far as it can be written down"
         dtype = self.to['dtype'] and str(self.to['dtype'])
         return dict(hooks=[*self.hooks], autocast=self.autocast, dtype=dtype, model_weights=self.weights)

@@ -168,11 +168,11 @@ class ModuleActivations:
     @property
     def name(self)->str: return self.hooked.name
 
-    def about(self)->dict[str, Any]: # Plain data
+    def spec(self)->dict[str, Any]: # Plain data
         "What decides the rows, as far as it can be written down"
         c = self.choice
         tokens = None if callable(c.tokens) else str(c.tokens)
-        return self.hooked.about() | dict(tokens=tokens, channel_dim=c.channel_dim)
+        return self.hooked.spec() | dict(tokens=tokens, channel_dim=c.channel_dim)
 
     def widths(self)->dict[str, int]: # Hook name to width
         "The widths at the hooks, as the first batch showed them"

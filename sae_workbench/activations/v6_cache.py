@@ -87,7 +87,7 @@ def v6_rows(
     return _rows_of(path := Path(path), _record_batches(path)[batch], hook_name, context_size, d_in)
 
 # %% ../../nbs/activations/v6_cache.ipynb #0b7a8463
-def _mark(rows:Tensor)->str:
+def _fingerprint(rows:Tensor)->str:
     some = rows[torch.linspace(0, len(rows) - 1, min(16, len(rows)), dtype=torch.float64).long()]
     return hashlib.sha256(some.numpy().tobytes()).hexdigest()
 
@@ -118,7 +118,7 @@ def v6_manifest(
             rows, ids = _rows_of(path, found, hook, context_size, d_in)
             types.add(str(rows.dtype).removeprefix('torch.'))
             known.append(ids is not None)
-            shards.append(dict(file=path.name, batch=i, rows=len(rows), bytes=path.stat().st_size, mark=_mark(rows)))
+            shards.append(dict(file=path.name, batch=i, rows=len(rows), bytes=path.stat().st_size, mark=_fingerprint(rows)))
     if not shards: raise LoadError(f"{folder}: holds no activations")
     if len(types) > 1: raise LoadError(f"{folder}: {hook!r} has numbers of different types: {', '.join(sorted(types))}")
     return dict(format=V6_FORMAT, version=6, rows=sum(s['rows'] for s in shards), d_in=d_in, token_ids=all(known),

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .baselines import frozen_encoder, random_dictionary
-from .eval_data import ContextData, Rows, find_at, has_contexts, open_contexts, open_rows, source_and_model
+from .eval_data import (
+    ContextData, EvalRows, contexts_to_measure, find_at, has_contexts, rows_to_measure, source_and_model)
 from ..activations.scale import ActivationScaler
 from ..activations.hooked import evaluating
 from ..activations.sources import check_rows
@@ -126,7 +127,7 @@ def _through(sae:SAE, scaler:ActivationScaler|None, x:Tensor)->tuple[Tensor, Ten
     _, f, out = reconstruct(sae, x[None], scaler)
     return f, out[0]
 
-def _mean(batches:Iterable[Rows])->Tensor: # (d_out,)
+def _mean(batches:Iterable[EvalRows])->Tensor: # (d_out,)
     n, total = 0, 0.
     for b in batches: n, total = n + len(b.y), total + b.y.double().sum(0)
     if not n: raise DataError("there is nothing to measure: no rows, or none that counts")
@@ -134,7 +135,7 @@ def _mean(batches:Iterable[Rows])->Tensor: # (d_out,)
 
 def _on_rows(
     saes:dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]], # Functions from rows to latents and reconstructions
-    batches:Callable[[], Iterable[Rows]], # Starts the batches anew
+    batches:Callable[[], Iterable[EvalRows]], # Starts the batches anew
     d_sae:int, # Latents in each
     with_mean:bool, # Go through the rows twice, first for their mean
 )->dict[str, tuple[ReconstructionMetrics, SparsityMetrics]]:
@@ -287,7 +288,7 @@ def _contexts_for(cfg:EvalConfig, sae, source, model, name, head, excluded, kwar
     n = size*max(cfg.n_eval_reconstruction_batches*bool(_wants(cfg, _LOSSES)),
                  cfg.n_eval_sparsity_variance_batches*bool(_wants(cfg, _ROWS)))
     at = find_at(sae, model, source, name, head)
-    return open_contexts(sae, source, model, at, n, size, _fit_rows(cfg), excluded=excluded, kwargs=kwargs)
+    return contexts_to_measure(sae, source, model, at, n, size, _fit_rows(cfg), excluded=excluded, kwargs=kwargs)
 
 @checked
 @torch.no_grad()
@@ -319,5 +320,5 @@ def run_evals(
     excluded = exclude_special_tokens
     if not isinstance(excluded, (bool, Tensor)): excluded = list(excluded)
     if on_contexts: data = _contexts_for(cfg, sae, source, model, name, hook_head_index, excluded, dict(model_kwargs or {}))
-    else: data = open_rows(sae, source, cfg.n_eval_sparsity_variance_batches, _fit_rows(cfg))
+    else: data = rows_to_measure(sae, source, cfg.n_eval_sparsity_variance_batches, _fit_rows(cfg))
     return _measure(sae, activation_scaler, data, cfg, verbose)
