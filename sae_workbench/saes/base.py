@@ -250,6 +250,10 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if feature_acts.shape[-1] == self.cfg.d_sae: return self.process_sae_out(self.decode_linear(feature_acts))
         raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
 
+    def write(self, x:Tensor, f:Tensor)->Tensor:
+        "What an input (…, d_in) and its latents (…, d_sae) give, (…, d_out); an SAE asks the latents alone"
+        return self.decode(f)
+
     @property
     def is_watched(self)->bool:
         "Whether a hook looks at latents or pre-activations, which then have to be made, dense"

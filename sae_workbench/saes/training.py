@@ -174,7 +174,7 @@ def dense_step(
     "The step by the formulas as they are written"
     with nullcontext() if torch.compiler.is_compiling() else training_products():
         acts, pre = sae.encode_with_hidden_pre(step_input.sae_in)
-        out = sae.with_skip(sae.decode(acts), step_input.sae_in)
+        out = sae.write(step_input.sae_in, acts)
         aux = sae.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
     losses = sae.all_losses(step_input.to_reconstruct, out, aux)
     return TrainStepOutput(step_input.to_reconstruct, out, acts, pre, sum(losses.values()), losses)

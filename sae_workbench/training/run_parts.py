@@ -132,6 +132,7 @@ def make_evaluator(
     "What evaluates the SAE of a run"
     return LanguageModelEvaluator(
         model, cache(partial(draw_eval_tokens, cfg, store)), cfg.hook_name, hook_head_index=cfg.hook_head_index,
+        hook_name_out=cfg.hook_name_out,
         model_kwargs=cfg.model_kwargs, exclude_tokens=store.exclude_special_tokens, seqpos_slice=cfg.seqpos_slice,
         batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
 
@@ -176,7 +177,8 @@ def make_parts(
     check_blocks(store.columns, sae)
     note_origin(sae, cfg, model, (store.cache or {}).get('about'))
     compile_parts(cfg, model, sae)
-    evaluates = not no_data and model is not None and cfg.hook_name_out is None   # a target is not put back into the model
+    back = isinstance(cfg.hook_name, str) and isinstance(cfg.hook_name_out, str | None)   # one place to put an output back
+    evaluates = not no_data and model is not None and back
     return RunParts(model, store, sae, make_evaluator(cfg, model, store) if evaluates else None)
 
 # %% ../../nbs/training/run_parts.ipynb #a622c2ee

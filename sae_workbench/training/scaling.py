@@ -42,6 +42,7 @@ class InputScaling:
         self.norm = ESTIMATES.get(cfg.normalize_activations, NormEstimate)()   # or the covariance
         self.scaler = ActivationScaler()
         self.more = [(NormEstimate(), ActivationScaler()) for _ in self.blocks[1:]]   # of the further blocks
+        if len(self.more)==1: self.scaler.written = self.more[0][1]
         if self.more and isinstance(self.norm, CovarianceEstimate): raise ConfigError(
             "normalize_activations='covariance_whitening' is for rows that are one activation: what is read and what is "
             "to be written would be mixed; write 'expected_average_only_in', which scales each of them")
