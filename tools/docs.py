@@ -138,6 +138,13 @@ def use_local_katex() -> None:
             page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'), encoding='utf-8')
 
 
+def search_by_words() -> None:
+    "smalldocs's search asks Fuse, which loads before it: put our order of the hits in between"
+    fuse = SITE/'site_libs'/'fuse'/'fuse.min.js'
+    ours = (ROOT/'tools'/'search.js').read_text(encoding='utf-8')
+    fuse.write_text(fuse.read_text(encoding='utf-8').rstrip() + '\n' + ours, encoding='utf-8')
+
+
 def break_long_names(page: str) -> str:
     "Let code in tables break after an underscore, a dot or an equals sign, and names in the table of contents between their words too"
     def cell(found): return re.sub(r'(?<=[_=])(?=\w)|(?<=\.)(?=[a-zA-Z])', '<wbr>', found[0])
@@ -153,6 +160,7 @@ def render(renderer: str) -> None:
     shutil.move(PROC/'_docs', SITE)
     if renderer == 'smalldocs':
         use_local_katex()
+        search_by_words()
     for page in SITE.rglob('*.html'):
         page.write_text(break_long_names(page.read_text(encoding='utf-8')), encoding='utf-8')
     for style in SITE.rglob('*.css'):   # the themes ask for fonts from elsewhere, and have others to fall back on

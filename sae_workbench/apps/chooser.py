@@ -20,7 +20,7 @@ from .estimate import RunEstimate, StepTime, estimate_rows, estimate_run, measur
 from .form import Form, mistakes_html
 from .options import Checked, Option, option_groups, value_text
 from sae_workbench.apps.widgets import (
-    PLOT_AXIS, PLOT_STYLE, Widget, code_html, dim, facts_html, figure_widget, fitted, html_box, in_colab, panels, sent_at,
+    PLOT_AXIS, PLOT_STYLE, App, code_html, dim, facts_html, figure_widget, fitted, html_box, in_colab, panels, sent_at,
     styled)
 
 # %% ../../nbs/apps/chooser.ipynb #c8d999b6
@@ -127,7 +127,7 @@ class Results:
                 titles[2], self.text, self.read, self.report]
 
 # %% ../../nbs/apps/chooser.ipynb #4acb46ad
-class ArchitectureChooser(Widget):
+class ArchitectureChooser(App):
     "A widget to choose an architecture and its options"
     @checked
     def __init__(self,

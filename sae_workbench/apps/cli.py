@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'run_class', 'v6_options', 'parse_config', 'command_line', 'train', 'demo', 'migrate', 'evals',
-           'dashboard', 'convert', 'search', 'recipes', 'run_command', 'main']
+           'dashboard', 'recipes', 'convert', 'search', 'run_command', 'main']
 
 # %% ../../nbs/apps/cli.ipynb #0abdec09
 import json, sys, warnings
@@ -241,6 +241,11 @@ def dashboard(args:Sequence[str]):
     from sae_workbench.analysis.dashboard import main as run_dashboard
     run_dashboard(args)
 
+def recipes(args:Sequence[str]):
+    "Runs with known results; ends the program with exit code 1 if a result differs"
+    from sae_workbench.apps.recipes import main as run_recipes
+    if (code := run_recipes(args)): sys.exit(code)
+
 # %% ../../nbs/apps/cli.ipynb #5b7a91c3
 def convert(args:Sequence[str]):
     "A weights file, or a published SAE, as safetensors"
@@ -264,13 +269,13 @@ def _convert_sae(source:str, out:Path, sae_id:str|None, allow_pickle:bool):
     sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(source, sae_id, dtype=None, allow_pickle=allow_pickle)
     print(f'{sae.save_pretrained(out, sparsity)}: an SAE that SAE.load_from_disk reads')
 
-# %% ../../nbs/apps/cli.ipynb #aa1d1970
 def _convert_file(source:Path, out:Path, allow_pickle:bool):
     from sae_workbench.formats.weights import convert_to_safetensors, read_shapes
     if out.suffix != '.safetensors': raise LoadError(f"{out}: the name of the new file must end in .safetensors")
     read_shapes(source, allow_pickle)
     print(convert_to_safetensors(source, out))
 
+# %% ../../nbs/apps/cli.ipynb #aa1d1970
 def search(args:Sequence[str]):
     "The rows of the registry that fit some words"
     from argparse import ArgumentParser
@@ -285,11 +290,6 @@ def search(args:Sequence[str]):
     for w in said: say(str(w.message), sys.stderr)
     if not len(found): raise LoadError(f"no published SAE fits {' '.join(a.words)!r}")
     say(found.to_string(index=False))
-
-def recipes(args:Sequence[str]):
-    "Runs with known results; ends the program with exit code 1 if a result differs"
-    from sae_workbench.apps.recipes import main as run_recipes
-    if (code := run_recipes(args)): sys.exit(code)
 
 # %% ../../nbs/apps/cli.ipynb #c41d70e8
 _RUN = dict(train=train, demo=demo, migrate=migrate, convert=convert, search=search, evals=evals,

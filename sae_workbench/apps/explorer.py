@@ -25,12 +25,12 @@ from .latent_list import (
     COLUMNS, LIST_STYLE, LatentList, explorer_table, find_latents, list_html, strength_of, with_similarity)
 from .reading import (
     STEERED_STYLE, Reading, Steered, SteerPanel, TextPanel, latents_of_text, steer_text, told)
-from .widgets import Widget, dim, html_box, panels, styled
+from .widgets import App, dim, html_box, panels, styled
 
 # %% ../../nbs/apps/explorer.ipynb #55deee93
 WIDGET_STYLE = STEERED_STYLE + LIST_STYLE + '.sae-explorer .sae-page{max-width:none}'
 
-class LatentExplorer(Widget):
+class LatentExplorer(App):
     "The latent explorer, a widget"
     @checked
     def __init__(self,

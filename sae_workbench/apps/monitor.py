@@ -22,7 +22,7 @@ from .curves import (
 from .history import FollowedLog, RunHistory
 from .live_panels import LivePanels, Redrawing
 from .watching import RunThread, RunWatcher, gate_of, listen, trainer_of
-from .widgets import Widget, html_box, is_live, styled
+from .widgets import App, html_box, is_live, styled
 
 # %% ../../nbs/apps/monitor.ipynb #083432bd
 _STATE_TEXTS = dict(ready='ready', preparing='preparing …', training='training', pausing='pausing after this step …',
@@ -111,7 +111,7 @@ class RunControls:
         self._follow()
 
 # %% ../../nbs/apps/monitor.ipynb #a1a3995e
-class RunMonitor(Widget):
+class RunMonitor(App):
     "Shows runs, alive or still"
     x, shown = 'step', None   # the axis, and the display that holds the widget
 

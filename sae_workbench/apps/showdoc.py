@@ -170,6 +170,15 @@ def _function(member):
     for name in ('__func__', 'fget', 'func'): member = getattr(member, name, member)
     return member if inspect.isfunction(member) else None
 
+_LIBRARIES_CALL = {   # by the class that declares it: what a library calls, and nobody types
+    'torch.nn.modules.module.Module': {'extra_repr'},
+    'torch.autograd.function._SingleLevelFunction': {'forward', 'backward', 'setup_context'},
+    'importlib._abc.Loader': {'create_module', 'exec_module'},
+    'tqdm.std.tqdm': {'display', 'close'}}
+
+def _is_called_for_us(cls:type, name:str)->bool:
+    return any(name in _LIBRARIES_CALL.get(f'{b.__module__}.{b.__qualname__}', ()) for b in cls.__mro__)
+
 def members(
     cls:type, # A class
 )->str: # Markdown, or an empty string
@@ -177,7 +186,7 @@ def members(
     rows = []
     for name, member in own(cls).items():
         doc = inspect.getdoc(_function(member)) if not name.startswith('_') and _function(member) else None
-        if not doc: continue
+        if not doc or _is_called_for_us(cls, name): continue
         called = not hasattr(member, 'fget') and not hasattr(member, 'func')
         how = signature(_function(member), name, width=1000) if called else name
         anchor = f'<span id="{cls.__qualname__.lower()}.{name.lower()}"></span>'

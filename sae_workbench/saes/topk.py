@@ -17,7 +17,8 @@ from ..core.config import Count, NonNegative, Rule
 from ..core.ops import SparsityPattern, PreActivations, decode_latents, encode_linear
 from ..core.ops import sparse_decode, sparse_decode_with, sparse_here
 from ..core.registry import register_sae_class, register_sae_training_class
-from .base import SAE, check_whitening, sparse_forward
+from .base import SAE, sparse_forward
+from .folding import check_whitening
 from .config import SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from .training import dead_latents, dense_step, sparse_output, sparse_step

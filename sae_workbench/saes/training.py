@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NO_FLOAT16', 'SPARSE_STEPS', 'T', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput',
-           'SparseStepOutput', 'mse_loss', 'dense_step', 'sparse_step', 'step_of', 'TrainingSAE', 'fold_scales',
-           'dead_latents', 'sparse_output', 'assert_same_step']
+           'SparseStepOutput', 'mse_loss', 'dense_step', 'sparse_step', 'step_of', 'TrainingSAE', 'dead_latents',
+           'sparse_output', 'assert_same_step']
 
 # %% ../../nbs/saes/training.ipynb #a5091920
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -340,20 +340,6 @@ class TrainingSAE(SAE[T]):
         self.process_state_dict_for_loading(tensors)
         self.load_state_dict(tensors)
 
-# %% ../../nbs/saes/training.ipynb #2e460202
-@torch.no_grad()
-def fold_scales(
-    sae:SAE, # Reads one thing and writes another; its weights are changed
-    read:float, # What inputs were multiplied by
-    written:float, # What targets were multiplied by
-    readers:Sequence[str]=('W_enc',), # The tensors that see the input
-    writers:Sequence[str]=('W_dec', 'b_dec'), # The tensors that make the output
-):
-    "Bring the scales of inputs and targets into the weights, so that both are taken as they are"
-    for name in readers: getattr(sae, name).data.mul_(read)
-    for name in writers: getattr(sae, name).data.div_(written)
-    sae.cfg.normalize_activations = 'none'
-
 # %% ../../nbs/saes/training.ipynb #6e7d2f13
 def dead_latents(
     step_input:TrainStepInput, # Of a step
@@ -398,6 +384,7 @@ def assert_same_step(
         more = torch.autograd.grad(out.loss + added, list(sae.parameters()))
         added = {f'{n} with an added loss': g for (n, _), g in zip(sae.named_parameters(), more)}
         results.append(shown | out.losses | grads | added)
+    assert results[0]['firing'].any(), "no latent is active in this batch, so nothing was compared: give other weights or rows"
     for k, fast in results[0].items():
         torch.testing.assert_close(fast, results[1][k], rtol=rtol, atol=atol, msg=lambda m, k=k: f"{k}: {m}")
     sae.zero_grad()

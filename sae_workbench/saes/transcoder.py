@@ -25,12 +25,13 @@ from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
 from .batchtopk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from .config import SAEConfig
+from .folding import fold_scales
 from .jumprelu import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, jumprelu_step
 from .matryoshka import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from .matryoshka import matryoshka_step
 from .standard import StandardTrainingSAE, StandardTrainingSAEConfig, standard_step
 from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig, decode_sparse_or_dense, topk_step
-from .training import TrainingSAEConfig, fold_scales, sparse_step
+from .training import TrainingSAEConfig, sparse_step
 from .transcoder_start import rows_wanted, start_transcoder
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
