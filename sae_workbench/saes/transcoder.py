@@ -52,8 +52,6 @@ class TranscoderConfig(SAEConfig):
 # %% ../../nbs/saes/transcoder.ipynb #000a2574
 class Transcoder(SAE[TranscoderConfig]):
     "A transcoder with ReLU"
-    readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # the weights that see the input, and those that make the output
-
     def initialize_weights(self):
         "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
         super().initialize_weights()
@@ -244,13 +242,13 @@ class TrainingTranscoder(Transcoder):
     # What is read, and what is written
     @property
     def readers(self)->tuple[str, ...]:
-        "The weights that see the input"
-        return ('W_enc', 'W_skip') if self.cfg.skip else ('W_enc',)
+        "The tensors in units of the input"
+        return super().readers + (('W_skip',) if self.cfg.skip else ())
 
     @property
     def writers(self)->tuple[str, ...]:
-        "The weights that make the output"
-        return ('W_dec', 'b_dec', 'W_skip') if self.cfg.skip else ('W_dec', 'b_dec')
+        "The tensors in units of the output"
+        return super().writers + (('W_skip',) if self.cfg.skip else ())
 
     @property
     def row_blocks(self)->tuple[int, int]:
@@ -320,7 +318,6 @@ class TopKTrainingTranscoder(TrainingTranscoder, TopKTrainingSAE):
     "Trains a `TopKTranscoder`, or with `skip` a `TopKSkipTranscoder`"
     cfg:TopKTrainingTranscoderConfig
 
-# %% ../../nbs/saes/transcoder.ipynb #80d68264
 @dataclass
 class BatchTopKTrainingTranscoderConfig(TrainingTranscoderConfig, BatchTopKTrainingSAEConfig):
     "A transcoder with BatchTopK, its auxiliary loss and its threshold"
@@ -333,15 +330,6 @@ class BatchTopKTrainingTranscoder(TrainingTranscoder, BatchTopKTrainingSAE):
     "Trains a BatchTopK transcoder, which becomes one with JumpReLU for inference"
     cfg:BatchTopKTrainingTranscoderConfig
 
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self,
-        scaling_factor:float, # What inputs were multiplied by in training
-        target_factor:float=1., # What outputs were multiplied by in training
-    ):
-        "Fold the scaling factors into the weights, in place; a threshold in units of decoder norms shrinks with them"
-        super().fold_activation_norm_scaling_factor(scaling_factor, target_factor)
-        if self.cfg.rescale_acts_by_decoder_norm: self.topk_threshold.div_(target_factor)
-
 @dataclass
 class MatryoshkaBatchTopKTrainingTranscoderConfig(TrainingTranscoderConfig, MatryoshkaBatchTopKTrainingSAEConfig):
     "A Matryoshka BatchTopK transcoder: its nested widths"
@@ -350,7 +338,7 @@ class MatryoshkaBatchTopKTrainingTranscoderConfig(TrainingTranscoderConfig, Matr
     @classmethod
     def architecture(cls)->str: return 'matryoshka_batchtopk_transcoder'
 
-class MatryoshkaBatchTopKTrainingTranscoder(BatchTopKTrainingTranscoder, MatryoshkaBatchTopKTrainingSAE):
+class MatryoshkaBatchTopKTrainingTranscoder(TrainingTranscoder, MatryoshkaBatchTopKTrainingSAE):
     "Trains nested dictionaries, which become one transcoder with JumpReLU for inference"
     cfg:MatryoshkaBatchTopKTrainingTranscoderConfig
 
