@@ -16,7 +16,7 @@ from .cache_format import read_cache_manifest
 from .columns import as_columns
 from .sources import RowSource
 from .tokens import kept_positions
-from .v6_cache import V6_FORMAT, v6_rows
+from .v6_cache import V6_FORMAT, record_batches, v6_rows
 from ..core.arguments import Ids, TorchDtype, checked
 from ..core.config import Device
 from ..core.errors import ConfigError, DataError, LoadError
@@ -27,12 +27,14 @@ def read_shard(
     folder:Path, # Of the cache
     manifest:dict, # Of the cache
     i:int, # Which shard
+    opened:dict[str, list], # Files of v6 that are open, and their record batches; one that is read is put in
 )->dict[str, Tensor]: # Its tensors, mapped: activations, and token_ids and checksums where there are any
     "A shard's header and what is hashed there; the rows are read by whoever touches them"
     shard, about = manifest['shards'][i], manifest['about']
     path = folder/shard['file']
     if manifest['format']==V6_FORMAT:
-        rows, ids = v6_rows(path, shard['batch'], about['hook_name'], about['context_size'], manifest['d_in'])
+        if shard['file'] not in opened: opened[shard['file']] = record_batches(path)
+        rows, ids = v6_rows(path, opened[shard['file']][shard['batch']], about['hook_name'], about['context_size'], manifest['d_in'])
         return {ROWS: rows} if ids is None else {ROWS: rows, TOKENS: ids}
     tensors = read_tensors(path)
     if ROWS not in tensors: raise LoadError(f"{path}: holds no {ROWS!r}; the file is damaged")
@@ -52,7 +54,7 @@ class CachedRows:
         **to, # device and dtype that the rows are brought to
     ):
         self.folder, self.manifest, self.to = Path(folder), read_cache_manifest(folder) if manifest is None else manifest, to
-        self.d_in, self.keep_mapped, self.mapped = self.manifest['d_in'], keep_mapped, {}
+        self.d_in, self.keep_mapped, self.mapped, self.opened = self.manifest['d_in'], keep_mapped, {}, {}
         self.columns = as_columns(dict(self.manifest.get('columns') or {}))
         for s in self.manifest['shards']: check_file(self.folder, s, verify)
         self.ends = torch.tensor([s['rows'] for s in self.manifest['shards']]).cumsum(0)
@@ -91,8 +93,10 @@ class CachedRows:
     # from the shards
     def shard(self, i:int)->dict[str, Tensor]:
         "The tensors of a shard, mapped"
-        if not self.keep_mapped: self.mapped = {k: v for k, v in self.mapped.items() if k == i}
-        if i not in self.mapped: self.mapped[i] = read_shard(self.folder, self.manifest, i)
+        if not self.keep_mapped:
+            self.mapped = {k: v for k, v in self.mapped.items() if k == i}
+            self.opened = {k: v for k, v in self.opened.items() if k == self.manifest['shards'][i]['file']}
+        if i not in self.mapped: self.mapped[i] = read_shard(self.folder, self.manifest, i, self.opened)
         return self.mapped[i]
 
     def path(self, i:int)->Path: return self.folder/self.manifest['shards'][i]['file']

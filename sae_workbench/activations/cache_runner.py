@@ -27,7 +27,7 @@ from .sources import LanguageModelSource, as_slice, excluded_ids
 from .store_parts import cached_facts, packing
 from .tokens import SpecialToken, TokenContexts, special_token_ids
 from .v6_cache import default_cache_path
-from ..core.arguments import checked
+from ..core.arguments import as_list, checked
 from ..core.config import Config, Count, Device, Dtype, Natural, PlainDict, Positive, Rule, Whole
 from ..core.config import as_dtype, plain
 from ..core.errors import ConfigError
@@ -230,7 +230,7 @@ class CacheActivationsRunner:
         override_dataset=None, # Used instead of dataset_path
         override_model:nn.Module|None=None, # Used instead of model_name
     ):
-        self.cfg, self.hooks = cfg, [cfg.hook_name] if isinstance(cfg.hook_name, str) else cfg.hook_name
+        self.cfg, self.hooks = cfg, as_list(cfg.hook_name)
         self.model = override_model
         if self.model is None: self.model = load_model(
             cfg.model_class_name, cfg.model_name, cfg.device, cfg.model_from_pretrained_kwargs,

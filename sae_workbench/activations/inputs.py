@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
-from .positions import check_spec, no_way_back, position_of, read_up_to
+from .positions import AtItsSource, check_spec, read_up_to
 from .tokens import Contexts
 from ..core.errors import ConfigError, DataError, warn
 from ..core.seeds import derive, stream
 
 # %% ../../nbs/activations/inputs.ipynb #c8d9d8ef
-class ContextBatches:
+class ContextBatches(AtItsSource):
     "Contexts, as many at a time as the model is run on at once"
     def __init__(self,
         contexts:Contexts, # Where the tokens come from, such as `TokenContexts`
@@ -39,15 +39,6 @@ class ContextBatches:
         tokens = self.source.take(self.size)
         if not len(tokens): raise StopIteration
         return tokens
-
-    # the position is that of the contexts
-    def position(self)->str: return position_of(self.source)
-
-    @property
-    def cannot_resume(self)->str|None: return no_way_back(self.source)
-
-    def state_dict(self)->dict: return self.source.state_dict()
-    def load_state_dict(self, state:dict): self.source.load_state_dict(state)
 
 # %% ../../nbs/activations/inputs.ipynb #0e04fe6e
 def _pick_rows(inputs)->tuple[int, Callable]|None: # Their number, and a function from row numbers to a batch

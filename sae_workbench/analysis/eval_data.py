@@ -22,6 +22,7 @@ from ..activations.tokens import TokenContexts
 from .attach import place_of
 from ..core.errors import ConfigError, DataError
 from ..saes.base import SAE
+from ..saes.config import writes_elsewhere
 from ..training.evaluate import positions_that_count
 
 # %% ../../nbs/analysis/eval_data.ipynb #7ce88312
@@ -217,7 +218,7 @@ def rows_to_measure(
     fit_rows:int=0, # Rows to fit the baselines on
 )->RowData:
     "The rows of a source; a tensor is measured whole"
-    if hasattr(sae.cfg, 'd_out'):
+    if writes_elsewhere(sae.cfg):
         raise ConfigError("on rows run_evals measures SAEs that write where they read; a "
                           f"{type(sae).__name__} needs a language model and token ids")
     if isinstance(source, Tensor): return RowData(sae, TensorSource(source, epochs=1), None, fit_rows)

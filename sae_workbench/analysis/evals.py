@@ -30,6 +30,7 @@ from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.progress import Bar
 from ..saes.base import SAE
+from ..saes.config import writes_elsewhere
 from ..training.evaluate import LossMetrics, reconstruct
 
 # %% ../../nbs/analysis/evals.ipynb #d55d5b3b
@@ -154,7 +155,7 @@ def weight_metrics(
     "Norms, cosines and biases of each latent's weights; a transcoder's two sides are not compared"
     enc, dec = sae.W_enc.double(), sae.W_dec.double().T
     found = dict(encoder_norm=enc.norm(dim=0))
-    if not hasattr(sae.cfg, 'd_out'):
+    if not writes_elsewhere(sae.cfg):
         found['encoder_decoder_cosine_sim'] = (enc*dec).sum(0)/(found['encoder_norm']*dec.norm(dim=0))
     if getattr(sae, 'b_enc', None) is not None: found['encoder_bias'] = sae.b_enc
     return {k: v.tolist() for k, v in found.items()}
@@ -302,7 +303,7 @@ def run_evals(
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
     cfg = get_eval_everything_config() if eval_config is None else eval_config
     cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
-    if hasattr(sae.cfg, 'd_out'): cfg = replace(cfg, baselines=False)
+    if writes_elsewhere(sae.cfg): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")
     excluded = exclude_special_tokens

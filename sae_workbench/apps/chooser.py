@@ -95,7 +95,7 @@ class Results:
         try: self.choice.load(self.text.value, keep)
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.choice.report
-        said = dim('Read.') if done is None else done._repr_html_().partition('</pre>')[2]
+        said = dim('Read.') if done is None else done.report_html
         self.report.value = f'<div class="sae-report">{said}</div>'
 
     def show(self, checked:Checked):

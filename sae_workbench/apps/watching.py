@@ -42,7 +42,8 @@ class RunWatcher(Callback):
     def on_begin(self, trainer):
         "A run begins or goes on; the monitor is its progress bar now"
         self.trainer, self.inside, self.began = trainer, True, time.time()
-        trainer.callbacks = [cb for cb in trainer.callbacks if not isinstance(cb, ProgressBar)]
+        for cb in trainer.callbacks:
+            if isinstance(cb, ProgressBar): cb.hide()
         while self.before_start: trainer.changes.ask(trainer, *self.before_start.pop(0))
         self.begins()
 

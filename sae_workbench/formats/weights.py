@@ -40,7 +40,9 @@ class CheckedConfig(dict):
     def __init__(self,
         data:dict, # The file's contents
         file:str|Path='', # Its name, for error messages
-    ): super().__init__(data); self.file = str(file)
+    ):
+        super().__init__(data)
+        self.file = str(file)
 
     def need(self,
         key:str, # A key; dots go into nested objects
@@ -88,7 +90,9 @@ class TensorFile(dict):
     def __init__(self,
         items:dict, # By name
         file:str|Path='', # The file, for error messages
-    ): super().__init__(items); self.file, self.asked = str(file), set()
+    ):
+        super().__init__(items)
+        self.file, self.asked = str(file), set()
 
     def __missing__(self, key):
         raise LoadError(f"{self.file}: the tensor {key!r} is missing{did_you_mean(key, self)} (there: {_few(self)})")

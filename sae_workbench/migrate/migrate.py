@@ -183,6 +183,11 @@ class Migration:
         return '\n\n'.join(report_of(*r) for r in self._reports())
 
     @property
+    def report_html(self)->str:
+        "The report as HTML, without the code"
+        return ''.join(html_of(*r) for r in self._reports())
+
+    @property
     def diff(self)->str:
         "What changed in the script, as a unified diff; empty if there is no script"
         if self.script is None: return ''
@@ -193,7 +198,7 @@ class Migration:
         return self.code + '\n' + '\n'.join(comments) + '\n'
 
     def __repr__(self): return str(self)
-    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>' + ''.join(html_of(*r) for r in self._reports())
+    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>{self.report_html}'
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, ready for JSON"

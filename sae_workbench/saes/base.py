@@ -380,4 +380,4 @@ def __getitem__(self:SAE, index:int): return _old_tuple(self)[index]
 def __iter__(self:SAE): return iter(_old_tuple(self))
 
 @patch
-def __len__(self:SAE)->int: return 3
+def __len__(self:SAE)->int: return 3   # as in v6, whose scripts may ask for it

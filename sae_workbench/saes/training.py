@@ -108,10 +108,13 @@ class TrainStepOutput:
     metrics:dict[str, Any] = field(default_factory=dict) # More to log: numbers, or functions of no arguments
 
     active = None   # of a sparse step: the pattern of its latents, and their values (nnz,)
+    counts = None   # (d_sae,) firing counts of more rows than these, where several processes share a batch
 
     @torch.no_grad()
     def firing_counts(self)->Tensor:
         "(d_sae,) on how many rows of the batch each latent is active"
+        if self.counts is not None: return self.counts
+        if self.active is not None: return self.active[0].sum_by_latent((self.active[1] != 0).float())
         return (self.feature_acts != 0).flatten(0, -2).sum(0, dtype=torch.float32)
 
     def detach(self)->'TrainStepOutput':
@@ -145,12 +148,6 @@ class SparseStepOutput(TrainStepOutput):
     def hidden_pre(self)->Tensor:
         "(batch, d_sae) pre-activations"
         return self.make_hidden_pre()
-
-    @torch.no_grad()
-    def firing_counts(self)->Tensor:
-        "(d_sae,) on how many rows of the batch each latent is active"
-        pattern, values = self.active
-        return pattern.sum_by_latent((values != 0).float())
 
     def detach(self)->'SparseStepOutput':
         "Drop the autograd graph; what is read later is made without one"

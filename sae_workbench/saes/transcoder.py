@@ -111,7 +111,7 @@ class Transcoder(SAE[TranscoderConfig]):
         "Fold the scaling factors into the weights, in place, so that the transcoder takes and gives unscaled activations"
         fold_scales(self, scaling_factor, target_factor, self.readers, self.writers)
 
-    def fold_activation_whitening(self, *args):
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
         "Refused: a transcoder writes elsewhere than it reads"
         raise NotImplementedError("a transcoder writes elsewhere than it reads: it cannot be trained on whitened activations")
 

@@ -238,10 +238,16 @@ class ProgressBar(Callback):
     def __init__(self,
         every:float=0.5, # Seconds between two updates, at least
         **kwargs, # Passed to tqdm
-    ): self.every, self.kwargs, self.bar, self.last = every, kwargs, None, 0.
+    ): self.every, self.kwargs, self.bar, self.last, self.hidden = every, kwargs, None, 0., False
+
+    def hide(self):
+        "Draw nothing from now on: something else shows how far the run is"
+        self.close()
+        self.hidden = True
 
     def on_norm(self, trainer, most:int):
         "Say what is read before training, and draw a bar of it"
+        if self.hidden: return
         done, rows, shows = trainer.norm.batches, trainer.cfg.train_batch_size_samples, not self.kwargs.get('disable')
         if self.bar is None:
             up_to = 'up to ' if trainer.cfg.n_batches_for_norm_estimate=='auto' else ''
@@ -252,13 +258,15 @@ class ProgressBar(Callback):
 
     def on_start(self, trainer):
         "Draw the bar of the run"
-        self.on_close(trainer)
+        self.close()
+        if self.hidden: return
         form = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]'
         self.bar = Bar(total=trainer.cfg.total_training_samples, initial=trainer.n_training_samples,
                         unit='tok', unit_scale=True, dynamic_ncols=True, bar_format=form, **self.kwargs)
 
     def on_step(self, trainer, output):
         "Move the bar, if it is time"
+        if self.bar is None: return
         going_on = trainer.n_training_samples < trainer.cfg.total_training_samples
         if going_on and time.time() - self.last < self.every: return
         m = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
@@ -266,11 +274,9 @@ class ProgressBar(Callback):
         self.bar.update(min(trainer.n_training_samples, self.bar.total) - self.bar.n)
         self.last = time.time()
 
-    def on_end(self, trainer):
-        "Leave the bar as it is"
-        self.on_close(trainer)
-
-    def on_close(self, trainer):
+    def on_end(self, trainer): self.close()
+    def on_close(self, trainer): self.close()
+    def close(self):
         "Leave the bar as it is"
         if self.bar is not None: self.bar.close()
         self.bar = None

@@ -45,8 +45,8 @@ def whole_output(
 )->TrainStepOutput: # Of all rows; latents stay those of this process
     "What a step did, for the log"
     if team.size==1: return out
-    whole, rows, counts = copy.copy(out), len(out.sae_in), team.sum(out.firing_counts())
-    whole.sae_in, whole.sae_out, whole.firing_counts = team.cat(out.sae_in), team.cat(out.sae_out), lambda: counts
+    whole, rows = copy.copy(out), len(out.sae_in)
+    whole.sae_in, whole.sae_out, whole.counts = team.cat(out.sae_in), team.cat(out.sae_out), team.sum(out.firing_counts())
     def mean(v): return team.total(float(v)*rows) / len(whole.sae_in)
     whole.metrics = {k: mean(as_number(v)) for k, v in out.metrics.items()}
     return whole
