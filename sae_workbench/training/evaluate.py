@@ -170,7 +170,7 @@ def read_and_written(
     meta = sae.cfg.metadata
     read, write = hook_name or meta.hook_name or meta.hf_hook_name, hook_name_out or meta.hook_name_out or meta.hf_hook_name_out
     if read is None: raise ConfigError("hook_name is needed: the SAE's metadata does not say where it sits")
-    elsewhere = hasattr(sae.cfg, 'd_out')
+    elsewhere = writes_elsewhere(sae.cfg)
     if elsewhere and write is None: raise ConfigError("hook_name_out is needed: the metadata does not say where it writes")
     return read, write if elsewhere else None
 

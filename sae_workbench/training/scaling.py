@@ -57,7 +57,7 @@ class InputScaling:
         return self.parts[0][1]
 
     @scaler.setter
-    def scaler(self, given:ActivationScaler): self.parts[0] = self.norm, given
+    def scaler(self, given:ActivationScaler): given.written, self.parts[0] = self.scaler.written, (self.norm, given)
 
     @property
     def factors(self)->list[float|None]:
