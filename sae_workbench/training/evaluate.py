@@ -24,6 +24,7 @@ from ..activations.scale import ActivationScaler
 from ..activations.sources import as_slice, excluded_ids
 from ..activations.tokens import kept_positions
 from ..saes.base import SAE
+from ..saes.config import writes_elsewhere
 
 # %% ../../nbs/training/evaluate.ipynb #f28113b6
 def reconstruct(

@@ -29,6 +29,7 @@ from ..activations.example_data import official_name
 from ..activations.scale import ESTIMATES, most_norm_batches
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import open_cache
+from ..saes.config import writes_elsewhere
 from ..saes.training import TrainingSAE
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
@@ -177,8 +178,8 @@ def make_parts(
     check_blocks(store.columns, sae)
     note_origin(sae, cfg, model, (store.cache or {}).get('about'))
     compile_parts(cfg, model, sae)
-    back = isinstance(cfg.hook_name, str) and isinstance(cfg.hook_name_out, str | None)   # one place to put an output back
-    evaluates = not no_data and model is not None and back
+    one_place = cfg.hook_name_out is None or isinstance(cfg.hook_name_out, str) and writes_elsewhere(sae.cfg)
+    evaluates = not no_data and model is not None and one_place   # where an output is put back into the model
     return RunParts(model, store, sae, make_evaluator(cfg, model, store) if evaluates else None)
 
 # %% ../../nbs/training/run_parts.ipynb #a622c2ee
