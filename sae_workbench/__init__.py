@@ -8,9 +8,8 @@ __all__ = []
 # %% ../nbs/api.ipynb #80965600
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from .core.errors import did_you_mean
-from .core.v6_modules import V6Modules, answer_as_v6, gone
+from .core.v6_modules import V6Modules, answer_as_v6, gone, has_transformer_bridge
 
 # %% ../nbs/api.ipynb #6722138e
 __version__ = "0.1.0"
@@ -23,7 +22,8 @@ _PUBLIC = {
     'core.registry': ['register_sae_class', 'register_sae_training_class', 'get_sae_class', 'get_sae_training_class'],
     'core.dictionaries': ['recovered', 'mmcs', 'match', 'firing_scores'],
     'core.capture': ['capture', 'replacing'],
-    'saes.base': ['SAE', 'SAEConfig', 'SAEMetadata'],
+    'saes.base': ['SAE'],
+    'saes.config': ['SAEConfig', 'SAEMetadata'],
     'saes.training': ['TrainingSAE', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput'],
     'saes.standard': ['StandardSAE', 'StandardSAEConfig', 'StandardTrainingSAE', 'StandardTrainingSAEConfig'],
     'saes.gated': ['GatedSAE', 'GatedSAEConfig', 'GatedTrainingSAE', 'GatedTrainingSAEConfig'],
@@ -61,9 +61,9 @@ _PUBLIC = {
     'training.checkpoint': ['Checkpoints', 'latest', 'save_checkpoint', 'load_checkpoint'],
     'training.changes': ['CoefficientChanges', 'changes_of'],
     'training.guards': ['Guards'],
-    'training.trainer': ['SAETrainer', 'Callback', 'train_together'],
+    'training.trainer': ['SAETrainer', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
-    'training.callbacks': ['read_log'],
+    'training.callbacks': ['Callback', 'read_log'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'formats.weights': ['convert_to_safetensors'],
     'formats.layouts': ['Format', 'register_format', 'find_saes'],
@@ -86,24 +86,20 @@ _PUBLIC = {
     'apps.chooser': ['choose_architecture', 'ArchitectureChooser'],
     'apps.explorer': ['explore', 'LatentExplorer'],
 }
-def _has_bridges()->bool: # Whether TransformerLens is 3 or newer; it is not imported for that
-    try: return int(version('transformer-lens').partition('.')[0]) >= 3
-    except (PackageNotFoundError, ValueError): return False
-
 __all__ = [name for names in _PUBLIC.values() for name in names]
-if not _has_bridges(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-_MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
-_MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
-_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'formats.converters')   # v6's annotations
+if not has_transformer_bridge(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
+MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
+MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
+MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'formats.converters')   # v6's annotations
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
-    if name not in _MODULE_OF:
-        nothing = f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}"
+    if name not in MODULE_OF:
+        nothing = f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, MODULE_OF)}"
         raise AttributeError(gone(name) or nothing)
-    value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)
+    value = globals()[name] = getattr(import_module(f'sae_workbench.{MODULE_OF[name]}'), name)
     return value
 
 def __dir__(): return sorted([*__all__, '__version__'])

@@ -30,8 +30,8 @@ from .core.capture import (
     capture as capture,
     replacing as replacing,
 )
-from .saes.base import (
-    SAE as SAE,
+from .saes.base import SAE as SAE
+from .saes.config import (
     SAEConfig as SAEConfig,
     SAEMetadata as SAEMetadata,
 )
@@ -158,11 +158,13 @@ from .training.changes import (
 from .training.guards import Guards as Guards
 from .training.trainer import (
     SAETrainer as SAETrainer,
-    Callback as Callback,
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
-from .training.callbacks import read_log as read_log
+from .training.callbacks import (
+    Callback as Callback,
+    read_log as read_log,
+)
 from .training.runner import (
     LanguageModelSAETrainingRunner as LanguageModelSAETrainingRunner,
     SAETrainingRunner as SAETrainingRunner,
@@ -348,9 +350,9 @@ __all__ = [
     'changes_of',
     'Guards',
     'SAETrainer',
-    'Callback',
     'train_together',
     'evaluate_sae',
+    'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
     'SAETrainingRunner',

@@ -26,6 +26,7 @@ from .analysis.evals import weight_metrics as get_featurewise_weight_based_metri
 from .core.capture import replacing
 from .core.errors import ConfigError
 from .core.metrics import ReconstructionMetrics
+from .core.v6_modules import answer_as_v6
 from .apps.cli import run_command
 from .formats.releases import get_pretrained_saes_directory
 from .saes.base import SAE
@@ -192,8 +193,8 @@ def process_results(
     output_dir:str|Path, # Made if it does not exist
 )->dict[str, list[Path]|Path]: # The files: individual_jsons, combined_json and csv
     "Write results as v6 does"
-    from sae_workbench.apps.evals_command import write_results
-    *each, whole, table = write_results(eval_results, Path(output_dir))
+    from sae_workbench.apps.evals_command import write_records
+    *each, whole, table = write_records(eval_results, Path(output_dir))
     return dict(individual_jsons=each, combined_json=whole, csv=table)
 
 def run_evals_cli(
@@ -227,5 +228,6 @@ def multiple_evals(
     return records
 
 # %% ../nbs/evals.ipynb #4ff4a8fa
+answer_as_v6(sys.modules[__name__])
 if __name__ == '__main__' and '__file__' in globals():
     sys.exit(run_command(run_evals_cli, sys.argv[1:]))

@@ -7,11 +7,13 @@ __all__ = []
 
 # %% ../nbs/llm_sae_training_runner.ipynb #593734a7
 import sys
+from .core.v6_modules import answer_as_v6
 from .evals import LLMSaeEvaluator
 from .apps.cli import run_command, train
 from .training.config import LanguageModelSAERunnerConfig
 from .training.runner import LanguageModelSAETrainingRunner, SAETrainingRunner
 
 # %% ../nbs/llm_sae_training_runner.ipynb #a495d407
+answer_as_v6(sys.modules[__name__])
 if __name__ == '__main__' and '__file__' in globals():
     sys.exit(run_command(train, sys.argv[1:], 'python -m sae_workbench.llm_sae_training_runner'))

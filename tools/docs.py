@@ -18,6 +18,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+from anchors import anchors
 from sidebar import ROOT, heading, sections, website
 
 PROC = ROOT/'_proc'
@@ -64,6 +65,14 @@ def fence_tabs(notebook: dict) -> None:
             cell['source'] = '\n'.join(lines).splitlines(keepends=True)
 
 
+def without_dead_links(text: str, doc_url: str) -> str:
+    "nbdev links every name in backticks that it knows; private ones, and those told under another name, have no entry to link to"
+    def there(found):
+        notebook = ROOT/'nbs'/Path(found[2]).with_suffix('.ipynb')
+        return found[0] if notebook.exists() and found[3] in anchors(notebook) else found[1]
+    return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(doc_url)}([^)\s#]*)#([^)\s]*)\)', there, text)
+
+
 def finish_page(path: Path, doc_url: str) -> None:
     "Figures and tabs, and links between our own pages that stay inside the site"
     notebook = json.loads(path.read_text(encoding='utf-8'))
@@ -73,8 +82,8 @@ def finish_page(path: Path, doc_url: str) -> None:
     draw_figures(notebook, path.stem, up)
     fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False).replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
-    text = re.sub(r'\[(`[^`\]]+`)\]\([^)\s]*#_\w+\)', r'\1', text)   # private names have no entry to link to
+    text = without_dead_links(json.dumps(notebook, indent=1, ensure_ascii=False), doc_url)
+    text = text.replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
     path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text), encoding='utf-8')   # nbdev links inside links too
 
 
@@ -129,6 +138,13 @@ def use_local_katex() -> None:
             page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex'), encoding='utf-8')
 
 
+def search_by_words() -> None:
+    "smalldocs's search asks Fuse, which loads before it: put our order of the hits in between"
+    fuse = SITE/'site_libs'/'fuse'/'fuse.min.js'
+    ours = (ROOT/'tools'/'search.js').read_text(encoding='utf-8')
+    fuse.write_text(fuse.read_text(encoding='utf-8').rstrip() + '\n' + ours, encoding='utf-8')
+
+
 def break_long_names(page: str) -> str:
     "Let code in tables break after an underscore, a dot or an equals sign, and names in the table of contents between their words too"
     def cell(found): return re.sub(r'(?<=[_=])(?=\w)|(?<=\.)(?=[a-zA-Z])', '<wbr>', found[0])
@@ -144,6 +160,7 @@ def render(renderer: str) -> None:
     shutil.move(PROC/'_docs', SITE)
     if renderer == 'smalldocs':
         use_local_katex()
+        search_by_words()
     for page in SITE.rglob('*.html'):
         page.write_text(break_long_names(page.read_text(encoding='utf-8')), encoding='utf-8')
     for style in SITE.rglob('*.css'):   # the themes ask for fonts from elsewhere, and have others to fall back on

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .cache_format import ROWS, SUMS, TOKENS, check_file, check_fits, check_row_checksums
-from .cache_format import read_manifest
+from .cache_format import read_cache_manifest
 from .columns import as_columns
 from .sources import RowSource
 from .tokens import kept_positions
-from .v6_cache import V6_FORMAT, v6_rows
+from .v6_cache import V6_FORMAT, record_batches, v6_rows
 from ..core.arguments import Ids, TorchDtype, checked
 from ..core.config import Device
 from ..core.errors import ConfigError, DataError, LoadError
@@ -27,12 +27,14 @@ def read_shard(
     folder:Path, # Of the cache
     manifest:dict, # Of the cache
     i:int, # Which shard
+    opened:dict[str, list], # Files of v6 that are open, and their record batches; one that is read is put in
 )->dict[str, Tensor]: # Its tensors, mapped: activations, and token_ids and checksums where there are any
     "A shard's header and what is hashed there; the rows are read by whoever touches them"
     shard, about = manifest['shards'][i], manifest['about']
     path = folder/shard['file']
     if manifest['format']==V6_FORMAT:
-        rows, ids = v6_rows(path, shard['batch'], about['hook_name'], about['context_size'], manifest['d_in'])
+        if shard['file'] not in opened: opened[shard['file']] = record_batches(path)
+        rows, ids = v6_rows(path, opened[shard['file']][shard['batch']], about['hook_name'], about['context_size'], manifest['d_in'])
         return {ROWS: rows} if ids is None else {ROWS: rows, TOKENS: ids}
     tensors = read_tensors(path)
     if ROWS not in tensors: raise LoadError(f"{path}: holds no {ROWS!r}; the file is damaged")
@@ -46,13 +48,13 @@ class CachedRows:
         folder:str|Path, # Of the cache
         excluded:Tensor|None=None, # Token ids whose rows are left out
         positions:Sequence[int]|None=None, # Of every context; the manifest then knows how long contexts are
-        manifest:dict|None=None, # What `read_manifest` gave, if it was read already
+        manifest:dict|None=None, # What `read_cache_manifest` gave, if it was read already
         verify:bool=False, # Read all shards and compare their hashes
         keep_mapped:bool=False, # For reading back and forth
         **to, # device and dtype that the rows are brought to
     ):
-        self.folder, self.manifest, self.to = Path(folder), read_manifest(folder) if manifest is None else manifest, to
-        self.d_in, self.keep_mapped, self.mapped = self.manifest['d_in'], keep_mapped, {}
+        self.folder, self.manifest, self.to = Path(folder), read_cache_manifest(folder) if manifest is None else manifest, to
+        self.d_in, self.keep_mapped, self.mapped, self.opened = self.manifest['d_in'], keep_mapped, {}, {}
         self.columns = as_columns(dict(self.manifest.get('columns') or {}))
         for s in self.manifest['shards']: check_file(self.folder, s, verify)
         self.ends = torch.tensor([s['rows'] for s in self.manifest['shards']]).cumsum(0)
@@ -91,8 +93,10 @@ class CachedRows:
     # from the shards
     def shard(self, i:int)->dict[str, Tensor]:
         "The tensors of a shard, mapped"
-        if not self.keep_mapped: self.mapped = {k: v for k, v in self.mapped.items() if k == i}
-        if i not in self.mapped: self.mapped[i] = read_shard(self.folder, self.manifest, i)
+        if not self.keep_mapped:
+            self.mapped = {k: v for k, v in self.mapped.items() if k == i}
+            self.opened = {k: v for k, v in self.opened.items() if k == self.manifest['shards'][i]['file']}
+        if i not in self.mapped: self.mapped[i] = read_shard(self.folder, self.manifest, i, self.opened)
         return self.mapped[i]
 
     def path(self, i:int)->Path: return self.folder/self.manifest['shards'][i]['file']
@@ -114,7 +118,7 @@ class CachedRows:
             out[order[a:b]] = part
         return out
 
-    def mark(self)->str: # 16 hex digits
+    def fingerprint(self)->str: # 16 hex digits
         "Hashes of the shards, or of some of their rows, which identify the cache wherever its folder is"
         shards = ''.join(str(s.get('sha256', s.get('mark'))) for s in self.manifest['shards'])
         return hashlib.sha256(shards.encode()).hexdigest()[:16]
@@ -136,7 +140,7 @@ class ShardSource(RowSource):
         hook_name:str|None=None, # An error if it is a cache of another hook; chooses one in a cache of v6 that has several
         positions:list[int]|None=None, # Of every context, in a cache of v6; all of them if None
     ):
-        order = (manifest := read_manifest(folder, hook_name))['order']
+        order = (manifest := read_cache_manifest(folder, hook_name))['order']
         if hook_name is not None: check_fits(folder, manifest, hook_name=hook_name)
         if positions is not None and manifest['format'] != V6_FORMAT:
             raise ConfigError("positions: this cache was written with those that are in it; they are chosen on writing")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.arguments import as_list
 from ..core.errors import ConfigError, DataError
 
 # %% ../../nbs/activations/columns.ipynb #0ee4e463
@@ -66,7 +67,7 @@ def hooks_of(
     hook_name_out:str|Sequence[str]|None=None, # What is to be written
 )->list[str]: # In the order of the columns
     "The hooks of a row; an error if one of them occurs twice"
-    read, written = ([names] if isinstance(names, str) else [*(names or ())] for names in (hook_name, hook_name_out))
+    read, written = as_list(hook_name), as_list(hook_name_out)
     if not isinstance(hook_name_out, str | None) and not written:
         raise ConfigError(f"hook_name_out={hook_name_out!r} names no hook; leave it out, or name one")
     if (twice := next((name for name in written if (read + written).count(name) > 1), None)) is None: return read + written

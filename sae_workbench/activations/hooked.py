@@ -14,7 +14,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
-from .models import input_device, weights_mark
+from .models import input_device, weights_fingerprint
+from ..core.arguments import as_list
 from ..core.capture import capture
 from ..core.errors import ConfigError, HookError
 from ..core.hooks import only_own_hooks
@@ -49,7 +50,7 @@ class HookedModel:
         device:str|torch.device|None=None, # Where the activations go; by default they stay
         dtype:torch.dtype|None=None, # In which type; by default the model's
     ):
-        self.model, self.hooks = model, {n: resolve(model, n) for n in ([names] if isinstance(names, str) else names)}
+        self.model, self.hooks = model, {n: resolve(model, n) for n in as_list(names)}
         if not self.hooks: raise ConfigError("no hook name was given")
         self.autocast, self.to, self.device = autocast, dict(device=device, dtype=dtype), input_device(model)
 
@@ -66,9 +67,9 @@ class HookedModel:
     @cached_property
     def weights(self)->str:
         "What identifies the model"
-        return weights_mark(self.model)
+        return weights_fingerprint(self.model)
 
-    def about(self)->dict[str, Any]: # Plain data
+    def spec(self)->dict[str, Any]: # Plain data
         "What decides the activations, as far as it can be written down"
         dtype = self.to['dtype'] and str(self.to['dtype'])
         return dict(hooks=[*self.hooks], autocast=self.autocast, dtype=dtype, model_weights=self.weights)

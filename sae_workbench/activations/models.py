@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROCESSING', 'HOOKED_ONLY', 'LOADERS', 'HARMLESS', 'OF_A_MACHINE', 'Hooked', 'with_methods', 'load_model',
            'harmless_options', 'model_of_file', 'read_options', 'tokenizer_of', 'input_device', 'vocab_size',
-           'max_positions', 'check_length', 'weights_mark', 'model_d_in', 'check_d_in']
+           'max_positions', 'check_length', 'weights_fingerprint', 'model_d_in', 'check_d_in']
 
 # %% ../../nbs/activations/models.ipynb #8ae9e15f
 import hashlib, inspect, json, re
@@ -302,16 +302,16 @@ def check_length(
 
 # %% ../../nbs/activations/models.ipynb #b41fa1d8
 @torch.no_grad()
-def weights_mark(
+def weights_fingerprint(
     model:nn.Module, # Any model
 )->str: # 16 hex digits
     "A fingerprint of a model's weights"
-    mark = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         flat = p.detach().flatten()
         some = flat[::max(1, len(flat)//16)][:17] if flat.is_floating_point() and not flat.is_meta else flat[:0]
-        mark.update(f'{name.removeprefix("_orig_mod.")} {tuple(p.shape)} {some.float().tolist()}'.encode())
-    return mark.hexdigest()[:16]
+        sha.update(f'{name.removeprefix("_orig_mod.")} {tuple(p.shape)} {some.float().tolist()}'.encode())
+    return sha.hexdigest()[:16]
 
 # %% ../../nbs/activations/models.ipynb #302215f4
 @torch.no_grad()

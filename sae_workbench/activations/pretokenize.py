@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA_FILE', 'WRITTEN_LIKE', 'PretokenizeRunnerConfig', 'contexts_of', 'pretokenize_dataset', 'vocabulary_hash',
-           'metadata_from_config', 'check_pretokenized', 'data_mark', 'open_texts', 'PretokenizeRunner',
+           'metadata_from_config', 'check_pretokenized', 'data_fingerprint', 'open_texts', 'PretokenizeRunner',
            'pretokenize_runner']
 
 # %% ../../nbs/activations/pretokenize.ipynb #cbb53575
@@ -153,7 +153,7 @@ def _upload(dataset, cfg:PretokenizeRunnerConfig, metadata:dict):
         path_or_fileobj=json.dumps(shareable(metadata), indent=2).encode(), path_in_repo=METADATA_FILE,
         repo_id=cfg.hf_repo_id, repo_type='dataset', revision=cfg.hf_revision, commit_message=f'Add {METADATA_FILE}')
 
-def data_mark(
+def data_fingerprint(
     dataset, # Texts
 )->str: # 16 hex digits
     "A fingerprint of texts: the one that `datasets` keeps, or else the first row and their number"
@@ -197,7 +197,7 @@ class PretokenizeRunner:
         if self.cfg.hf_repo_id: _upload(packed, self.cfg, self._metadata())
         return packed
 
-    def _metadata(self)->dict: return metadata_from_config(self.cfg, self.tokenizer) | dict(data=data_mark(self.dataset))
+    def _metadata(self)->dict: return metadata_from_config(self.cfg, self.tokenizer) | dict(data=data_fingerprint(self.dataset))
 
     def _is_done(self, path:Path)->bool: # An error if something else is there
         if not path.exists() or path.is_dir() and not any(path.iterdir()): return False

@@ -103,9 +103,9 @@ class ActivationWhitening:
     matrix:Tensor # (d_in, d_in) what multiplies them from the right
     inverse_matrix:Tensor # (d_in, d_in) its inverse
 
-    def to(self, x:Tensor)->'ActivationWhitening':
-        "On the device and in the type of some activations"
-        return ActivationWhitening(*(t.to(x) for t in (self.mean, self.matrix, self.inverse_matrix)))
+    def to(self, device:torch.device|Tensor)->'ActivationWhitening':
+        "On a device, or where some activations are and in their type"
+        return ActivationWhitening(*(t.to(device) for t in (self.mean, self.matrix, self.inverse_matrix)))
 
     def scale(self, x:Tensor)->Tensor:
         "Activations (…, d_in), whitened"

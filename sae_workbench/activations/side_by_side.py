@@ -9,12 +9,12 @@ __all__ = ['SideBySide']
 from torch import Tensor
 from .columns import as_columns, side_by_side
 from .shared_passes import SharedPasses
-from .positions import no_way_back, position_of
+from .positions import AtItsSource
 from .sources import ModelSource
 from ..core.arguments import checked
 
 # %% ../../nbs/activations/side_by_side.ipynb #e1ff4c75
-class SideBySide:
+class SideBySide(AtItsSource):
     "A source whose rows have the activations at all of a model's hooks, in the order of the hooks"
     @checked
     def __init__(self,
@@ -31,12 +31,3 @@ class SideBySide:
 
     def __iter__(self): return self
     def __next__(self)->Tensor: return side_by_side(self.source.next_rows()) # (rows, d_in)
-
-    # the position is that of the source
-    def position(self)->str: return position_of(self.source)
-
-    @property
-    def cannot_resume(self)->str|None: return no_way_back(self.source)
-
-    def state_dict(self)->dict: return self.source.state_dict()
-    def load_state_dict(self, state:dict): self.source.load_state_dict(state)

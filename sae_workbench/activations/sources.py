@@ -16,7 +16,7 @@ from .columns import as_columns, check_parts, columns_of, hooks_of, in_one, name
 from .hooked import HookedModel
 from .inputs import ContextBatches
 from .models import check_d_in, check_length, model_d_in, tokenizer_of, vocab_size
-from .positions import check_about, no_way_back, read_up_to
+from .positions import check_spec, no_way_back, read_up_to
 from .tokens import Contexts, kept_positions, special_token_ids
 from ..core.arguments import TorchDtype, checked
 from ..core.config import Count, Device
@@ -93,14 +93,14 @@ class RowSource:
     def position(self)->str: return read_up_to(self, epoch=self.epoch, row=self.row)
 
     def state_dict(self)->dict:
-        return dict(epoch=self.epoch, row=self.row, seed=self.seed, n_rows=len(self.acts), mark=self.acts.mark())
+        return dict(epoch=self.epoch, row=self.row, seed=self.seed, n_rows=len(self.acts), mark=self.acts.fingerprint())
 
     def load_state_dict(self, state:dict):
         "Go to a saved position; the activations must be the same"
         kind = self.acts.kind
         if (n := state.get('n_rows', len(self.acts))) != len(self.acts):
             raise DataError(f"the saved position belongs to a {kind} of {n} rows; this one has {len(self.acts)}")
-        now = self.acts.mark()
+        now = self.acts.fingerprint()
         if (saved := state.get('mark', now)) != now:
             raise DataError(f"the saved position belongs to a {kind} of other activations: they had the hash "
                             f"{saved}, now it is {now}")
@@ -127,7 +127,7 @@ class TensorRows:
         found = {n: x[rows if isinstance(rows, slice) else rows.to(x.device)] for n, x in self.parts.items()}
         return side_by_side(found) if self.columns else found['']
 
-    def mark(self)->str: # 16 hex digits
+    def fingerprint(self)->str: # 16 hex digits
         "A hash of 16 rows from all over the data, which identifies the activations"
         some = self[torch.linspace(0, len(self) - 1, 16, dtype=torch.float64).long()]
         return hashlib.sha256(some.float().cpu().numpy().tobytes()).hexdigest()[:16]
@@ -155,7 +155,7 @@ class RowReader(Protocol):
     reads_tokens:bool    # whether a batch is token ids, one for each activation
     def widths(self)->dict[str, int]: ...                                # hook to width
     def rows_by_hook(self, batch, what:str='')->dict[str, Tensor]: ...   # hook to (rows, d_in); what: which batch
-    def about(self)->dict[str, Any]: ...                                 # what decides the rows, as plain data
+    def spec(self)->dict[str, Any]: ...                                 # what decides the rows, as plain data
 
 # %% ../../nbs/activations/sources.ipynb #a3c1e0f7
 class ModelSource:
@@ -214,16 +214,16 @@ class ModelSource:
     @property
     def cannot_resume(self)->str|None: return no_way_back(self.inputs)
 
-    def about(self)->dict[str, Any]: # Plain data
+    def spec(self)->dict[str, Any]: # Plain data
         "What decides the rows, besides the inputs"
-        return self.activations.about() | self.known
+        return self.activations.spec() | self.known
 
     def state_dict(self)->dict:
-        return self.failed or dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches, about=self.about())
+        return self.failed or dict(inputs=self.inputs.state_dict(), n_batches=self.n_batches, about=self.spec())
 
     def load_state_dict(self, state:dict):
         "Go to a saved position"
-        check_about(state.get('about'), self.about())
+        check_spec(state.get('about'), self.spec())
         self.inputs.load_state_dict(state['inputs'])
         self.n_batches, self.failed = state['n_batches'], None
 
@@ -295,10 +295,10 @@ class TokenActivations:
     @property
     def name(self)->str: return self.hooked.name
 
-    def about(self)->dict[str, Any]: # Plain data
+    def spec(self)->dict[str, Any]: # Plain data
         "What decides the rows, as far as it can be written down"
         s = self.seqpos
-        return self.hooked.about() | dict(
+        return self.hooked.spec() | dict(
             hook_head_index=self.head, seqpos_slice=[s.start, s.stop, s.step],
             excluded_tokens=None if self.excluded is None else self.excluded.tolist())
 

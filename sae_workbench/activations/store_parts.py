@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor, nn
-from .cache_format import check_fits, read_manifest
+from .cache_format import check_fits, read_cache_manifest
 from .cache_read import ShardSource
 from .columns import hooks_of
 from .datasets import open_dataset
@@ -126,7 +126,7 @@ def open_cache(
     **more, # The same by name, where it differs, and the width d_in
 )->dict: # The manifest
     "The manifest of a cache that fits a run"
-    manifest = read_manifest(path, options.hook_name)
+    manifest = read_cache_manifest(path, options.hook_name)
     if manifest['format']==V6_FORMAT: manifest = v6_positions(manifest, options.context_size, options.seqpos_slice)
     facts = dict(hook_name_out=None) | cached_facts(options)
     check_fits(path, manifest, **more | {k: v for k, v in facts.items() if k not in more})

@@ -240,7 +240,7 @@ def make_contexts(
 class Contexts:
     "Contexts one by one or in batches, over one epoch, several, or without end; a position as plain JSON data"
     chunk = 64     # rows read and encoded at once; part of no state
-    first = None   # a hash of the first context, by which the data are recognised
+    fingerprint = None   # of the first context, by which the data are recognised
     cannot_resume = None
     def __init__(self,
         rows:MapRows|StreamRows, # Where the values come from
@@ -249,7 +249,7 @@ class Contexts:
     ):
         self.rows, self.maker, self.epochs, self.ready = rows, maker, epochs, deque()
         self.epoch = self.n_rows = self.made = self.taken = 0
-        self.mark = self.chunk_start()
+        self.at_chunk = self.chunk_start()
 
     # chunks
     def chunk_start(self)->dict:
@@ -260,7 +260,7 @@ class Contexts:
 
     def fill(self)->bool:
         "Read one more chunk; False at the end of the epoch"
-        if not self.ready: self.mark, self.taken = self.chunk_start(), 0
+        if not self.ready: self.at_chunk, self.taken = self.chunk_start(), 0
         start, values = self.rows.row, self.rows.read(self.chunk)
         new = [torch.from_numpy(c) for c in make_contexts(self.maker, values, start)]
         self.ready.extend(new)
@@ -323,15 +323,15 @@ class Contexts:
     # the position
     def position(self)->str: return read_up_to(self, epoch=self.epoch, contexts=self.made - len(self.ready))
 
-    def state_dict(self)->dict: return self.mark | dict(taken=self.taken, first=self.first)
+    def state_dict(self)->dict: return self.at_chunk | dict(taken=self.taken, first=self.fingerprint)
 
     def load_state_dict(self, state:dict):
         "Go to a saved position"
         if (n := state['context_size']) != self.maker.size:
             raise DataError(f"the saved position is one of contexts of {n} tokens, not {self.maker.size}")
-        if (saved := state.get('first')) != self.first and saved:
+        if (saved := state.get('first')) != self.fingerprint and saved:
             raise DataError(f"the saved position belongs to other data: the first context had the hash {saved}, "
-                            f"now it has {self.first}")
+                            f"now it has {self.fingerprint}")
         self.rows.load_state_dict(state['rows'])
         self.ready.clear()
         self.epoch, self.n_rows, self.made = state['epoch'], state['n_rows'], state['made']
@@ -370,7 +370,7 @@ class TokenContexts(Contexts):
         maker = ContextMaker(self.kind, context_size, tokenizer, begin, separator, disable_concat_sequences)
         super().__init__(open_rows(dataset, columns, self.kind == 'tokens'), maker, epochs)
         self.require(1)
-        self.first = hashlib.sha256(self.ready[0].numpy().tobytes()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(self.ready[0].numpy().tobytes()).hexdigest()[:16]
 
     def again(self, **changes)->'TokenContexts': # Arguments that differ
         "Another iterator over the same dataset, from its start; this one stays where it is"

@@ -25,6 +25,7 @@ from ..core.points import resolve, same_tensor
 from .text_place import TextPlace, place_now
 from ..saes.base import SAE
 from ..saes.card import origin_differences
+from ..saes.config import writes_elsewhere
 
 # %% ../../nbs/analysis/attach.ipynb #141659c3
 def check_sae(
@@ -35,8 +36,6 @@ def check_sae(
 
 def _an_sae(sae): return check_sae(sae) or sae
 AnSAE = Annotated[SAE, BeforeValidator(_an_sae)]
-
-def _has_output(sae:SAE)->bool: return hasattr(sae.cfg, 'd_out')   # a transcoder
 
 def _known(model:nn.Module, sae:SAE)->tuple[str, str]:
     "The places that the metadata names"
@@ -69,9 +68,9 @@ def place_of(
     "The places of an SAE in a model; an error if they do not exist"
     read, write = _known(model, sae) if name is None else (name, name) if isinstance(name, str) else name
     for n in (read, write): resolve(model, n)
-    if _has_output(sae) and read==write: read, write = _both_sides(model, read)
-    if _has_output(sae) == (read != write): return read, write
-    if _has_output(sae): raise ConfigError(f"a transcoder reads at one place and writes at another: give name=(read, "
+    if writes_elsewhere(sae.cfg) and read==write: read, write = _both_sides(model, read)
+    if writes_elsewhere(sae.cfg) == (read != write): return read, write
+    if writes_elsewhere(sae.cfg): raise ConfigError(f"a transcoder reads at one place and writes at another: give name=(read, "
                                            f"write) or metadata.hook_name_out; got {read!r} alone")
     raise ConfigError(f"{type(sae).__name__} writes where it reads; got {read!r} and {write!r}")
 
@@ -191,7 +190,7 @@ class Attachment:
 
     def _through(self, y:Tensor)->Tensor:
         sae, shape = self.sae, y.shape
-        width = sae.cfg.d_out if _has_output(sae) else sae.cfg.d_in
+        width = sae.cfg.d_out if writes_elsewhere(sae.cfg) else sae.cfg.d_in
         z = _join(y.to(sae.device), width, sae.hook_z_reshaping_mode)
         try:
             with self._applied(z): return sae(*self._inputs(z)).to(y).reshape(shape)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..activations.sources import excluded_ids
 from ..activations.tokens import kept_positions
 from .attach import Attachment, check_sae, place_of
+from ..core.arguments import as_list
 from ..core.errors import ConfigError, DataError, HookError, did_you_mean, warn
 from ..core.hooks import hanging, hooks_here, is_hooked
 from ..core.points import resolve
@@ -247,8 +248,7 @@ class SAEMethods:
         prev_saes:SAE|Sequence[SAE|None]|None=None, # What comes instead, one for each name; None leaves the place empty
     ):
         "Take SAEs out of the model"
-        names = [act_names] if isinstance(act_names, str) else act_names
-        if names is None: names = list(self.acts_to_saes)
+        names = list(self.acts_to_saes) if act_names is None else as_list(act_names)
         instead = [prev_saes] if isinstance(prev_saes, SAE) else prev_saes or [None]*len(names)
         if len(instead) != len(names):
             raise ConfigError(f"prev_saes: {len(instead)} SAEs for {len(names)} names; give one, or None, for each")

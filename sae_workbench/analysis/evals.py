@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .baselines import frozen_encoder, random_dictionary
-from .eval_data import ContextData, Rows, find_at, has_contexts, open_contexts, open_rows, source_and_model
+from .eval_data import (
+    ContextData, EvalRows, contexts_to_measure, find_at, has_contexts, rows_to_measure, source_and_model)
 from ..activations.scale import ActivationScaler
 from ..activations.hooked import evaluating
 from ..activations.sources import check_rows
@@ -30,6 +31,7 @@ from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.progress import Bar
 from ..saes.base import SAE
+from ..saes.config import writes_elsewhere
 from ..training.evaluate import LossMetrics, reconstruct
 
 # %% ../../nbs/analysis/evals.ipynb #d55d5b3b
@@ -120,13 +122,13 @@ def _applicable(cfg:EvalConfig, has_model:bool, has_encoder:bool)->EvalConfig:
 
 # %% ../../nbs/analysis/evals.ipynb #fb83772f
 def _through(sae:SAE, scaler:ActivationScaler|None, x:Tensor)->tuple[Tensor, Tensor]: # (rows, d_sae), (rows, d_out)
-    if hasattr(sae.cfg, 'd_out'):
+    if writes_elsewhere(sae.cfg):
         out, f = sae.forward_with_activations((scaler or ActivationScaler()).scale(x.to(sae.device)))
         return f, out
     _, f, out = reconstruct(sae, x[None], scaler)
     return f, out[0]
 
-def _mean(batches:Iterable[Rows])->Tensor: # (d_out,)
+def _mean(batches:Iterable[EvalRows])->Tensor: # (d_out,)
     n, total = 0, 0.
     for b in batches: n, total = n + len(b.y), total + b.y.double().sum(0)
     if not n: raise DataError("there is nothing to measure: no rows, or none that counts")
@@ -134,7 +136,7 @@ def _mean(batches:Iterable[Rows])->Tensor: # (d_out,)
 
 def _on_rows(
     saes:dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]], # Functions from rows to latents and reconstructions
-    batches:Callable[[], Iterable[Rows]], # Starts the batches anew
+    batches:Callable[[], Iterable[EvalRows]], # Starts the batches anew
     d_sae:int, # Latents in each
     with_mean:bool, # Go through the rows twice, first for their mean
 )->dict[str, tuple[ReconstructionMetrics, SparsityMetrics]]:
@@ -157,7 +159,7 @@ def weight_metrics(
     "Norms, cosines and biases of each latent's weights; a transcoder's two sides are not compared"
     enc, dec = sae.W_enc.double(), sae.W_dec.double().T
     found = dict(encoder_norm=enc.norm(dim=0))
-    if not hasattr(sae.cfg, 'd_out'):
+    if not writes_elsewhere(sae.cfg):
         found['encoder_decoder_cosine_sim'] = (enc*dec).sum(0)/(found['encoder_norm']*dec.norm(dim=0))
     if getattr(sae, 'b_enc', None) is not None: found['encoder_bias'] = sae.b_enc
     return {k: v.tolist() for k, v in found.items()}
@@ -287,7 +289,7 @@ def _contexts_for(cfg:EvalConfig, sae, source, model, name, head, excluded, kwar
     n = size*max(cfg.n_eval_reconstruction_batches*bool(_wants(cfg, _LOSSES)),
                  cfg.n_eval_sparsity_variance_batches*bool(_wants(cfg, _ROWS)))
     at = find_at(sae, model, source, name, head)
-    return open_contexts(sae, source, model, at, n, size, _fit_rows(cfg), excluded=excluded, kwargs=kwargs)
+    return contexts_to_measure(sae, source, model, at, n, size, _fit_rows(cfg), excluded=excluded, kwargs=kwargs)
 
 @checked
 @torch.no_grad()
@@ -313,11 +315,11 @@ def run_evals(
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
     cfg = get_eval_everything_config() if eval_config is None else eval_config
     cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
-    if hasattr(sae.cfg, 'd_out'): cfg = replace(cfg, baselines=False)
+    if writes_elsewhere(sae.cfg): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")
     excluded = exclude_special_tokens
     if not isinstance(excluded, (bool, Tensor)): excluded = list(excluded)
     if on_contexts: data = _contexts_for(cfg, sae, source, model, name, hook_head_index, excluded, dict(model_kwargs or {}))
-    else: data = open_rows(sae, source, cfg.n_eval_sparsity_variance_batches, _fit_rows(cfg))
+    else: data = rows_to_measure(sae, source, cfg.n_eval_sparsity_variance_batches, _fit_rows(cfg))
     return _measure(sae, activation_scaler, data, cfg, verbose)

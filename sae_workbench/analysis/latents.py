@@ -223,7 +223,7 @@ def nearest_latents(
 def latent_table(
     stats:LatentStats, # What a pass found
     nearest:bool=True, # With each latent's nearest other; the cost grows with the square of d_sae
-)->'pandas.DataFrame': # One row a latent
+)->'pandas.DataFrame': # One row a latent, in the order of their numbers: the first ones may be dead
     "Density, strength, peak and nearest neighbour of all latents"
     from pandas import DataFrame
     first = [stats.top.places(j)[:1] for j in range(len(stats.latents))]

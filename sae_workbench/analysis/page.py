@@ -210,7 +210,7 @@ def _facts(page:LatentPage)->str:
 
 def _label(latent:int, label:str|None)->str:
     if label is None: return ''
-    return (f'<input class="label" value="{html.escape(label)}" maxlength="{LONGEST_LABEL}" '
+    return (f'<input class="label" data-latent="{latent}" value="{html.escape(label)}" maxlength="{LONGEST_LABEL}" '
             f'aria-label="Label of latent {latent}" placeholder="Write a label">')
 
 def page_html(

@@ -20,7 +20,7 @@ from .estimate import RunEstimate, StepTime, estimate_rows, estimate_run, measur
 from .form import Form, mistakes_html
 from .options import Checked, Option, option_groups, value_text
 from sae_workbench.apps.widgets import (
-    PLOT_AXIS, PLOT_LOOK, Face, code_html, dim, facts_html, figure_widget, fitted, html_box, in_colab, panels, sent_at,
+    PLOT_AXIS, PLOT_STYLE, App, code_html, dim, facts_html, figure_widget, fitted, html_box, in_colab, panels, sent_at,
     styled)
 
 # %% ../../nbs/apps/chooser.ipynb #c8d999b6
@@ -36,7 +36,7 @@ class Plot:
         layout = dict(height=260, margin=dict(l=45, r=45, t=10, b=40), showlegend=True, autosize=True,
                       legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0),
                       xaxis=dict(title='pre-activation', **axis), yaxis=dict(title='latent', **axis),
-                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False), **PLOT_LOOK)
+                      yaxis2=dict(overlaying='y', side='right', showgrid=False, zeroline=False), **PLOT_STYLE)
         lines = [go.Scatter(name='latent', mode='lines', line=dict(width=3, color='#2f7de1')),
                  go.Scatter(name="size of the threshold's gradient", mode='lines', yaxis='y2', visible=False,
                             line=dict(width=1.5, color='#e8820c', shape='hv'))]
@@ -95,7 +95,7 @@ class Results:
         try: self.choice.load(self.text.value, keep)
         except Exception as e: self.report.value = mistakes_html({'': str(e).split('\n')}); return
         done = self.choice.report
-        said = dim('Read.') if done is None else done._repr_html_().partition('</pre>')[2]
+        said = dim('Read.') if done is None else done.report_html
         self.report.value = f'<div class="sae-report">{said}</div>'
 
     def show(self, checked:Checked):
@@ -127,7 +127,7 @@ class Results:
                 titles[2], self.text, self.read, self.report]
 
 # %% ../../nbs/apps/chooser.ipynb #4acb46ad
-class ArchitectureChooser(Face):
+class ArchitectureChooser(App):
     "A widget to choose an architecture and its options"
     @checked
     def __init__(self,

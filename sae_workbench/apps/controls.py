@@ -72,7 +72,7 @@ export default { render };
 """
 
 # %% ../../nbs/apps/controls.ipynb #d990966d
-_GRID_LOOK = """
+_GRID_STYLE = """
 .sae-grid{overflow:auto;max-height:430px;font:13px/1.4 system-ui,sans-serif;border:1px solid rgba(128,128,128,.3)}
 .sae-grid table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 .sae-grid th{position:sticky;top:0;padding:0;text-align:right;background:var(--jp-layout-color2,#f0f1f3)}
@@ -92,7 +92,7 @@ def _grid_class()->type:
     import anywidget, traitlets as t
     class Grid(anywidget.AnyWidget):
         "A table whose rows can be picked"
-        _esm, _css = _GRID, _GRID_LOOK
+        _esm, _css = _GRID, _GRID_STYLE
         columns, rows = t.List().tag(sync=True), t.List().tag(sync=True)
         sort, down = t.Unicode('').tag(sync=True), t.Bool(True).tag(sync=True)
         picked, marked = t.Int(None, allow_none=True).tag(sync=True), t.Unicode('').tag(sync=True)
@@ -130,7 +130,7 @@ export default { render };
 """.replace('ABOVE', SHADES[0]).replace('BELOW', SHADES[1])
 
 # %% ../../nbs/apps/controls.ipynb #ee8aecc9
-_TOKENS_LOOK = """
+_TOKENS_STYLE = """
 .sae-tokens{font:13px/2 monospace;white-space:pre-wrap;overflow-wrap:anywhere;max-height:230px;overflow:auto}
 .sae-tokens span{cursor:pointer;border-radius:3px;padding:2px 0;margin-right:1px}
 .sae-tokens span{border-bottom:1px solid rgba(128,128,128,.45)}
@@ -143,7 +143,7 @@ def _tokens_class()->type:
     import anywidget, traitlets as t
     class Tokens(anywidget.AnyWidget):
         "A text whose tokens can be picked"
-        _esm, _css = _TOKENS, _TOKENS_LOOK
+        _esm, _css = _TOKENS, _TOKENS_STYLE
         tokens, picked = t.List().tag(sync=True), t.Int(-1).tag(sync=True)
     return Tokens
 
@@ -184,7 +184,7 @@ export default { render };
 """
 
 # %% ../../nbs/apps/controls.ipynb #9b16f940
-_ENTRY_LOOK = """
+_ENTRY_STYLE = """
 .sae-entry{display:flex;flex-direction:column;gap:2px;margin:2px;min-width:0}
 .sae-entry input{width:100%;box-sizing:border-box;margin:0;min-width:0}
 .sae-entry input[type=text]{height:28px;padding:4px 8px;font:13px system-ui,sans-serif;
@@ -200,7 +200,7 @@ def _entry_class()->type:
     import anywidget, traitlets as t
     class Entry(anywidget.AnyWidget):
         "A line to type into, with a slider if it has a scale"
-        _esm, _css = _ENTRY, _ENTRY_LOOK
+        _esm, _css = _ENTRY, _ENTRY_STYLE
         typed = t.List(['', 0, 0]).tag(sync=True)   # a text, its place among all that were typed, and when, in ms
         shown = t.List(['', 0]).tag(sync=True)      # a text, and after how many of those
         taken = 0                                   # how many of those have been answered
@@ -227,7 +227,15 @@ function render({ model, el }) {
   el.classList.add('sae-face');
   const marks = marker(el);
   const find = () => marks([...el.querySelectorAll('.texts td:last-child, .texts figcaption')], model.get('marked'));
-  const draw = () => { el.innerHTML = model.get('value'); find(); };
+  const draw = () => {
+    el.innerHTML = model.get('value');
+    el.querySelectorAll('input.label').forEach(field => { field.dataset.lmSuppressShortcuts = 'true'; });
+    find();
+  };
+  el.addEventListener('input', e => {
+    if (!e.target.matches('input.label')) return;
+    model.set('labelled', [Number(e.target.dataset.latent), e.target.value]); model.save_changes();
+  });
   el.addEventListener('click', e => {
     const link = e.target.closest('a[href^="#latent-"]');
     if (!link) return;
@@ -246,14 +254,15 @@ export default { render };
 def _linked_class()->type:
     import anywidget, traitlets as t
     class Linked(anywidget.AnyWidget):
-        "A page whose links to latents can be followed"
+        "A page whose links to latents can be followed, and whose labels can be written"
         _esm = _LINKED
         value, marked = t.Unicode('').tag(sync=True), t.Unicode('').tag(sync=True)
         clicked = t.List([-1, 0]).tag(sync=True)   # a latent, and how many clicks there have been
+        labelled = t.List([-1, '']).tag(sync=True)   # a latent, and what was typed as its label
     return Linked
 
 def linked_page(
     **traits, # value (HTML in which everything of the data is escaped) and marked
 ): # A widget
-    "A page whose links to latents can be followed; `clicked` is to be observed"
+    "A page whose links to latents can be followed; `clicked` and `labelled` are to be observed"
     return _linked_class()(**traits)

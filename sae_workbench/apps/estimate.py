@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_WORK', 'ASSUMED', 'empty_sae', 'tensor_sizes', 'step_memory', 'work_of', 'StepTime', 'measure_step',
-           'product_speed', 'guess_step', 'RunEstimate', 'estimate_run', 'size_text', 'time_text', 'estimate_rows']
+           'product_speed', 'guess_step', 'RunEstimate', 'estimate_run', 'size_text', 'rough_time', 'estimate_rows']
 
 # %% ../../nbs/apps/estimate.ipynb #9f7530cc
 import dataclasses, time
@@ -218,7 +218,7 @@ def size_text(
         if n < 999.5 or unit=='TB': return f'{n:.0f} B' if unit=='B' else f'{n:#.3g}'.rstrip('.') + f' {unit}'
         n /= 1000
 
-def time_text(
+def rough_time(
     seconds:float, # Any time
 )->str: # In the unit that fits
     "A time"
@@ -244,5 +244,5 @@ def estimate_rows(
             ('– buffer', size_text(e.buffer), f'{rows:,} activations; up to 1.2 times as much while it fills'),
             ('– a step', size_text(e.working), f'what one on {batch:,} rows holds for a moment, from a small one'),
             ('Disk', size_text(e.saved + e.checkpoints), disk),
-            ('Time', time_text(e.seconds),
-             f'{e.steps:,} steps of {time_text(e.step.seconds)}, {without}; {e.step.how}')]
+            ('Time', rough_time(e.seconds),
+             f'{e.steps:,} steps of {rough_time(e.step.seconds)}, {without}; {e.step.how}')]

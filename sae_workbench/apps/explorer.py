@@ -8,6 +8,8 @@ __all__ = ['LatentExplorer', 'explore']
 # %% ../../nbs/apps/explorer.ipynb #280a6eef
 import html
 from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 from pydantic import SkipValidation
@@ -15,31 +17,52 @@ from ..activations.models import tokenizer_of
 from ..analysis.dashboard import WINDOW, text_contexts
 from ..analysis.examples import TextLatents, check_latents
 from ..analysis.latents import LatentStats, RowLatents, latent_stats
-from ..analysis.page import STYLE, LatentPage, latent_page, page_html
+from ..analysis.page import (
+    LONGEST_LABEL, STYLE, LatentPage, latent_page, page_html, read_labels, write_labels)
 from ..core.arguments import Tokenizer, as_tensor, checked
 from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..saes.base import SAE
 from .controls import linked_page
 from .latent_list import (
-    COLUMNS, LIST_LOOK, LatentList, explorer_table, find_latents, list_html, strength_of, with_similarity)
+    COLUMNS, LABEL, LIST_STYLE, LatentList, explorer_table, find_latents, list_html, strength_of, with_similarity)
 from .reading import (
-    STEERED_LOOK, Reading, Steered, SteerPanel, TextPanel, read_text, steer_text, told)
-from .widgets import Face, dim, html_box, panels, styled
+    STEERED_STYLE, Reading, Steered, SteerPanel, TextPanel, latents_of_text, steer_text, told)
+from .widgets import App, dim, html_box, panels, styled
 
 # %% ../../nbs/apps/explorer.ipynb #55deee93
-_LOOK = STEERED_LOOK + LIST_LOOK + '.sae-explorer .sae-page{max-width:none}'
+_EXPLORER_STYLE = STEERED_STYLE + LIST_STYLE + '.sae-explorer .sae-page{max-width:none}'
 
-class LatentExplorer(Face):
+class LatentExplorer(App):
     "The latent explorer, a widget"
     @checked
     def __init__(self,
         stats:LatentStats, # What a pass over the data found
+        labels:Mapping|str|Path|None=None, # What latents are called, by number; a file keeps what is typed
     ):
         self.stats, self.sae, self.source = stats, stats.sae, stats.source
         self.table, self.latent, self.like = explorer_table(stats), None, None
         self.columns = [c for c in COLUMNS if c[0] in self.table]
         self.before = deque(maxlen=100)   # latents that were picked
+        self.labels_file = None if labels is None or isinstance(labels, Mapping) else Path(labels)
+        new = labels is None or (self.labels_file is not None and not self.labels_file.exists())
+        self.labels = {} if new else read_labels(labels, self.sae)
+        self._name_rows()
+
+    # labels
+
+    def _name_rows(self):
+        self.table['label'] = [self.labels.get(i, '') for i in self.table.latent]
+
+    @checked
+    def label(self, latent:int, text:str):
+        "Call a latent something, and keep that in the file of labels; an empty text takes the label away"
+        check_latents(self.sae, [latent])
+        if text := text.strip()[:LONGEST_LABEL]: self.labels[latent] = text
+        else: self.labels.pop(latent, None)
+        self._name_rows()
+        if self.labels_file is not None: write_labels(self.labels, self.labels_file)
+        if hasattr(self, 'list'): self.list.label()
 
     # what one can ask
 
@@ -72,7 +95,7 @@ class LatentExplorer(Face):
     def read(self, text:str)->Reading:
         "Which latents fire on a text"
         self._needs_text()
-        return read_text(self.source, text)
+        return latents_of_text(self.source, text)
 
     @checked
     def steer(self, prompt:str, latent:int, times:float=1., mode:str='steer', n:Count=40)->Steered:
@@ -92,7 +115,9 @@ class LatentExplorer(Face):
         shown = self.latent if self.latent is not None else int(found.latent.iloc[0])
         text = (f'<p>{len(self.table):,} latents on {self.stats.n:,} {html.escape(self.source.unit)}s; '
                 'those first that are most worth a look.</p>')
-        return styled(text + list_html(found, self.columns) + page_html(self.page(shown)), _LOOK + STYLE)
+        columns = [*self.columns, *([LABEL] if self.labels else [])]
+        page = page_html(self.page(shown), remark=self.labels.get(shown, ''))
+        return styled(text + list_html(found, columns) + page, _EXPLORER_STYLE + STYLE)
 
     # the widget
 
@@ -103,16 +128,18 @@ class LatentExplorer(Face):
         self.steer_tab = SteerPanel(self.steer, self.strength)
         self.page_box = linked_page(value=dim('Pick a latent.'))
         self.page_box.observe(lambda change: self.pick(change.new[0]), 'clicked')
+        self.page_box.observe(lambda change: self.label(*change.new), 'labelled')
         self.back_button = w.Button(icon='arrow-left', layout=w.Layout(width='auto', align_self='flex-start'))
         self.back_button.on_click(lambda _: self.back())
         self.list.grid.observe(lambda change: setattr(self.page_box, 'marked', change.new), 'marked')
         tabs = {'Page': w.VBox([self.back_button, self.page_box], layout=w.Layout(min_width='0'))}
         if self.reads_text: tabs |= {'Text': w.VBox(self.text_tab.parts()), 'Steer': w.VBox(self.steer_tab.parts())}
         self.tabs = w.Tab(list(tabs.values()), titles=list(tabs))
-        self.list.show(); self.steer_tab.show(None)
+        self.list.label() if self.labels else self.list.show()
+        self.steer_tab.show(None)
         if self.list.grid.rows: self.pick(self.list.grid.rows[0][0])
         both = panels(self.list.parts(), [self.tabs], basis=('340px', '480px'))
-        box = w.VBox([html_box(styled('', _LOOK + STYLE)), both])
+        box = w.VBox([html_box(styled('', _EXPLORER_STYLE + STYLE)), both])
         box.add_class('sae-explorer')
         return box
 
@@ -137,8 +164,9 @@ class LatentExplorer(Face):
         if self._made is None and not hasattr(self, 'list'): return
         if self.list.grid.picked != latent: self.list.grid.picked = latent
         self.list.like.disabled = False
-        page = told(self.page_box, self.page, latent)
-        if page is not None: self.page_box.value = page_html(page, links=range(self.sae.cfg.d_sae))
+        page, called = told(self.page_box, self.page, latent), self.labels.get(latent, '')
+        unkept = '' if self.labels_file else "explore(…, latent_labels='labels.json') keeps labels in a file."
+        if page is not None: self.page_box.value = page_html(page, range(self.sae.cfg.d_sae), called, unkept)
         self.back_button.layout.visibility = 'visible' if self.before else 'hidden'
         if self.before: self.back_button.description = f'Back to {self.before[-1]}'
         self.text_tab.shade(latent); self.steer_tab.show(latent)
@@ -152,19 +180,21 @@ def explore(
     n_tokens:int=32768, # How many tokens of the texts to read
     hook_name:str|None=None, # Where the SAE sits; from its metadata if None
     tokenizer:Tokenizer|None=None, # The model's own if None
+    latent_labels:Mapping|str|Path|None=None, # What latents are called, by number, or a file that keeps what is typed
     **options, # For `RowLatents`: labels and pictures
 )->LatentExplorer: # Show it
     "Open the latent explorer: search, pages of latents, your own texts, steering"
-    if isinstance(sae, LatentStats): return LatentExplorer(sae)
+    if isinstance(sae, LatentStats): return LatentExplorer(sae, latent_labels)
     if not isinstance(sae, SAE): raise ConfigError(
         f'explore needs an SAE, or what latent_stats found, got a {type(sae).__name__}')
     if n_tokens < 1: raise ConfigError(f'n_tokens={n_tokens} must be at least 1')
     if data is None: raise DataError('data is needed: texts, token ids or activations on which the latents are seen')
-    if model is None: return LatentExplorer(latent_stats(RowLatents(sae, data, **options)))
+    if model is None: 
+        return LatentExplorer(latent_stats(RowLatents(sae, data, **options)), latent_labels)
     tokenizer = tokenizer or tokenizer_of(model)
     if isinstance(data, np.ndarray) and data.dtype.kind in 'iu': data = as_tensor(data)
     if not isinstance(data, Tensor):
         rows = [dict(text=t) if isinstance(t, str) else t for t in ([data] if isinstance(data, str) else data)]
         data = text_contexts(sae, tokenizer, rows, n_tokens)
     source = TextLatents(sae, model, data, hook_name, tokenizer, window=WINDOW)
-    return LatentExplorer(latent_stats(source, progress=True))
+    return LatentExplorer(latent_stats(source, progress=True), latent_labels)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from .curves import all_traces, axes_of, still_panel
 from .history import DENSITY, PANELS, RunHistory
-from .widgets import PLOT_LOOK, figure_widget, html_box, in_colab, styled
+from .widgets import PLOT_STYLE, figure_widget, html_box, in_colab, styled
 
 # %% ../../nbs/apps/live_panels.ipynb #4fcc7295
 _RULER = """
@@ -58,7 +58,7 @@ class LivePanel:
         legend = dict(orientation='h', y=1.02, yanchor='bottom', x=0, font=dict(size=10))
         across, up = axes_of(self.title, self.x)
         layout = dict(title=title, legend=legend, showlegend=many, margin=dict(l=58, r=8, t=46, b=38), height=HEIGHT,
-                      width=self.ruler.width or None, xaxis=across, yaxis=up, **PLOT_LOOK)
+                      width=self.ruler.width or None, xaxis=across, yaxis=up, **PLOT_STYLE)
         old, self.figure = self.figure, figure_widget(traces, layout)
         self.box.children = [self.ruler, self.figure]
         if old is not None: old.close()

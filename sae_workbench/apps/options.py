@@ -7,12 +7,13 @@ __all__ = ['MAIN', 'Option', 'default_of', 'options_of', 'option_groups', 'read_
            'check_values']
 
 # %% ../../nbs/apps/options.ipynb #0b710004
-import ast, dataclasses, linecache, re, types, typing
+import ast, dataclasses, re, types, typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 from ..activations.models import LOADERS
 from ..core.config import DTYPES
+from ..core.field_notes import field_notes
 from ..core.serial import plain
 from ..core.registry import get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
@@ -20,7 +21,6 @@ from ..saes.training import TrainingSAEConfig
 from ..training.config import LanguageModelSAERunnerConfig, LoggingConfig
 from ..training.optim import SCHEDULES
 from .estimate import empty_sae
-from .showdoc import parameters
 
 # %% ../../nbs/apps/options.ipynb #10ca8e7b
 class Option(NamedTuple):
@@ -37,22 +37,6 @@ class Option(NamedTuple):
     def name(self)->str:
         "Its name without the place"
         return self.path.rpartition('.')[2]
-
-def _cell_notes(cls:type)->dict[str, str]:
-    "The comments beside the fields of a class from a notebook's cell"
-    codes = [f.__code__ for f in map(lambda f: getattr(f, '__func__', f), vars(cls).values()) if hasattr(f, '__code__')]
-    for lines in map(linecache.getlines, {c.co_filename for c in codes}):
-        for node in ast.walk(ast.parse(''.join(lines))):
-            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-                fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-                return {n.target.id: lines[n.end_lineno - 1].partition('#')[2].strip() for n in fields}
-    return {}
-
-def _notes(cls:type)->dict[str, str]:
-    found = {p.name: p.details for p in parameters(cls)}
-    for c in reversed(cls.__mro__):
-        if c.__module__ == '__main__': found |= {n: t for n, t in _cell_notes(c).items() if t}
-    return found
 
 # %% ../../nbs/apps/options.ipynb #89e3841e
 _NAMED = {'dtype': tuple(DTYPES), 'lr_scheduler_name': tuple(SCHEDULES), 'model_class_name': tuple(LOADERS)}
@@ -86,7 +70,7 @@ def options_of(
     "The options of a config, in order"
     try: hints = typing.get_type_hints(cls, include_extras=True)
     except (NameError, TypeError): hints = {}
-    notes, found = _notes(cls), []
+    notes, found = field_notes(cls), []
     for f in dataclasses.fields(cls):
         if not f.init or dataclasses.is_dataclass(hints.get(f.name)): continue
         tps = _types(hints.get(f.name, object))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'METRICS', 'recipes_folder', 'read_recipe', 'train_synthetic', 'train_smollm2', 'train_recipe', 'record',
-           'compare', 'RecipeError', 'show_recipes', 'run_recipe', 'record_recipe', 'main']
+           'compare_with_record', 'RecipeError', 'show_recipes', 'run_recipe', 'record_recipe', 'main']
 
 # %% ../../nbs/apps/recipes.ipynb #db5b5fab
 import math, time
@@ -103,7 +103,7 @@ def record(
         out[k] = dict(value=round(value, 4), tolerance=round(max(least, 3*(max(values) - min(values))), 4))
     return out
 
-def compare(
+def compare_with_record(
     found:dict[str, float], # Metrics of a run
     recorded:dict[str, dict[str, float]], # From `record`
 )->list[tuple[str, float, float, float, bool]]: # Metric, recorded value, tolerance, found value, whether it passes
@@ -139,7 +139,7 @@ def run_recipe(
     recorded = read_json(folder/RECORDED)
     options, begin = read_recipe(name, folder), time.time()
     if name not in recorded: raise ConfigError(f"{name}: nothing is recorded for it; --record does that")
-    rows = compare(train(options), recorded[name]['metrics'])
+    rows = compare_with_record(train(options), recorded[name]['metrics'])
     print(f"{name}, seed {options['seed']}, {time.time() - begin:.0f} s\n{_table(rows)}")
     bad = [k for k, *_, ok in rows if not ok]
     if bad: raise RecipeError(f"{name}: {', '.join(bad)} not within the tolerance")

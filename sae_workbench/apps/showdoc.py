@@ -6,13 +6,14 @@
 __all__ = ['Parameter', 'own', 'parameters', 'table', 'packaged', 'signature', 'members', 'TableRenderer']
 
 # %% ../../nbs/apps/showdoc.ipynb #92dbf802
-import ast, dataclasses, inspect, io, re, tokenize
+import ast, dataclasses, inspect, re
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from importlib import import_module
 from textwrap import dedent
 from typing import Generic, NamedTuple
 from ..core.config import ConfigMeta
+from ..core.field_notes import class_tree, line_comments
 
 # %% ../../nbs/apps/showdoc.ipynb #d2eef9b1
 class Parameter(NamedTuple):
@@ -23,11 +24,6 @@ class Parameter(NamedTuple):
     details:str = '' # The comment beside it
 
 # %% ../../nbs/apps/showdoc.ipynb #f10040f6
-def _comments(source:str)->dict[int, str]:
-    "The comments of some source by line"
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('# ').rstrip() for t in tokens if t.type == tokenize.COMMENT}
-
 def _text(node:ast.AST|None)->str: return ast.unparse(node) if node else ''
 
 def _type(node:ast.AST|None)->str:
@@ -76,14 +72,14 @@ def _definition(sym)->tuple[ast.AST|None, dict[int, str]]:
     "The syntax tree of a class or function, and its comments; None where there is no source"
     try: source = dedent(inspect.getsource(sym))
     except (OSError, TypeError): return None, {}
-    return ast.parse(source).body[0], _comments(source)
+    return ast.parse(source).body[0], line_comments(source)
 
 def _fields(cls:type)->list[Parameter]:
     "The fields of a dataclass or named tuple; what a subclass leaves unsaid its bases say"
     known = {}
     for c in reversed(cls.__mro__):
-        node, notes = _definition(c) if c.__module__ != 'builtins' else (None, {})
-        for p in (_of_fields(node, notes) if isinstance(node, ast.ClassDef) else ()):
+        node, notes = class_tree(c)
+        for p in (_of_fields(node, notes) if node else ()):
             known[p.name] = p._replace(details=p.details or getattr(known.get(p.name), 'details', ''))
     names = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else cls._fields
     return [known.get(n, Parameter(n)) for n in names]
@@ -170,6 +166,15 @@ def _function(member):
     for name in ('__func__', 'fget', 'func'): member = getattr(member, name, member)
     return member if inspect.isfunction(member) else None
 
+_LIBRARIES_CALL = {   # by the class that declares it: what a library calls, and nobody types
+    'torch.nn.modules.module.Module': {'extra_repr'},
+    'torch.autograd.function._SingleLevelFunction': {'forward', 'backward', 'setup_context'},
+    'importlib._abc.Loader': {'create_module', 'exec_module'},
+    'tqdm.std.tqdm': {'display', 'close'}}
+
+def _is_called_for_us(cls:type, name:str)->bool:
+    return any(name in _LIBRARIES_CALL.get(f'{b.__module__}.{b.__qualname__}', ()) for b in cls.__mro__)
+
 def members(
     cls:type, # A class
 )->str: # Markdown, or an empty string
@@ -177,7 +182,7 @@ def members(
     rows = []
     for name, member in own(cls).items():
         doc = inspect.getdoc(_function(member)) if not name.startswith('_') and _function(member) else None
-        if not doc: continue
+        if not doc or _is_called_for_us(cls, name): continue
         called = not hasattr(member, 'fget') and not hasattr(member, 'func')
         how = signature(_function(member), name, width=1000) if called else name
         anchor = f'<span id="{cls.__qualname__.lower()}.{name.lower()}"></span>'

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
 from torch import Tensor, nn
-from .arguments import checked
+from .arguments import as_list, checked
 from .errors import HookError
 from .hooks import hanging
 from .points import Point, normalized, resolve
@@ -126,8 +126,7 @@ class _Stop(BaseException):
 
 def _points(model:nn.Module, names)->dict[str, Point]:
     "Points by name; a module stands for its output"
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, Mapping): names = {n: resolve(model, n) for n in names}
+    if not isinstance(names, Mapping): names = {n: resolve(model, n) for n in as_list(names)}
     return {n: p if isinstance(p, Point) else Point(p) for n, p in names.items()}
 
 # %% ../../nbs/core/capture.ipynb #7fef65d9

@@ -6,7 +6,7 @@
 __all__ = ['UNSUPPORTED', 'WRITER', 'LARGEST_TEXT', 'LARGEST_MANIFEST', 'naming', 'sync', 'file_hash', 'put', 'atomic',
            'write_text', 'write_json', 'tensor_hash', 'tensor_hashes', 'own_hash', 'signed_header', 'own_memory',
            'write_tensors', 'not_finite', 'check_finite', 'overflowing', 'read_text', 'once', 'read_json',
-           'header_texts', 'check_tensors', 'read_tensors', 'check_inside', 'not_plain', 'write_state', 'read_state']
+           'header_texts', 'check_hashes', 'read_tensors', 'check_inside', 'not_plain', 'write_state', 'read_state']
 
 # %% ../../nbs/core/files.ipynb #ef845d06
 import errno, hashlib, json, os, secrets
@@ -244,7 +244,7 @@ def header_texts(
     if text.pop('sha256', None) == own_hash(text) and isinstance(text.get('hashes'), dict): return text
     raise LoadError(f"{path}: the header is not what was written: the file was damaged; copy or download it again")
 
-def check_tensors(
+def check_hashes(
     path:str|Path, # The file, for messages
     header:dict[str, str]|None, # Its header, as safetensors gives it
     tensors:dict[str, Tensor], # What was read
@@ -268,7 +268,7 @@ def read_tensors(
     try:
         with safe_open(path, framework='pt') as f:
             header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}   # mapped, not yet read
-        if check: check_tensors(path, header, tensors)
+        if check: check_hashes(path, header, tensors)
         return {k: t.to(device) for k, t in tensors.items()}
     except LoadError: raise
     except (SafetensorError, OSError, ValueError) as e:

@@ -10,7 +10,7 @@ import os, shlex, shutil, subprocess, sys
 from pathlib import Path
 from typing import TextIO
 from tqdm.auto import tqdm
-from .errors import shown
+from .errors import printable
 
 # %% ../../nbs/core/progress.ipynb #46e582b1
 def say(
@@ -18,7 +18,7 @@ def say(
     file:TextIO|None=None, # Where; stdout if None
 ):
     "Print, if anybody reads the output; control characters are shown, so that a terminal does not act on them"
-    try: print(shown(text), file=file, flush=True)
+    try: print(printable(text), file=file, flush=True)
     except OSError: pass
 
 # %% ../../nbs/core/progress.ipynb #683883e1

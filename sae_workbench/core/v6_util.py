@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DataProvider', 'MultiHookDataProvider', 'T_SAE', 'T_SAE_CONFIG', 'T_TRAINING_SAE', 'T_TRAINING_SAE_CONFIG',
-           'Evaluator', 'DTYPE_MAP', 'DTYPE_TO_STR', 'ACTIVATION_SCALER_CFG_FILENAME', 'ACTIVATION_WHITENING_FILENAME',
-           'SPARSIFY_WEIGHTS_FILENAME', 'hf_dataset_types', 'extract_layer_from_tlens_hook_name',
-           'extract_stop_at_layer_from_tlens_hook_name', 'temporary_seed', 'path_or_tmp_dir',
-           'filter_valid_dataclass_fields', 'cosine_similarities']
+           'Evaluator', 'SaveCheckpointFn', 'DTYPE_MAP', 'DTYPE_TO_STR', 'ACTIVATION_SCALER_CFG_FILENAME',
+           'ACTIVATION_WHITENING_FILENAME', 'SPARSIFY_WEIGHTS_FILENAME', 'hf_dataset_types',
+           'extract_layer_from_tlens_hook_name', 'extract_stop_at_layer_from_tlens_hook_name', 'temporary_seed',
+           'path_or_tmp_dir', 'filter_valid_dataclass_fields', 'cosine_similarities']
 
 # %% ../../nbs/core/v6_util.ipynb #4c632db8
 import dataclasses
@@ -29,6 +29,7 @@ T_SAE, T_SAE_CONFIG = TypeVar('T_SAE'), TypeVar('T_SAE_CONFIG')
 T_TRAINING_SAE, T_TRAINING_SAE_CONFIG = TypeVar('T_TRAINING_SAE'), TypeVar('T_TRAINING_SAE_CONFIG')
 
 Evaluator = Callable[[T_TRAINING_SAE, DataProvider, Any], dict[str, Any]]   # the last argument is the scaler
+SaveCheckpointFn = Callable[[Path|None], None]   # called with the checkpoint's folder
 
 def hf_dataset_types():
     "The union of the data set types of Hugging Face, for annotations and `isinstance`"

@@ -9,11 +9,11 @@ __all__ = ['MwhannaTranscoder', 'CircuitTracerSet', 'CLTLayer']
 import re
 from torch import Tensor
 from ..core.errors import LoadError, warn
-from .layouts import Format, Raw, register_format
-from .weights import Facts
+from .layouts import Format, PublishedFiles, register_format
+from .weights import CheckedConfig
 
 # %% ../../nbs/formats/circuit_tracer.ipynb #66168e5d
-def _metadata(raw:Raw, layer:int)->dict:
+def _metadata(raw:PublishedFiles, layer:int)->dict:
     "Model and hooks"
     size = re.search(r'qwen3-(\d+(?:\.\d+)?)b', raw.where.lower())
     model = raw.need('model_name', str, None) or (f'Qwen/Qwen3-{size[1]}B' if size else raw.model)
@@ -26,7 +26,7 @@ def _each(threshold:Tensor, like:Tensor)->Tensor:
     "One threshold a latent, also where one serves all"
     return threshold.reshape(-1).expand(like.shape).contiguous()
 
-def _transcoder(raw:Raw, layer:int, threshold:bool, skip:bool, d_in:int, d_sae:int, d_out:int)->dict:
+def _transcoder(raw:PublishedFiles, layer:int, threshold:bool, skip:bool, d_in:int, d_sae:int, d_out:int)->dict:
     "The config's dict; a file with thresholds is JumpReLU"
     act = raw.need('activation', str, 'relu').lower().replace('_', '')
     if act not in ('relu', 'topk', 'jumprelu'):
@@ -50,7 +50,7 @@ class MwhannaTranscoder(Format):
         (d_sae, d_in), (_, d_out) = shapes.of('W_enc', 2), shapes.of('W_dec', 2)
         threshold = 'activation_function.threshold' in shapes
         cfg = _transcoder(raw, raw.layer(r'layer_(\d+)'), threshold, 'W_skip' in shapes, d_in, d_sae, d_out)
-        size = raw.files.get('run', Facts({})).need('batch_size.value', int, None)
+        size = raw.files.get('run', CheckedConfig({})).need('batch_size.value', int, None)
         if size: cfg['metadata']['context_size'] = size
         return cfg
 

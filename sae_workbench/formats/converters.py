@@ -17,8 +17,9 @@ __all__ = ['sparsify_disk_loader', 'get_sparsify_config_from_disk', 'sae_lens_di
            'get_mwhanna_transcoder_config_from_hf', 'mntss_clt_layer_huggingface_loader',
            'get_mntss_clt_layer_config_from_hf', 'temporal_sae_huggingface_loader', 'get_temporal_sae_config_from_hf',
            'get_goodfire_huggingface_loader', 'get_goodfire_config_from_hf', 'PretrainedSaeHuggingfaceLoader',
-           'PretrainedSaeDiskLoader', 'huggingface_loader', 'huggingface_config', 'disk_loader', 'disk_config',
-           'get_conversion_loader_name', 'load_sae_config_from_huggingface']
+           'PretrainedSaeDiskLoader', 'PretrainedSaeConfigHuggingfaceLoader', 'PretrainedSaeConfigDiskLoader',
+           'huggingface_loader', 'huggingface_config', 'disk_loader', 'disk_config', 'get_conversion_loader_name',
+           'load_sae_config_from_huggingface']
 
 # %% ../../nbs/formats/converters.ipynb #6849142f
 from collections.abc import Callable
@@ -50,6 +51,24 @@ class PretrainedSaeDiskLoader(Protocol):
         cfg_overrides:dict[str, Any]|None=None, # Config values to use instead of the file's
     )->tuple[dict[str, Any], dict[str, Tensor]]: ... # Config and tensors
 
+class PretrainedSaeConfigHuggingfaceLoader(Protocol):
+    "What reads the config alone, as in v6"
+    def __call__(self,
+        repo_id:str, # A repository on the hub, or a folder
+        folder_name:str, # The SAE's path there
+        device:str='cpu', # Where the tensors would go
+        force_download:bool=False, # Download again what is in the cache
+        cfg_overrides:dict[str, Any]|None=None, # Config values to use instead of the file's
+    )->dict[str, Any]: ...
+
+class PretrainedSaeConfigDiskLoader(Protocol):
+    "What reads the config alone from the SAE's folder, as in v6"
+    def __call__(self,
+        path:str|Path, # The SAE's folder
+        device:str|None=None, # Where the tensors would go
+        cfg_overrides:dict[str, Any]|None=None, # Config values to use instead of the file's
+    )->dict[str, Any]: ...
+
 def _place(repo_id:str, force_download:bool)->Place:
     return Folder(repo_id) if Path(repo_id).is_dir() else Hub(repo_id, force_download=force_download)
 
@@ -73,7 +92,7 @@ def huggingface_loader(
 
 def huggingface_config(
     format:str, # A registered format
-)->Callable: # Called as the loader; returns the config's dict
+)->PretrainedSaeConfigHuggingfaceLoader:
     "A function of v6's signature that reads the config of an SAE of a format"
     def config(repo_id, folder_name, device=None, force_download=False, cfg_overrides=None):
         place = _place(repo_id, force_download)

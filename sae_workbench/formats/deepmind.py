@@ -8,20 +8,20 @@ __all__ = ['Gemma2', 'Gemma2Transcoder', 'Gemma3']
 # %% ../../nbs/formats/deepmind.ipynb #0ce1773f
 import re
 from ..core.errors import LoadError
-from .layouts import Format, Raw, register_format
-from .weights import Shapes
+from .layouts import Format, PublishedFiles, register_format
+from .weights import TensorShapes
 
 # %% ../../nbs/formats/deepmind.ipynb #3587695e
 _UNIT = {'k': 1_000, 'm': 1_000_000}
 _FACTS = dict(prepend_bos=True, context_size=1024, dataset_path='monology/pile-uncopyrighted')   # of all releases here
 
-def _check_width(raw:Raw, d_sae:int):
+def _check_width(raw:PublishedFiles, d_sae:int):
     "Compare the width in the name with that of the tensors"
     for n, unit in re.findall(r'width_(\d+)([km])', raw.where):
         if not .95 < int(n)*_UNIT[unit]/d_sae < 1.05:
             raise LoadError(f"{raw.where}: expected about {n}{unit} latents, as the name says, found {d_sae}")
 
-def _gemma_2(raw:Raw)->str:
+def _gemma_2(raw:PublishedFiles)->str:
     "The model, from a name such as gemma-scope-2b-pt-res"
     found = re.search(r'gemma-scope-(2b|9b|27b)-(pt|it)', raw.where)
     if found: return f'gemma-2-{found[1]}' + ('-it' if found[2]=='it' else '')
@@ -37,15 +37,15 @@ class Gemma2(Format):
     path_like = r'^(?!.*(transcoder|gemma-scope-2-))'
     _places = {'att': 'attn.hook_z', 'mlp': 'hook_mlp_out', 'res': 'hook_resid_post'}
 
-    def _of_embedding(self, raw:Raw)->bool: return 'embedding' in re.split('[/_]', raw.where)
+    def _of_embedding(self, raw:PublishedFiles)->bool: return 'embedding' in re.split('[/_]', raw.where)
 
-    def _hook(self, raw:Raw)->str:
+    def _hook(self, raw:PublishedFiles)->str:
         if self._of_embedding(raw): return 'hook_embed'
         kind = re.search(r'-(att|mlp|res)\b', raw.where)
         return f"blocks.{raw.layer()}.{self._places[kind[1] if kind else 'res']}"
 
     def cfg(self, raw, shapes):
-        d_in, d_sae = Shapes({_upper(k): v for k, v in shapes.items()}, shapes.file).of('W_enc', 2)
+        d_in, d_sae = TensorShapes({_upper(k): v for k, v in shapes.items()}, shapes.file).of('W_enc', 2)
         _check_width(raw, d_sae)
         hook = self._hook(raw)
         return dict(architecture='jumprelu', d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False,
@@ -75,7 +75,7 @@ class Gemma2Transcoder(Format):
     name, weights, path_like = 'gemma_2_transcoder', ('{path}/params.npz',), 'transcoder'
 
     def cfg(self, raw, shapes):
-        shapes = Shapes({_canonical(k): v for k, v in shapes.items()}, shapes.file)
+        shapes = TensorShapes({_canonical(k): v for k, v in shapes.items()}, shapes.file)
         (d_in, d_sae), (_, d_out), at = shapes.of('W_enc', 2), shapes.of('W_dec', 2), f'blocks.{raw.layer()}'
         _check_width(raw, d_sae)
         metadata = dict(_FACTS, model_name=_gemma_2(raw), hook_name=f'{at}.ln2.hook_normalized',
@@ -93,13 +93,13 @@ _HF_3 = {'resid_post': ('output', None), 'attn_out': ('self_attn.o_proj.input', 
          'mlp_out': ('post_feedforward_layernorm.output', None),
          'transcoder': ('pre_feedforward_layernorm.output', 'post_feedforward_layernorm.output')}
 
-def _gemma_3(raw:Raw)->str:
+def _gemma_3(raw:PublishedFiles)->str:
     found = re.search(r'gemma-scope-2-(\w+-(?:pt|it))', raw.where)
     name = raw.need('model_name', str, None) or (f'gemma-3-{found[1]}' if found else raw.model or 'gemma-3')
     name = name.removeprefix('google/').replace('-v3', '-3')
     return 'google/' + (name.replace('-pt', '') if '270m' in name else name)
 
-def _hooks_3(raw:Raw, kind:str)->dict[str, str]:
+def _hooks_3(raw:PublishedFiles, kind:str)->dict[str, str]:
     "Where an SAE reads and writes, in the words of TransformerLens and of the config"
     layer, names = raw.layer(), {}
     for end, key, tl, hf in zip(('', '_out'), ('in', 'out'), _HOOKS_3[kind], _HF_3[kind]):
@@ -108,7 +108,7 @@ def _hooks_3(raw:Raw, kind:str)->dict[str, str]:
         names[f'hf_hook_name{end}'] = raw.need(f'hf_hook_point_{key}', str, f'model.layers.{layer}.{hf}')
     return names
 
-def _kind_3(raw:Raw)->str:
+def _kind_3(raw:PublishedFiles)->str:
     found = re.findall('|'.join(_HOOKS_3), raw.where)
     if not found: raise LoadError(f"{raw.where}: expected one of {', '.join(_HOOKS_3)} in the name")
     return found[-1]

@@ -11,22 +11,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 from torch import Tensor
 from ..core.errors import LoadError, unknown
-from .layouts import Format, Raw, output_hook, register_format
-from .weights import Named
+from .layouts import Format, PublishedFiles, output_hook, register_format
+from .weights import TensorFile
 
 # %% ../../nbs/formats/dictionary_learning.ipynb #00e704f4
-def _layers(t:Named)->dict[str, Tensor]:
+def _layers(t:TensorFile)->dict[str, Tensor]:
     return dict(W_enc=t['encoder.weight'].T.contiguous(), W_dec=t['decoder.weight'].T.contiguous())
 
-def _linear(t:Named, b_dec:str)->dict[str, Tensor]: return _layers(t) | dict(b_enc=t['encoder.bias'], b_dec=t[b_dec])
+def _linear(t:TensorFile, b_dec:str)->dict[str, Tensor]: return _layers(t) | dict(b_enc=t['encoder.bias'], b_dec=t[b_dec])
 
-def _plain(t:Named)->dict[str, Tensor]: return {k: t[k] for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec')}
+def _plain(t:TensorFile)->dict[str, Tensor]: return {k: t[k] for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec')}
 
-def _gated(t:Named)->dict[str, Tensor]:
+def _gated(t:TensorFile)->dict[str, Tensor]:
     return _layers(t) | dict(b_gate=t['gate_bias'], b_mag=t['mag_bias'], r_mag=t['r_mag'], b_dec=t['decoder_bias'])
 
 # %% ../../nbs/formats/dictionary_learning.ipynb #72111899
-def _threshold(t:Named, like:Tensor)->Tensor:
+def _threshold(t:TensorFile, like:Tensor)->Tensor:
     "One threshold for all latents, or one for each"
     theta = t['threshold']
     if (theta < 0).any():
@@ -34,7 +34,7 @@ def _threshold(t:Named, like:Tensor)->Tensor:
                         "a BatchTopK SAE whose threshold was never estimated")
     return theta.expand(like.shape).to(like.dtype).clone()
 
-def _with_threshold(state:dict[str, Tensor], t:Named)->dict[str, Tensor]:
+def _with_threshold(state:dict[str, Tensor], t:TensorFile)->dict[str, Tensor]:
     return state | dict(threshold=_threshold(t, state['b_enc']))
 
 # %% ../../nbs/formats/dictionary_learning.ipynb #36513d10
@@ -42,7 +42,7 @@ class _Class(NamedTuple):
     "What a class of dictionary_learning means"
     architecture:str
     subtracts_b_dec:bool
-    state:Callable[[Named], dict[str, Tensor]]
+    state:Callable[[TensorFile], dict[str, Tensor]]
 
 CLASSES = {
     'AutoEncoder': _Class('standard', True, lambda t: _linear(t, 'bias')),
@@ -53,7 +53,7 @@ CLASSES = {
     'MatryoshkaBatchTopKSAE': _Class('jumprelu', True, lambda t: _with_threshold(_plain(t), t)),
     'JumpReluAutoEncoder': _Class('jumprelu', False, lambda t: _with_threshold(_plain(t), t))}
 
-def _class(raw:Raw)->_Class:
+def _class(raw:PublishedFiles)->_Class:
     name = raw.need('trainer.dict_class', str)
     if name in CLASSES: return CLASSES[name]
     raise LoadError(f"{raw.files['config'].file}: trainer.dict_class: " + unknown('class', name, CLASSES))
@@ -62,7 +62,7 @@ def _class(raw:Raw)->_Class:
 _STREAM = ('resid_post', 'resid_pre', 'resid_mid')
 _MODULES = {'mlp_out': 'mlp', 'mlp': 'mlp', 'attention_out': 'attn', 'attn_out': 'attn', 'attn': 'attn'}
 
-def _hook(raw:Raw)->str:
+def _hook(raw:PublishedFiles)->str:
     module, layer = raw.need('trainer.submodule_name', str, None), raw.need('trainer.layer', int)
     found = re.findall(r'([a-z]+(?:_[a-z]+)*)_layer_?\d+', module or raw.where)
     if found and found[-1] in _STREAM: return f'blocks.{layer}.hook_{found[-1]}'

@@ -16,7 +16,7 @@ from ..core.errors import LoadError
 from ..core.files import check_inside, not_finite, read_json, read_tensors
 from ..core.folders import settle
 from .layouts import Format, fold_latent_scale, register_format
-from .weights import Facts
+from .weights import CheckedConfig
 
 # %% ../../nbs/formats/lens.ipynb #d57ea2f3
 CFG_FILE, WEIGHTS_FILE, SPARSITY_FILE = 'cfg.json', 'sae_weights.safetensors', 'sparsity.safetensors'
@@ -45,7 +45,7 @@ def is_old_layout(
 # %% ../../nbs/formats/lens.ipynb #46dfff71
 _RENAMED = {'hook_point': 'hook_name', 'hook_point_head_index': 'hook_head_index', 'activation_fn_str': 'activation_fn'}
 
-def _architecture(old:Facts)->dict[str, Any]:
+def _architecture(old:CheckedConfig)->dict[str, Any]:
     "The architecture, and what only it has"
     name, act = old.need('architecture', str, 'standard'), old.need('activation_fn', str, 'relu')
     if act=='topk': return dict(architecture='topk', k=old.need('activation_fn_kwargs.k', int))
@@ -67,7 +67,7 @@ def modern_config(
     file:str='cfg.json', # Its name, for error messages
 )->dict: # As version 6 writes it
     "A config of version 6 from an older one"
-    old = Facts({_RENAMED.get(k, k): v for k, v in cfg.items()}, file)
+    old = CheckedConfig({_RENAMED.get(k, k): v for k, v in cfg.items()}, file)
     hook, d_in = old.need('hook_name', str, ''), old.need('d_in', int)
     new = _architecture(old) | dict(d_in=d_in)
     new['d_sae'] = old.need('d_sae', int, None) or d_in*old.need('expansion_factor', int)

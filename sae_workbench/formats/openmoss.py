@@ -9,11 +9,11 @@ __all__ = ['LlamaScope', 'LlamaScopeR1', 'Llamascopium']
 import torch
 from torch import Tensor
 from ..core.errors import LoadError
-from .layouts import Format, Raw, fold_decoder_norm, fold_scale, register_format
-from .weights import Named
+from .layouts import Format, PublishedFiles, fold_decoder_norm, fold_scale, register_format
+from .weights import TensorFile
 
 # %% ../../nbs/formats/openmoss.ipynb #0f759d13
-def _config(raw:Raw, arch:str, d_in:int, d_sae:int, model:str|None, **more)->dict:
+def _config(raw:PublishedFiles, arch:str, d_in:int, d_sae:int, model:str|None, **more)->dict:
     read = raw.need('hook_point_in', str)
     write = raw.need('hook_point_out', str, read)
     metadata = dict(model_name=model, hook_name=read, prepend_bos=True)
@@ -23,12 +23,12 @@ def _config(raw:Raw, arch:str, d_in:int, d_sae:int, model:str|None, **more)->dic
     name = {'jumprelu': 'jumprelu_transcoder', 'topk': 'topk_transcoder', 'standard': 'transcoder'}[arch]
     return cfg | dict(architecture=name, d_out=d_in)
 
-def _linear(t:Named)->dict[str, Tensor]:
+def _linear(t:TensorFile)->dict[str, Tensor]:
     "Tensors of torch's linear layers, which are transposed"
     return dict(W_enc=t['encoder.weight'].T.contiguous(), b_enc=t['encoder.bias'],
                 W_dec=t['decoder.weight'].T.contiguous(), b_dec=t['decoder.bias'])
 
-def _agree(raw:Raw, key:str, found:int, expected:int):
+def _agree(raw:PublishedFiles, key:str, found:int, expected:int):
     if found != expected: raise LoadError(f"{raw.where}: {key}: expected {expected}, as the config says, found {found}")
 
 # %% ../../nbs/formats/openmoss.ipynb #45e0613a
@@ -38,7 +38,7 @@ class LlamaScope(Format):
     name, configs = 'llama_scope', {'config': ('{path}/hyperparams.json',)}
     weights = ('{path}/checkpoints/final.safetensors',)
 
-    def _scales(self, raw:Raw)->list[float]:
+    def _scales(self, raw:PublishedFiles)->list[float]:
         norms = (raw.need(f'dataset_average_activation_norm.{k}', float) for k in ('in', 'out'))
         return [raw.need('d_model', int)**.5/n for n in norms]
 
@@ -59,7 +59,7 @@ class LlamaScope(Format):
         return state | dict(threshold=torch.full_like(state['b_enc'].float(), theta))
 
 # %% ../../nbs/formats/openmoss.ipynb #c7ecc7ae
-def _scale_of(raw:Raw)->float:
+def _scale_of(raw:PublishedFiles)->float:
     "What activations were multiplied by: from the config or the registry"
     norm = raw.need('dataset_average_activation_norm.in', float, None)
     if norm: return raw.need('d_model', int)**.5/norm
@@ -88,7 +88,7 @@ class LlamaScopeR1(Format):
 # %% ../../nbs/formats/openmoss.ipynb #987f09ad
 _ACTS = {'relu': 'standard', 'jumprelu': 'jumprelu', 'topk': 'topk'}
 
-def _one_of(raw:Raw, key:str, choices, default=...)->str:
+def _one_of(raw:PublishedFiles, key:str, choices, default=...)->str:
     value = raw.need(key, str, default)
     if value.lower() in choices: return value.lower()
     raise LoadError(f"{raw.where}: {key}: expected one of {', '.join(choices)}, found {value!r}")
@@ -119,7 +119,7 @@ class Llamascopium(Format):
             raise LoadError(f"{raw.where}: norm_activation: expected dataset-wise for a transcoder, found token-wise")
         return cfg
 
-    def _scales(self, t:Named, raw:Raw)->list[float]:
+    def _scales(self, t:TensorFile, raw:PublishedFiles)->list[float]:
         "The factors on the way in and out"
         hooks = [raw.need('hook_point_in', str), raw.need('hook_point_out', str, raw.need('hook_point_in', str))]
         return [raw.need('d_model', int)**.5 / t[f'dataset_average_activation_norm.{h}'].float().item() for h in hooks]

@@ -9,11 +9,11 @@ __all__ = ['QwenScope', 'Goodfire', 'DeepSeekR1', 'ConnorRobHookZ', 'OpenAI']
 import re
 from torch import Tensor
 from ..core.errors import LoadError
-from .layouts import Format, Raw, register_format
-from .weights import Named
+from .layouts import Format, PublishedFiles, register_format
+from .weights import TensorFile
 
 # %% ../../nbs/formats/single_files.ipynb #6f97fc76
-def _linear(t:Named, encoder:str='encoder', decoder:str='decoder')->dict[str, Tensor]:
+def _linear(t:TensorFile, encoder:str='encoder', decoder:str='decoder')->dict[str, Tensor]:
     "Torch's linear layers, which are transposed"
     return dict(W_enc=t[f'{encoder}.weight'].T.contiguous(), b_enc=t[f'{encoder}.bias'],
                 W_dec=t[f'{decoder}.weight'].T.contiguous(), b_dec=t[f'{decoder}.bias'])
@@ -27,7 +27,7 @@ class QwenScope(Format):
     "Qwen Scope"
     name, weights, path_like = 'qwen_scope', ('{path}',), r'(^|/)layer\d+\.sae\.(pt|safetensors)$'
 
-    def _facts(self, raw:Raw)->tuple[str, int, int]:
+    def _facts(self, raw:PublishedFiles)->tuple[str, int, int]:
         found = re.findall(r'SAE-Res-(.+?)-W(\d+)K-L0_(\d+)', raw.where)
         if found: return found[-1][0], int(found[-1][1])*1024, int(found[-1][2])
         raise LoadError(f"{raw.where}: expected model, width and k in the name, as in SAE-Res-…-W32K-L0_50")
@@ -100,7 +100,7 @@ class OpenAI(Format):
     name, weights, path_like = 'openai', ('{path}',), r'(^|/)autoencoders/\d+\.(pt|safetensors)$'
     ignored = 'stats_last_nonzero|latents_activation_frequency|latents_mean_square'
 
-    def _hook(self, raw:Raw)->str|None:
+    def _hook(self, raw:PublishedFiles)->str|None:
         found, layer = re.findall('|'.join(_LOCATIONS), raw.where), re.search(r'(\d+)\.\w+$', raw.path)
         return f'blocks.{layer[1]}.{_LOCATIONS[found[-1]]}' if found and layer else None
 

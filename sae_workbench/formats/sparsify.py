@@ -9,8 +9,8 @@ __all__ = ['Sparsify']
 import re
 from pathlib import PurePosixPath
 from ..core.errors import LoadError
-from .layouts import Format, Raw, output_hook, register_format
-from .weights import Facts, Shapes
+from .layouts import Format, PublishedFiles, output_hook, register_format
+from .weights import CheckedConfig, TensorShapes
 
 # %% ../../nbs/formats/sparsify.ipynb #bc526634
 _BLOCK = r'(?:.*\.)?(?:layers|h|blocks)\.(\d+)'
@@ -33,9 +33,9 @@ def _hooks(
     return names | dict(hook_name=module)
 
 # %% ../../nbs/formats/sparsify.ipynb #23eea1df
-def _transcodes(raw:Raw)->bool: return raw.need('transcode', bool, raw.need('skip_connection', bool, False))
+def _transcodes(raw:PublishedFiles)->bool: return raw.need('transcode', bool, raw.need('skip_connection', bool, False))
 
-def _architecture(raw:Raw, shapes:Shapes)->dict:
+def _architecture(raw:PublishedFiles, shapes:TensorShapes)->dict:
     "The architecture and its options"
     act, signed = raw.need('activation', str, 'topk'), raw.need('signed', bool, False)
     if act != 'topk' or signed:
@@ -55,7 +55,7 @@ class Sparsify(Format):
     def cfg(self, raw, shapes):
         d_in = raw.need('d_in', int)
         d_sae = raw.need('num_latents', int, 0) or d_in*raw.need('expansion_factor', int)
-        run = raw.files.get('run', Facts({}))
+        run = raw.files.get('run', CheckedConfig({}))
         module = PurePosixPath(raw.path or raw.repo).name
         model = run.need('model', str, raw.model)
         metadata = _hooks(module, _transcodes(raw), model) | dict(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from ..core.arguments import checked
 from ..core.config import option_advice
-from ..core.errors import ConfigError, LoadError, did_you_mean, shown
+from ..core.errors import ConfigError, LoadError, did_you_mean, printable
 from ..core.files import atomic, read_text
 from ..core.old_options import OLD_OPTIONS
 from ..core.serial import read_plain
@@ -183,6 +183,11 @@ class Migration:
         return '\n\n'.join(report_of(*r) for r in self._reports())
 
     @property
+    def report_html(self)->str:
+        "The report as HTML, without the code"
+        return ''.join(html_of(*r) for r in self._reports())
+
+    @property
     def diff(self)->str:
         "What changed in the script, as a unified diff; empty if there is no script"
         if self.script is None: return ''
@@ -193,7 +198,7 @@ class Migration:
         return self.code + '\n' + '\n'.join(comments) + '\n'
 
     def __repr__(self): return str(self)
-    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>' + ''.join(html_of(*r) for r in self._reports())
+    def _repr_html_(self): return f'<pre>{escape(self.code)}</pre>{self.report_html}'
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, ready for JSON"
@@ -385,6 +390,6 @@ def main(args:Sequence[str]):
     if a.old=='-': m = _from_text(sys.stdin.read(), 'standard input', from_version=a.from_version)
     else: m = _from_file(Path(a.old), from_version=a.from_version)
     text = _shown(m, a)
-    print(shown(text) if sys.stdout.isatty() else text, end='')   # into a file it goes as it is
+    print(printable(text) if sys.stdout.isatty() else text, end='')   # into a file it goes as it is
     if a.write: _write(Path(a.write), m.script or m.code, a.force)
     if not m.complete: sys.exit(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'KEPT', 'RENAMED', 'MOVED', 'NO_EFFECT', 'DIFFERS', 'DEFAULT', 'UNKNOWN_OPTION', 'OptionChange',
-           'architecture_of', 'one_of_group', 'OldConfig', 'whole', 'Translation']
+           'architecture_of', 'one_of_group', 'OldConfig', 'as_whole', 'Translation']
 
 # %% ../../nbs/migrate/old_config.ipynb #d2371502
 from dataclasses import MISSING, fields
@@ -85,7 +85,7 @@ class OldConfig:
         return self.architecture=='topk' and self.value('architecture', 'standard')!='topk'
 
 # %% ../../nbs/migrate/old_config.ipynb #15fbb009
-def whole(
+def as_whole(
     v:Value, # Of an option that counts something
 )->Value: # With int() around a name
     "The same, as a whole number"
@@ -131,7 +131,7 @@ class Translation:
         "Write a new option; a nested one that was there already wins"
         default = self.default(path)
         counts = path=='sae.d_sae' or isinstance(default, int) and not isinstance(default, bool)
-        self.new.setdefault(path, whole(value) if counts else value)
+        self.new.setdefault(path, as_whole(value) if counts else value)
         if note: self.notes[path] = note
 
     def say(self, name:str, kind:str, new:str='', reason:str=''):

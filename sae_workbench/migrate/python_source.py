@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from .uses import COMPREHENSIONS, FUNCTIONS, Uses, arguments, bound, changed_anywhere, flat, uses
-from .values import Evaluator, NotKnown, Table, UNKNOWN, Value, Work, written
+from .values import ExpressionEvaluator, NotKnown, Table, UNKNOWN, Value, Work, written
 
 # %% ../../nbs/migrate/python_source.ipynb #f17f4ec5
 @dataclass
@@ -110,7 +110,7 @@ class Reader:
 
     def value(self, node:ast.AST, env:dict[str, Value])->Value:
         "The value of an expression, with what names hold there"
-        return Evaluator(env, self.source if hasattr(node, 'lineno') else None, self.work)(node)
+        return ExpressionEvaluator(env, self.source if hasattr(node, 'lineno') else None, self.work)(node)
 
     def read(self, node:ast.AST)->Value:
         "The value of an expression, with what names hold at the end of the script"
@@ -279,7 +279,7 @@ def _assign(r, s, env):
 
 # %% ../../nbs/migrate/python_source.ipynb #c71a98ba
 def _updated(r, name:str, call:ast.Call, env)->bool:
-    entries = Evaluator(env, r.source, r.work).items(ast.Call(ast.Name('dict', ast.Load()), call.args, call.keywords))
+    entries = ExpressionEvaluator(env, r.source, r.work).items(ast.Call(ast.Name('dict', ast.Load()), call.args, call.keywords))
     if entries is not None: _merge(r, name, entries, env)
     return entries is not None
 

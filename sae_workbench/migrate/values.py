@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'LARGEST_VALUE', 'MOST_WORK', 'literal', 'Value', 'NotKnown', 'Table', 'size_of', 'written', 'Work',
-           'Evaluator']
+           'ExpressionEvaluator']
 
 # %% ../../nbs/migrate/values.ipynb #b36b372f
 import ast, operator, re
@@ -126,7 +126,7 @@ class Work:
         if n > LARGEST_VALUE or self.left < 0: raise NotKnown
         return value
 
-class Evaluator:
+class ExpressionEvaluator:
     "Computes expressions whose value is plain from the text"
     def __init__(self,
         names:dict[str, Value]|None=None, # Values of names

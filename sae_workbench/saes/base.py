@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPARSE_FORWARDS', 'T', 'normalize_rows', 'unnormalize_rows', 'LastInput', 'check_pair', 'check_heads', 'check_range',
-           'check_whitening', 'for_classes', 'sparse_forward', 'SAE']
+           'for_classes', 'sparse_forward', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import copy, threading
@@ -20,11 +20,12 @@ from ..core.config import Positive, as_dtype, dtype_name
 from ..core.errors import ConfigError, DataError, NonFiniteError, warn
 from ..core.files import overflowing
 from ..core.hooks import HookedModule, HookPoint, hooks_off
-from ..core.ops import encode_linear, fold_whitening, sparse_here
+from ..core.ops import encode_linear, sparse_here
 from ..core.private import shareable
 from ..core.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from .config import SAEConfig, SAEMetadata, one_line
 from .files import SAEFiles
+from .folding import fold_scales, scale_latents, whiten_inputs
 
 # %% ../../nbs/saes/base.ipynb #c3b2e982
 def normalize_rows(
@@ -92,16 +93,6 @@ def check_range(
         if not overflowing({name: t.detach()}, to): continue
         raise NonFiniteError(f"{name}: has numbers that {to} cannot hold, whose largest is {torch.finfo(to).max:g}; "
                              f"keep {t.dtype}, or take a wider type such as bfloat16 or float32")
-
-def check_whitening(
-    d_in:int, # Width of the activations
-    mean:Tensor, # What is subtracted
-    *maps:Tensor, # The whitening matrix and its inverse
-):
-    "Raise `DataError` unless a whitening fits activations of this width"
-    found = [tuple(t.shape) for t in (mean, *maps)]
-    if found == [(d_in,), (d_in, d_in), (d_in, d_in)]: return
-    raise DataError(f"a whitening of d_in={d_in} has a mean ({d_in},) and two matrices ({d_in}, {d_in}), got {found}")
 
 # %% ../../nbs/saes/base.ipynb #5a0c0f33
 def for_classes(
@@ -280,39 +271,25 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         "(d_sae,) norms of the decoder rows, at least 1e-8"
         return self.W_dec.norm(dim=-1).clamp(min=1e-8)
 
-    @torch.no_grad()
     def fold_W_dec_norm(self):
         "Make every decoder row a unit vector, in place; outputs stay the same, latents are scaled by the old norms"
-        n = self.get_W_dec_norm()
-        self.W_dec.data.div_(n[:, None])
-        self.W_enc.data.mul_(n)
-        for name in self.latent_biases:
-            if getattr(self, name, None) is not None: getattr(self, name).data.mul_(n)
+        scale_latents(self, self.get_W_dec_norm())
 
     @checked
-    @torch.no_grad()
     def fold_activation_norm_scaling_factor(self,
         scaling_factor:Positive, # What activations were multiplied by in training
     ):
         "Fold the scaling factor into the weights, in place, so that the SAE takes unscaled activations"
-        self.W_enc.data.mul_(scaling_factor)
-        self.W_dec.data.div_(scaling_factor)
-        self.b_dec.data.div_(scaling_factor)
-        self.cfg.normalize_activations = 'none'
+        fold_scales(self, scaling_factor, scaling_factor)
 
     @checked
-    @torch.no_grad()
     def fold_activation_whitening(self,
         mean:Tensor, # (d_in,) what was subtracted from activations in training
         whitening_matrix:Tensor, # (d_in, d_in) what they were multiplied by then, from the right
         unwhitening_matrix:Tensor, # (d_in, d_in) its inverse
     ):
         "Fold the whitening into the weights, in place, so that the SAE takes activations as they are"
-        own, maps = dict(self.named_parameters()), (mean, whitening_matrix, unwhitening_matrix)
-        check_whitening(self.cfg.d_in, *maps)
-        found = fold_whitening(own, *(t.to(self.W_dec.device) for t in maps), self.cfg.apply_b_dec_to_input)
-        for k, p in own.items(): p.data.copy_(found[k])
-        self.cfg.normalize_activations = 'none'
+        whiten_inputs(self, mean, whitening_matrix, unwhitening_matrix)
 
     def __repr__(self)->str: return one_line(self)
 
@@ -391,4 +368,4 @@ def __getitem__(self:SAE, index:int): return _old_tuple(self)[index]
 def __iter__(self:SAE): return iter(_old_tuple(self))
 
 @patch
-def __len__(self:SAE)->int: return 3
+def __len__(self:SAE)->int: return 3   # as in v6, whose scripts may ask for it

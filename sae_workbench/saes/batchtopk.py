@@ -52,7 +52,9 @@ class BatchTopK(TopK):
     "Keeps the k largest entries per row on average, if they are positive"
     def __init__(self,
         k:float, # Entries kept per row, on average
-    ): super().__init__(k); self.threshold_guess = 0.
+    ):
+        super().__init__(k)
+        self.threshold_guess = 0.
 
     @torch.no_grad()
     def pattern(self, x:Tensor)->SparsityPattern:

@@ -210,7 +210,7 @@ class SAEFiles:
         card:bool=True, # Write README.md; one that is there is replaced
     )->Path: # The folder
         "Write the folder for inference, ready to be shared, with a model card"
-        path, sae = Path(path), self.to_inference() if hasattr(self, 'to_inference') else self
+        path, sae = Path(path), self.to_inference() if hasattr(self, 'to_inference') else self   # one in training
         if log_sparsity is not None and tuple(log_sparsity.shape) != (sae.cfg.d_sae,):
             raise ConfigError(f"log_sparsity: expected shape ({sae.cfg.d_sae},), got {tuple(log_sparsity.shape)}")
         with together(path, gone=(SPARSITY_FILE,)) as new:   # the frequencies of an SAE that was there before

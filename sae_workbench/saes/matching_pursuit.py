@@ -112,7 +112,7 @@ class MatchingPursuitSAE(SAE[MatchingPursuitSAEConfig]):
         self.cfg.residual_threshold /= scaling_factor
         self.cfg.normalize_activations = 'none'
 
-    def fold_activation_whitening(self, *args):
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
         "Refused: the encoder of matching pursuit is its decoder"
         raise NotImplementedError("the encoder of matching pursuit is its decoder: it cannot be trained on whitened activations")
 

@@ -16,6 +16,7 @@ from ..core.config import Natural
 from ..core.errors import ConfigError
 from ..formats.releases import get_entry
 from .base import SAE
+from .config import writes_elsewhere
 
 # %% ../../nbs/saes/neuronpedia.ipynb #0958455b
 NEURONPEDIA_DOMAIN = 'https://www.neuronpedia.org'
@@ -39,6 +40,7 @@ def _neuronpedia(sae:SAE)->str: # model/layer-source
     raise ConfigError("this SAE is not known to be on neuronpedia.org: sae.cfg.metadata.neuronpedia_id is None; "
                       "if it is there, set it, such as 'gpt2-small/8-res-jb'")
 
+@checked
 def get_neuronpedia_quick_list(
     sae:SAE, # An SAE that is on the site
     features:list[int], # Latents
@@ -52,6 +54,7 @@ def get_neuronpedia_quick_list(
     if open_browser: webbrowser.open(url)
     return url
 
+@checked
 def open_neuronpedia_feature_dashboard(
     sae:SAE, # An SAE that is on the site
     index:int, # A latent
@@ -61,6 +64,7 @@ def open_neuronpedia_feature_dashboard(
     webbrowser.open(url)
     return url
 
+@checked
 def get_neuronpedia_feature(
     feature:int, # A latent
     layer:int, # The layer of its SAE
@@ -92,5 +96,5 @@ def neuronpedia_id(
     layer = re.search(r'(?:blocks|layers|layer|h)\.(\d+)', hook)
     if not (m.model_name and layer):
         raise ConfigError(f"an id needs the model and a layer; the metadata have {m.model_name!r} and {hook or None!r}")
-    site = 'transcoder' if hasattr(sae.cfg, 'd_out') else next((s for p, s in _SITES if re.search(p, hook)), 'other')
+    site = 'transcoder' if writes_elsewhere(sae.cfg) else next((s for p, s in _SITES if re.search(p, hook)), 'other')
     return f"{m.model_name.split('/')[-1].lower()}/{layer[1]}-{source}-{site}-{_width_word(sae.cfg.d_sae)}"

@@ -169,7 +169,7 @@ class TemporalSAE(SAE[TemporalSAEConfig]):
         "Refused: the attention layers read codes in the units they have"
         raise NotImplementedError("a scaling factor cannot be folded: the attention layers read the codes")
 
-    def fold_activation_whitening(self, *args):
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
         "Refused: the attention layers read codes in the units they have"
         raise NotImplementedError("whitening cannot be folded: the attention layers read the codes")
 

@@ -17,7 +17,8 @@ from ..core.config import Count, NonNegative, Rule
 from ..core.ops import SparsityPattern, PreActivations, decode_latents, encode_linear
 from ..core.ops import sparse_decode, sparse_decode_with, sparse_here
 from ..core.registry import register_sae_class, register_sae_training_class
-from .base import SAE, check_whitening, sparse_forward
+from .base import SAE, sparse_forward
+from .folding import check_whitening
 from .config import SAEConfig
 from .training import TrainingSAE, TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from .training import dead_latents, dense_step, sparse_output, sparse_step
@@ -191,13 +192,18 @@ class TopKTrainingSAE(TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
         return weight * share * (recons - (target - sae_out).detach()).pow(2).sum(-1).mean()
 
     def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor):
-        "The auxiliary loss, from the dense pre-activations"
-        dead = dead_latents(step_input)
-        if dead is None: return {AUX_LOSS: sae_out.new_zeros(())}
+        "The auxiliary loss under its name"
+        target, mask = step_input.to_reconstruct, step_input.dead_neuron_mask
+        return {AUX_LOSS: self.calculate_topk_aux_loss(target, sae_out, hidden_pre, mask)}
+
+    def calculate_topk_aux_loss(self, sae_in:Tensor, sae_out:Tensor, hidden_pre:Tensor, dead_neuron_mask:Tensor|None):
+        "The auxiliary loss, from the dense pre-activations; `sae_in` is what is reconstructed"
+        dead = None if dead_neuron_mask is None else dead_neuron_mask.nonzero().flatten()
+        if dead is None or not len(dead): return sae_out.new_zeros(())
         scaled = hidden_pre[..., dead]
         pre = scaled/self.W_dec[dead].norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else scaled
         recons = self.dead_code(pre, scaled) @ self.W_dec[dead]
-        return {AUX_LOSS: self.dead_loss(recons, step_input.to_reconstruct, sae_out, len(dead))}
+        return self.dead_loss(recons, sae_in, sae_out, len(dead))
 
     def process_state_dict_for_saving_inference(self, state_dict):
         "Fold the decoder norms, so that the inference SAE need not compute them"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NO_FLOAT16', 'SPARSE_STEPS', 'T', 'TrainingSAEConfig', 'TrainCoefficientConfig', 'TrainStepInput', 'TrainStepOutput',
-           'SparseStepOutput', 'mse_loss', 'dense_step', 'sparse_step', 'step_of', 'TrainingSAE', 'fold_scales',
-           'dead_latents', 'sparse_output', 'assert_same_step']
+           'SparseStepOutput', 'mse_loss', 'dense_step', 'sparse_step', 'step_of', 'TrainingSAE', 'dead_latents',
+           'sparse_output', 'assert_same_step']
 
 # %% ../../nbs/saes/training.ipynb #a5091920
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -108,10 +108,13 @@ class TrainStepOutput:
     metrics:dict[str, Any] = field(default_factory=dict) # More to log: numbers, or functions of no arguments
 
     active = None   # of a sparse step: the pattern of its latents, and their values (nnz,)
+    counts = None   # (d_sae,) firing counts of more rows than these, where several processes share a batch
 
     @torch.no_grad()
     def firing_counts(self)->Tensor:
         "(d_sae,) on how many rows of the batch each latent is active"
+        if self.counts is not None: return self.counts
+        if self.active is not None: return self.active[0].sum_by_latent((self.active[1] != 0).float())
         return (self.feature_acts != 0).flatten(0, -2).sum(0, dtype=torch.float32)
 
     def detach(self)->'TrainStepOutput':
@@ -145,12 +148,6 @@ class SparseStepOutput(TrainStepOutput):
     def hidden_pre(self)->Tensor:
         "(batch, d_sae) pre-activations"
         return self.make_hidden_pre()
-
-    @torch.no_grad()
-    def firing_counts(self)->Tensor:
-        "(d_sae,) on how many rows of the batch each latent is active"
-        pattern, values = self.active
-        return pattern.sum_by_latent((values != 0).float())
 
     def detach(self)->'SparseStepOutput':
         "Drop the autograd graph; what is read later is made without one"
@@ -319,20 +316,6 @@ class TrainingSAE(SAE[T]):
         self.process_state_dict_for_loading(tensors)
         self.load_state_dict(tensors)
 
-# %% ../../nbs/saes/training.ipynb #2e460202
-@torch.no_grad()
-def fold_scales(
-    sae:SAE, # Reads one thing and writes another; its weights are changed
-    read:float, # What inputs were multiplied by
-    written:float, # What targets were multiplied by
-    readers:Sequence[str]=('W_enc',), # The tensors that see the input
-    writers:Sequence[str]=('W_dec', 'b_dec'), # The tensors that make the output
-):
-    "Bring the scales of inputs and targets into the weights, so that both are taken as they are"
-    for name in readers: getattr(sae, name).data.mul_(read)
-    for name in writers: getattr(sae, name).data.div_(written)
-    sae.cfg.normalize_activations = 'none'
-
 # %% ../../nbs/saes/training.ipynb #6e7d2f13
 def dead_latents(
     step_input:TrainStepInput, # Of a step
@@ -377,6 +360,7 @@ def assert_same_step(
         more = torch.autograd.grad(out.loss + added, list(sae.parameters()))
         added = {f'{n} with an added loss': g for (n, _), g in zip(sae.named_parameters(), more)}
         results.append(shown | out.losses | grads | added)
+    assert results[0]['firing'].any(), "no latent is active in this batch, so nothing was compared: give other weights or rows"
     for k, fast in results[0].items():
         torch.testing.assert_close(fast, results[1][k], rtol=rtol, atol=atol, msg=lambda m, k=k: f"{k}: {m}")
     sae.zero_grad()

@@ -19,7 +19,7 @@ from .base import SAE
 from .config import SAEConfig
 from .jumprelu import JumpReLUSAE
 from .topk import TopK, decode_sparse_or_dense
-from .training import fold_scales
+from .folding import fold_scales
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
@@ -97,7 +97,7 @@ class Transcoder(SAE[TranscoderConfig]):
         "Fold the scaling factors into the weights, in place, so that the transcoder takes and gives unscaled activations"
         fold_scales(self, scaling_factor, target_factor, self.readers, self.writers)
 
-    def fold_activation_whitening(self, *args):
+    def fold_activation_whitening(self, mean:Tensor, whitening_matrix:Tensor, unwhitening_matrix:Tensor):
         "Refused: a transcoder writes elsewhere than it reads"
         raise NotImplementedError("a transcoder writes elsewhere than it reads: it cannot be trained on whitened activations")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_correlation_coefficient', 'feature_uniqueness', 'ClassificationMetrics', 'ClassificationMetricsCalculator',
            'compute_classification_metrics', 'L0Calculator', 'DeadLatentsCalculator', 'ShrinkageCalculator',
-           'ExplainedVarianceCalculator', 'SyntheticDataEvalResult', 'eval_sae_on_synthetic_data']
+           'SyntheticDataEvalResult', 'eval_sae_on_synthetic_data']
 
 # %% ../../nbs/synthetic/evals.ipynb #b178952d
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.arguments import Rows, checked
 from ..core.dictionaries import cosines
 from ..core.errors import DataError
+from ..core.metrics import ReconstructionMetrics
 from ..core.v6_util import cosine_similarities   # v6 has it here too
 
 # %% ../../nbs/synthetic/evals.ipynb #d9f0e972
@@ -130,24 +131,6 @@ class ShrinkageCalculator:
         self.n_rows += int(there.sum())
     def compute(self)->float: return self.total/max(1, self.n_rows)
 
-class ExplainedVarianceCalculator:
-    "The share of the rows' variance that is reconstructed"
-    def __init__(self): self.n_rows, self.errors, self.sum, self.squares = 0, 0., 0., 0.
-    def add_batch(self,
-        sae_output:Tensor, # (batch, d) reconstructions
-        hidden_acts:Tensor, # (batch, d) what they reconstruct
-    ):
-        "Measure a batch"
-        x = hidden_acts.double()
-        self.errors += (sae_output.double() - x).pow(2).sum().item()
-        self.sum = self.sum + x.sum(0)
-        self.squares += x.pow(2).sum().item()
-        self.n_rows += len(x)
-    def compute(self)->float:
-        if not self.n_rows: return 0.
-        variance = self.squares - (self.sum.pow(2).sum()/self.n_rows).item()
-        return 1 - self.errors/variance if variance > 0 else 0.
-
 # %% ../../nbs/synthetic/evals.ipynb #da27a360
 @dataclass
 class SyntheticDataEvalResult:
@@ -187,7 +170,7 @@ def eval_sae_on_synthetic_data(
     if W_dec.shape[1] != truth.shape[1]:
         raise DataError(f"the SAE has rows of {W_dec.shape[1]} numbers, the features have {truth.shape[1]}")
     true_l0, l0, dead = L0Calculator(), L0Calculator(), DeadLatentsCalculator(len(W_dec))
-    shrinkage, variance = ShrinkageCalculator(), ExplainedVarianceCalculator()
+    shrinkage, variance = ShrinkageCalculator(), ReconstructionMetrics()
     scores, training = ClassificationMetricsCalculator(W_dec, truth), sae.training
     sae.eval()
     try:
@@ -197,12 +180,13 @@ def eval_sae_on_synthetic_data(
             if activation_scaler is not None: x = activation_scaler(x)
             latents = sae.encode(x)
             out, latents = sae.decode(latents), _dense(latents)
-            for counter in (shrinkage, variance): counter.add_batch(out, x)
+            shrinkage.add_batch(out, x)
+            variance.update(x, out)
             for counter in (l0, dead): counter.add_batch(latents)
             true_l0.add_batch(code)
             scores.add_batch(latents, code.to(W_dec.device))
     finally: sae.train(training)
     return SyntheticDataEvalResult(
-        true_l0.compute(), l0.compute(), dead.compute(), shrinkage.compute(), variance.compute(),
+        true_l0.compute(), l0.compute(), dead.compute(), shrinkage.compute(), variance.compute()['explained_variance'],
         mean_correlation_coefficient(W_dec.float(), truth.float()), feature_uniqueness(W_dec.float(), truth.float()),
         scores.compute())

@@ -7,15 +7,21 @@ __all__ = ['HierarchyNode', 'check_trees', 'Level', 'levels_of', 'keep_one', 'hi
            'generate_hierarchy']
 
 # %% ../../nbs/synthetic/hierarchy.ipynb #98984808
-import random
+import random, sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from ..core.config import Config, Count, Fraction, Natural, Rule
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, unknown
+from ..core.v6_modules import answer_as_v6
+
+# %% ../../nbs/synthetic/hierarchy.ipynb #6705c8a1
+__path__ = []
+answer_as_v6(sys.modules[__name__])
 
 # %% ../../nbs/synthetic/hierarchy.ipynb #83873f75
 class HierarchyNode:
@@ -60,11 +66,13 @@ class HierarchyNode:
 
     @classmethod
     def from_dict(cls, tree_dict:dict[str, Any])->'HierarchyNode':
-        "The tree that `to_dict` described"
-        children = [cls.from_dict(c) for c in tree_dict.get('children') or ()]
-        index = tree_dict.get('feature_index')
-        return cls(index, children, bool(tree_dict.get('mutually_exclusive_children', False)),
-                   bool(tree_dict.get('scale_children_by_parent', False)), tree_dict.get('feature_id'))
+        "The tree that a dict describes, as `to_dict` writes it"
+        given = dict(tree_dict)
+        if 'id' in given: given['feature_id'] = given.pop('id')   # as v6 has it in a dict that is written by hand
+        known = signature(cls).parameters
+        for key in given:
+            if key not in known: raise ConfigError(unknown('key of a node', str(key), known))
+        return cls(**given | dict(children=[cls.from_dict(c) for c in given.get('children') or ()]))
 
     def __repr__(self)->str: return f'HierarchyNode({self.feature_id or self.feature_index}, {len(self.children)} children)'
 

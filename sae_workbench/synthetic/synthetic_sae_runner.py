@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNNER_CONFIG_FILENAME', 'EVAL_FILENAME', 'SPARSITY_FILENAME', 'SyntheticSAERunnerConfig', 'SyntheticSAERunnerResult',
-           'Evaluating', 'check_width', 'write_results', 'SyntheticSAERunner']
+           'Evaluating', 'check_width', 'write_synthetic_results', 'SyntheticSAERunner']
 
 # %% ../../nbs/synthetic/synthetic_sae_runner.ipynb #aa2aee7d
 from dataclasses import dataclass, field, fields, replace
@@ -109,7 +109,7 @@ def check_width(
     if cfg.d_in != width:
         raise ConfigError(f"sae.d_in={cfg.d_in}, and the synthetic model has hidden_dim={width}; write sae.d_in={width}")
 
-def write_results(
+def write_synthetic_results(
     folder:str|Path, # Made if need be
     cfg:SyntheticSAERunnerConfig, # The run's options
     trainer:SAETrainer, # Whose SAE is written
@@ -164,5 +164,5 @@ class SyntheticSAERunner:
         trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, rows, callbacks=self._callbacks())
         trainer.fit()
         found = self._evaluate(self.sae, None if trainer.folded else trainer.activation_scaler) if cfg.run_final_eval else None
-        path = write_results(cfg.output_path, cfg, trainer, model, found) if cfg.output_path else None
+        path = write_synthetic_results(cfg.output_path, cfg, trainer, model, found) if cfg.output_path else None
         return SyntheticSAERunnerResult(self.sae, model, found, path)

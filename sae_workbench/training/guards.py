@@ -138,7 +138,7 @@ def _latents_are_silent(h:GuardHistory, trainer)->str|None:
 def _is_not_sparse(h:GuardHistory, trainer)->str|None:
     d_sae, l0 = trainer.sae.cfg.d_sae, h.l0[-1]
     stays = len(h.l0)==20 and l0 > .9*h.l0[0]
-    if not (is_late(trainer) and stays and l0 > .4*d_sae) or hasattr(trainer.sae.cfg, 'k'): return None
+    if not (is_late(trainer) and stays and l0 > .4*d_sae) or hasattr(trainer.sae.cfg, 'k'): return None   # k decides
     return (f"L0 is {l0:,.0f} of {d_sae:,} latents: this is not sparse. A higher sparsity coefficient helps, or a "
             "shorter warm-up of it, or a longer run")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'lr_factor', 'get_lr_scheduler', 'lr_at', 'schedule_change', 'ScaledSchedule', 'CoefficientScheduler',
-           'coefficient_schedulers', 'Coefficients', 'make_adam', 'clip_and_step', 'optimizer_state',
+           'coefficient_schedulers', 'Coefficients', 'StandInAdam', 'clip_and_step', 'optimizer_state',
            'load_optimizer_state', 'SAEOptimizer']
 
 # %% ../../nbs/training/optim.ipynb #12312cd2
@@ -109,8 +109,8 @@ class CoefficientScheduler:
         return self.value
 
     def state_dict(self)->dict: return {'current_step': self.current_step, 'final_value': self.final_value}
-    def load_state_dict(self, state:dict):
-        self.current_step, self.final_value = int(state['current_step']), float(state['final_value'])
+    def load_state_dict(self, state_dict:dict):
+        self.current_step, self.final_value = int(state_dict['current_step']), float(state_dict['final_value'])
 
 def coefficient_schedulers(
     coefficients:dict[str, float|TrainCoefficientConfig], # What an SAE's `get_coefficients` returned
@@ -141,7 +141,7 @@ class Coefficients(dict):
         for k, s in state.items(): self[k].load_state_dict(s)
 
 # %% ../../nbs/training/optim.ipynb #7dd9f2b4
-class _Stepped:
+class _StandIn:
     "A parameter, and the tensor that the optimiser steps in its place"
     def __init__(self, p:nn.Parameter):
         self.p, self.low = p, p.dtype==torch.bfloat16
@@ -172,18 +172,17 @@ class _Stepped:
         self.p.grad = None
 
 # %% ../../nbs/training/optim.ipynb #0bc3048c
-def make_adam(
-    params:Iterable[nn.Parameter], # What is trained
-    lr:float, # Learning rate
-    betas:tuple[float, float]=(0.9, 0.999), # Decay of the two moments
-)->Adam: # Fused where the device and the dtype allow it; `stepped` says what it steps for each parameter
-    "The optimiser of the trainer"
-    stepped = [_Stepped(p) for p in params]
-    if any(s.p.dtype==torch.float16 for s in stepped): raise ConfigError(NO_FLOAT16)
-    fused = all(s.p.device.type in ('cpu', 'cuda') and s.p.is_floating_point() for s in stepped)
-    optimizer = Adam([s.t for s in stepped], lr=lr, betas=betas, fused=fused)
-    optimizer.stepped = stepped
-    return optimizer
+class StandInAdam(Adam):
+    "Adam that steps, for each parameter, the tensor that stands for it"
+    def __init__(self,
+        params:Iterable[nn.Parameter], # What is trained
+        lr:float, # Learning rate
+        betas:tuple[float, float]=(0.9, 0.999), # Decay of the two moments
+    ):
+        self.stepped = [_StandIn(p) for p in params]
+        if any(s.p.dtype==torch.float16 for s in self.stepped): raise ConfigError(NO_FLOAT16)
+        fused = all(s.p.device.type in ('cpu', 'cuda') and s.p.is_floating_point() for s in self.stepped)
+        super().__init__([s.t for s in self.stepped], lr=lr, betas=betas, fused=fused)
 
 # %% ../../nbs/training/optim.ipynb #a2876909
 def _norm(grads:list[Tensor])->Tensor:
@@ -191,7 +190,7 @@ def _norm(grads:list[Tensor])->Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in exact]))
 
 def clip_and_step(
-    optimizer:Adam, # From `make_adam`
+    optimizer:StandInAdam, # The optimiser
     max_norm:float=1.0, # Gradients of a larger total norm are scaled down to it
     check:Callable[[Tensor], None]=lambda norm: None, # Gets the total norm before anything is changed, and may raise
 )->Tensor: # The total norm of the gradients, in float32
@@ -204,7 +203,7 @@ def clip_and_step(
         raise
     for s in stepped: s.before_step()
     scale = (norm + 1e-6).clamp(min=max_norm) / max_norm
-    if optimizer.defaults['fused'] and scale.dtype==torch.float32:   # torch's own way to divide gradients on the fly
+    if optimizer.defaults['fused'] and scale.dtype==torch.float32:   # as `torch.amp.GradScaler` has a fused step divide gradients
         optimizer.grad_scale, optimizer.found_inf = scale, torch.zeros_like(scale)
     else:
         optimizer.grad_scale = optimizer.found_inf = None
@@ -215,7 +214,7 @@ def clip_and_step(
 
 # %% ../../nbs/training/optim.ipynb #064c9a7a
 def optimizer_state(
-    optimizer:Adam, # From `make_adam`
+    optimizer:StandInAdam, # The optimiser
 )->dict[str, dict[str, Tensor]]: # Moments and masters, by the number of the parameter
     "What decides the next steps, beside the parameters"
     state = {str(i): dict(s) for i, s in optimizer.state_dict()['state'].items()}
@@ -224,7 +223,7 @@ def optimizer_state(
     return state
 
 def load_optimizer_state(
-    optimizer:Adam, # From `make_adam`, for the same parameters
+    optimizer:StandInAdam, # For the same parameters
     state:dict[str, dict[str, Tensor]], # From `optimizer_state`
 ):
     "Go on from a saved state"
@@ -242,7 +241,7 @@ class SAEOptimizer:
         cfg, # The options of a trainer
     ):
         self.cfg = cfg
-        self.adam = make_adam(params, cfg.lr, (cfg.adam_beta1, cfg.adam_beta2))
+        self.adam = StandInAdam(params, cfg.lr, (cfg.adam_beta1, cfg.adam_beta2))
         self.schedule = get_lr_scheduler(
             cfg.lr_scheduler_name, self.adam, cfg.total_training_steps, cfg.lr,
             cfg.lr_warm_up_steps, cfg.lr_decay_steps, cfg.lr_end, cfg.n_restart_cycles)

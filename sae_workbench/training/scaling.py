@@ -39,17 +39,24 @@ class InputScaling:
     ):
         self.cfg, self.n_batches, self.steps = cfg, n_batches, steps
         self.blocks = [cfg.d_in] if blocks is None else [*blocks]
-        self.norm = ESTIMATES.get(cfg.normalize_activations, NormEstimate)()   # or the covariance
-        self.scaler = ActivationScaler()
-        self.more = [(NormEstimate(), ActivationScaler()) for _ in self.blocks[1:]]   # of the further blocks
-        if self.more and isinstance(self.norm, CovarianceEstimate): raise ConfigError(
+        kind = ESTIMATES.get(cfg.normalize_activations, NormEstimate)
+        self.parts = [(kind(), ActivationScaler()) for _ in self.blocks]   # the estimate and the scaler of each block
+        if len(self.parts) > 1 and kind is CovarianceEstimate: raise ConfigError(
             "normalize_activations='covariance_whitening' is for rows that are one activation: what is read and what is "
             "to be written would be mixed; write 'expected_average_only_in', which scales each of them")
 
     @property
-    def parts(self)->list[tuple]:
-        "The estimate and the scaler of each block"
-        return [(self.norm, self.scaler), *self.more]
+    def norm(self)->NormEstimate|CovarianceEstimate:
+        "The estimate of the first block, which for an SAE is the whole row"
+        return self.parts[0][0]
+
+    @property
+    def scaler(self)->ActivationScaler:
+        "The scaler of the first block"
+        return self.parts[0][1]
+
+    @scaler.setter
+    def scaler(self, given:ActivationScaler): self.parts[0] = self.norm, given
 
     @property
     def factors(self)->list[float|None]:
@@ -58,7 +65,7 @@ class InputScaling:
 
     def cut(self, rows:Tensor)->Sequence[Tensor]:
         "The blocks of rows"
-        return rows.split(self.blocks, -1) if self.more else [rows]
+        return rows.split(self.blocks, -1) if len(self.blocks) > 1 else [rows]
 
     @property
     def is_due(self)->bool:
@@ -66,7 +73,7 @@ class InputScaling:
         return self.cfg.normalize_activations in ESTIMATES and not self.scaler.is_known
 
     def __call__(self, rows:Tensor)->Tensor:
-        if not self.more or not self.scaler.is_known: return self.scaler(rows)
+        if len(self.blocks)==1 or not self.scaler.is_known: return self.scaler(rows)
         return torch.cat([scaler(x) for (_, scaler), x in zip(self.parts, self.cut(rows), strict=True)], -1)
 
     def estimate(self,
@@ -115,12 +122,12 @@ class InputScaling:
 
     def state_dict(self)->dict:
         own = dict(factor=self.scaler.scaling_factor, whitens=self.scaler.whitening is not None, norm=self.norm.state_dict())
-        more = [dict(factor=s.scaling_factor, norm=norm.state_dict()) for norm, s in self.more]
+        more = [dict(factor=s.scaling_factor, norm=norm.state_dict()) for norm, s in self.parts[1:]]
         return own | (dict(more=more) if more else {})
     def load_state_dict(self, state:dict):
         self.norm.load_state_dict(state['norm'])
         self.scaler.scaling_factor = state['factor']
         self.scaler.whitening = self.norm.found if state['whitens'] else None
-        for (norm, scaler), saved in zip(self.more, state.get('more', []), strict=True):
+        for (norm, scaler), saved in zip(self.parts[1:], state.get('more', []), strict=True):
             norm.load_state_dict(saved['norm'])
             scaler.scaling_factor = saved['factor']

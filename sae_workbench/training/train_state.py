@@ -19,7 +19,7 @@ from ..saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from .config import SAETrainerConfig
 from .guards import cause, not_changed
 from .optim import Coefficients, SAEOptimizer
-from .parallel import number, shared_pass
+from .parallel import as_number, shared_pass
 from .scaling import InputScaling
 from .statistics import LatentStatistics
 
@@ -149,7 +149,7 @@ def step_metrics(
     x, error = output.sae_in.float(), (output.sae_out - output.sae_in).float()
     lost, spread = error.pow(2).sum(-1), (x - x.mean(0)).pow(2).sum(-1)   # (rows,)
     legacy = 1 - lost/spread
-    losses = {f'losses/{k}': number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
+    losses = {f'losses/{k}': as_number(v) for k, v in {'overall_loss': output.loss, **output.losses}.items()}
     metrics = {
         'metrics/explained_variance': 1 - (lost.sum()/spread.sum()).item(),
         'metrics/explained_variance_legacy': legacy.mean().item(),
@@ -160,4 +160,4 @@ def step_metrics(
         'details/current_learning_rate': state.optim.lr,
         'details/n_training_samples': n_training_samples}
     coefficients = {f'details/{k}_coefficient': c for k, c in state.coefficients.now().items()}
-    return losses | metrics | coefficients | {f'metrics/{k}': number(v) for k, v in output.metrics.items()}
+    return losses | metrics | coefficients | {f'metrics/{k}': as_number(v) for k, v in output.metrics.items()}

@@ -6,7 +6,7 @@ import pytest
 from sae_workbench.analysis.document import FILE_STYLE
 from sae_workbench.analysis.examples import shaded
 from sae_workbench.apps.controls import _TOKENS
-from sae_workbench.apps.widgets import LOOK
+from sae_workbench.apps.widgets import WIDGET_STYLE
 
 PAGES = {   # paper and ink
     'the site': ('#ffffff', '#373a3c'), 'the site, dark': ('#222222', '#ffffff'),
@@ -59,7 +59,7 @@ def test_widgets_shade_tokens_alike():
 @pytest.mark.parametrize('page', PAGES)
 def test_warnings_of_widgets(page):
     paper, ink = map(rgb, PAGES[page])
-    color, share = re.search(r'sae-bad\{color:color-mix\(in srgb,(#\w+) (\d+)%,currentColor\)', LOOK).groups()
+    color, share = re.search(r'sae-bad\{color:color-mix\(in srgb,(#\w+) (\d+)%,currentColor\)', WIDGET_STYLE).groups()
     assert contrast(over(rgb(color), int(share)/100, ink), paper) >= 4.5
 
 

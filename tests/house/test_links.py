@@ -6,6 +6,8 @@ from urllib.parse import unquote
 
 import addresses
 import pytest
+from anchors import anchors, slug
+from docs import without_dead_links
 from sidebar import ROOT, cells, listed, on_disk
 
 LINK = re.compile(r'\]\(([^)\s]+)\)|\b(?:href|src)="([^"]+)"')
@@ -13,11 +15,12 @@ AWAY = re.compile(r'[a-z][a-z+.-]*:|//')
 
 
 def texts(name: str):
-    "The Markdown of a notebook: its cells, and what its code shows as Markdown"
+    "What a notebook's page shows: its prose, and what its code shows as Markdown or HTML"
     for cell in cells(ROOT/name):
         if cell['cell_type'] == 'markdown':
             yield ''.join(cell['source'])
-        yield from (''.join(out['data']['text/markdown']) for out in cell.get('outputs', []) if 'text/markdown' in out.get('data', {}))
+        shown = (out.get('data', {}) for out in cell.get('outputs', []))
+        yield from (''.join(data[kind]) for data in shown for kind in ('text/markdown', 'text/html') if kind in data)
 
 
 def links(name: str) -> list[str]:
@@ -44,6 +47,28 @@ def test_links_to_notebooks_become_pages_of_the_site():
     "Quarto and smalldocs turn a link to a notebook into one to its page, and copy what _quarto.yml lists as resources"
     pages, images = {ROOT/name for name in listed()}, ROOT/'nbs'/'images'
     assert not [pair for pair in PAIRS if target(*pair) not in pages and images not in target(*pair).parents]
+
+
+def test_links_lead_to_anchors():
+    "A heading, a documented name or an id of the page that is linked to"
+    there = {pair: unquote(pair[1].partition('#')[2]) for pair in PAIRS if '#' in pair[1]}
+    assert len(there) > 100
+    assert not [pair for pair, anchor in there.items() if anchor not in anchors(target(*pair))]
+
+
+def test_anchors_are_those_of_the_site():
+    "Every kind of them, and none that a page does not have"
+    assert slug('What a [link](x.ipynb#a) and `some_code` *cost*, in 2 steps') == 'what-a-link-and-some_code-cost-in-2-steps'
+    assert slug('2 ways: `cfg.k`') == 'ways-cfg.k'
+    optim, base, page = (anchors(ROOT/'nbs'/name) for name in ('training/optim.ipynb', 'saes/base.ipynb', 'analysis/page.ipynb'))
+    assert {'saeoptimizer', 'saeoptimizer.step', 'sae.encode', 'sae.d_head', 'the-data'} <= optim | base | page
+    assert not {'schedules-and-adam', 'saeoptimizer.state_dict', '_bars', 'nowhere'} & (optim | base | page)
+
+
+def test_names_without_an_entry_are_not_linked():
+    site = 'https://sae.example.org/'
+    text = f'[`checked`]({site}core/arguments.html#checked), [`_private`]({site}core/arguments.html#_private), [`from_sae`]({site}activations/store.html#from_sae)'
+    assert without_dead_links(text, site) == f'[`checked`]({site}core/arguments.html#checked), `_private`, `from_sae`'
 
 
 def test_readme_leads_to_files():

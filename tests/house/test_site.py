@@ -50,7 +50,9 @@ FOUND = {   # any of these tells what to write instead
     'dead latents': (f'{GLOSSARY}#dead-latents-dead-features',),
     'explained variance': (f'{GLOSSARY}#explained-variance',),
     'max activating examples': (f'{GLOSSARY}#max-activating-examples-top-examples',),
-    'own text file': (f'{GLOSSARY}#your-own-text-file', 'nbs/tutorials/your_own_text.html'),
+    'own text file': ('nbs/tutorials/your_own_text.html',),
+    'topk': ('nbs/saes/topk.html',),
+    'steering': ('nbs/tutorials/steering.html',),
 }
 UNDRAWN = """() => {
     const bad = [], size = e => e.getBoundingClientRect(), seen = e => e.getClientRects().length;
@@ -177,7 +179,7 @@ def test_no_link_is_broken(site):
 def test_every_public_name_leads_to_its_reference(site):
     api = (site/'nbs'/'api.html').read_text(encoding='utf-8')
     links = {unescape(name): link for link, name in re.findall(r'<a href="([^"]+)"><code>([^<]+)</code></a>', api.replace('<wbr>', ''))}
-    place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench._MODULE_OF.items()}
+    place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench.MODULE_OF.items()}
     assert links['SAETransformerBridge'] == 'analysis/bridge.html'   # a class that is made when it is asked for
     assert not {n: links.get(n) for n in sae_workbench.__all__ if n != 'SAETransformerBridge' and links.get(n) != place[n]}
 
@@ -264,7 +266,43 @@ def test_search_lands_on_the_answer(text, page, address):
     assert first_hit(page, text).endswith(FOUND[text])
     page.locator('.navbar .search-result').first.click()
     page.wait_for_function("names => names.some(n => location.href.endsWith(n))", arg=FOUND[text])
-    page.wait_for_function('document.getElementById(decodeURIComponent(location.hash.slice(1)))', timeout=10_000)   # while the page loads
+    if '#' in page.url:
+        page.wait_for_function('document.getElementById(decodeURIComponent(location.hash.slice(1)))', timeout=10_000)   # while the page loads
+
+
+def test_search_forgives_mistypings(page, address):
+    page.goto(address + 'nbs/index.html')
+    assert first_hit(page, 'explaned variance')
+
+
+@pytest.mark.parametrize('text', ['topk', 'own text file', 'config'])
+def test_search_on_a_phone(text, page, address):
+    "The hits begin below the box and are as wide, end within the window, and are not of one page only"
+    page.set_viewport_size(PHONE)
+    page.goto(address + 'nbs/index.html')
+    page.locator('.navbar-toggler').first.click()
+    page.wait_for_timeout(600)
+    first_hit(page, text)
+    box, hits = page.locator('.navbar .smalldocs-search').bounding_box(), page.locator('.navbar .smalldocs-search-results').bounding_box()
+    assert (hits['x'], hits['width']) == pytest.approx((box['x'], box['width']), abs=2) and box['width'] > 330
+    assert hits['y'] >= box['y'] and hits['y'] + hits['height'] <= PHONE['height']
+    seen = [hit for hit in page.locator('.navbar .search-result').all() if hit.bounding_box()['y'] < hits['y'] + hits['height']]
+    assert len({hit.get_attribute('href').split('#')[0] for hit in seen}) >= 4
+
+
+def test_excerpts_show_whole_words(page, address):
+    page.goto(address + 'nbs/index.html')
+    first_hit(page, 'own text file')
+    text = page.locator('.navbar .search-result-text').first.inner_text().lower()
+    assert 'text file' in text
+
+
+def test_code_that_goes_on_beyond_the_edge_is_shaded_there(page, address):
+    page.set_viewport_size(PHONE)
+    page.goto(address + 'nbs/tutorials/train_your_first_sae.html')
+    code = page.locator('main pre.sourceCode').filter(has_text='held_out = TokenContexts').first
+    look = code.evaluate("e => [e.scrollWidth > e.clientWidth, getComputedStyle(e).overflowX, getComputedStyle(e).backgroundAttachment]")
+    assert look == [True, 'auto', 'local, scroll']
 
 
 @pytest.mark.parametrize('dark', [False, True])

@@ -91,3 +91,9 @@ def mixed(cell: dict) -> bool:
 def test_imports_stand_in_cells_of_their_own():
     found = [f"{name}: {''.join(cell['source'])[:60]}" for name in on_disk() for cell in cells(ROOT/name) if mixed(cell)]
     assert not found
+
+
+def test_cells_are_code_or_prose():
+    found = [f"{name}: {cell['id']} is {cell['cell_type']}" for name in on_disk() for cell in cells(ROOT/name)
+             if cell['cell_type'] not in ('code', 'markdown')]
+    assert not found, 'a cell of another kind is shown by no page'

@@ -71,6 +71,10 @@ def test_sae_lens_opens_what_we_upload(tmp_path):
         env = dict(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE='0', HF_HOME=str(tmp_path/'peer'), HF_HUB_DISABLE_XET='1')
         assert f'{len(saes)} SAEs are equal' in peer('check_hub.py', 'me/saes', tmp_path, **env)
 
+def test_the_stored_surface_is_the_peers(tmp_path):
+    peer('../fixtures/make_v6_surface.py', tmp_path/'surface.json')
+    assert (tmp_path/'surface.json').read_text(encoding='utf-8') == (FIXTURES.parent/'v6_surface.json').read_text(encoding='utf-8')
+
 def test_stored_numbers_are_the_peers(tmp_path):
     peer('make_fixtures.py', tmp_path)
     fresh, tensors = json.loads((tmp_path/'index.json').read_text(encoding='utf-8')), load_file(tmp_path/'tensors.safetensors')

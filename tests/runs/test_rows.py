@@ -14,7 +14,7 @@ from sae_workbench.activations.example_data import toy_model
 from sae_workbench.activations.shared_passes import SharedPasses
 from sae_workbench.core.errors import SAEWorkbenchError
 from sae_workbench.core.processes import SingleProcess
-from sae_workbench.saes.training import fold_scales
+from sae_workbench.saes.folding import fold_scales
 from sae_workbench.training.preempt import Interrupted
 from sae_workbench.training.trainer import Callback
 

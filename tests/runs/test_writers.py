@@ -21,7 +21,7 @@ from sae_workbench.core.errors import LoadError, SAEWorkbenchError
 from sae_workbench.core.files import read_json, write_json, write_text
 from sae_workbench.core.folders import settle
 from sae_workbench.core.serial import read_plain, write_plain
-from sae_workbench.apps.evals_command import write_results
+from sae_workbench.apps.evals_command import write_records
 from sae_workbench.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelConfig
 from sae_workbench.training.callbacks import JSONLLogger, read_log
 from sae_workbench.training.checkpoint import Checkpoints
@@ -141,7 +141,7 @@ def a_json(folder: Path, new: bool): write_json(folder/'a.json', dict(new=new))
 
 def results(folder: Path, new: bool):
     record = dict(unique_id='a', eval_cfg=dict(context_size=1, dataset='d'), metrics=dict(new=new), feature_metrics={})
-    write_results([record], folder/'evals')
+    write_records([record], folder/'evals')
 
 
 def which_results(folder: Path) -> str:

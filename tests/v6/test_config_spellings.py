@@ -30,7 +30,7 @@ from sae_workbench.synthetic.firing_probabilities import FiringProbabilityConfig
 from sae_workbench.synthetic.hierarchy import HierarchyConfig
 from sae_workbench.synthetic.synthetic_model import LowRankCorrelationConfig, OrthogonalizationConfig, SyntheticModelConfig
 from sae_workbench.synthetic.synthetic_sae_runner import SyntheticSAERunnerConfig
-from sae_workbench.training.config import (CompileMode, Folder, LanguageModelSAERunnerConfig, LoggingConfig, ModelClass, SAETrainerConfig,
+from sae_workbench.training.config import (CompileMode, FolderName, LanguageModelSAERunnerConfig, LoggingConfig, ModelClass, SAETrainerConfig,
                                            Schedule, StoreDevice)
 from sae_workbench.training.optim import SCHEDULES
 
@@ -48,7 +48,7 @@ PLAIN = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), FINITE, 
                      lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(TEXT, x, max_size=3)), max_leaves=5)
 DEVICES = st.sampled_from(['cpu', 'cuda', 'cuda:1', 'mps'])
 KNOWN = [(Dtype, st.sampled_from(list(DTYPES))), (Device, DEVICES), (StoreDevice, st.one_of(DEVICES, st.just('with_model'))),
-         (Name, TEXT.filter(bool)), (PlainDict, st.dictionaries(TEXT, PLAIN, max_size=3)), (Folder, st.sampled_from(['.', '/'])),
+         (Name, TEXT.filter(bool)), (PlainDict, st.dictionaries(TEXT, PLAIN, max_size=3)), (FolderName, st.sampled_from(['.', '/'])),
          (Schedule, st.sampled_from([*SCHEDULES, 'CosineAnnealing'])), (ModelClass, st.sampled_from(list(LOADERS))),
          (CompileMode, st.sampled_from(['default', 'reduce-overhead'])),
          (SAEMetadata, st.dictionaries(TEXT.filter(lambda k: k not in NOTED | {'self'}), PLAIN, max_size=3).map(lambda d: SAEMetadata(**d)))]
