@@ -21,11 +21,13 @@ class Wandb(ModuleType):
     id, project = 'abc', 'mine'
     def __init__(self):
         super().__init__('wandb')
-        self.__spec__, self.run, self.Histogram, self.sent, self.artifacts = ModuleSpec('wandb', None), None, list, [], []
+        self.__spec__, self.run, self.Histogram, self.sent, self.artifacts, self.files = ModuleSpec('wandb', None), None, list, [], [], []
     def init(self, **options): return self
     def log(self, metrics, step=None): self.sent.append(metrics)
     def finish(self, exit_code=0): pass
-    def log_artifact(self, artifact, aliases=None): self.artifacts.append((artifact.name, aliases))
+    def log_artifact(self, artifact, aliases=None):
+        self.artifacts.append((artifact.name, aliases))
+        self.files.append(artifact.files)
     class Artifact:
         def __init__(self, name, type, metadata=None): self.name, self.files = name, []
         def add_file(self, file): self.files.append(Path(file).name)
@@ -65,15 +67,25 @@ def evaluated(lib, logger, folder):
         checkpoint_path=None, output_path=str(folder/'out'))
     lib.LanguageModelSAETrainingRunner(cfg, override_dataset=rows).run()
 
+def on_synthetic_data(lib, logger, folder):
+    "Train an SAE on a synthetic model, with evaluations during the run and at its end"
+    synthetic = importlib.import_module(f'{lib.__name__}.synthetic')
+    cfg = synthetic.SyntheticSAERunnerConfig(
+        synthetic_model=synthetic.SyntheticModelConfig(num_features=16, hidden_dim=8), sae=lib.TopKTrainingSAEConfig(k=2, **SIZE), training_samples=64,
+        batch_size=8, eval_frequency=2, eval_samples=64, feature_sampling_window=4, device='cpu', logger=logger, output_path=str(folder/'out'))
+    synthetic.SyntheticSAERunner(cfg).run()
+
 def sent(lib, wandb):
-    "The keys by architecture, and those of a run with evaluations"
+    "The keys by architecture, those of a run with evaluations, and those of a run on synthetic data"
     logger = lib.LoggingConfig(log_to_wandb=True, wandb_project='mine', wandb_log_frequency=2, eval_every_n_wandb_logs=2)
     found = {}
     for name in SAES:
         trained(lib, name, logger)
         found[name] = wandb.keys()
-    with tempfile.TemporaryDirectory() as folder: evaluated(lib, logger, Path(folder))
-    return found | dict(evaluation=wandb.keys())
+    for name, run in dict(evaluation=evaluated, synthetic=on_synthetic_data).items():
+        with tempfile.TemporaryDirectory() as folder: run(lib, logger, Path(folder))
+        found[name] = wandb.keys()
+    return found
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')

@@ -15,7 +15,7 @@ NOT_SENT = {'reconstruction_quality/explained_variance_legacy'}   # the guide sa
 def ours():
     with pytest.MonkeyPatch.context() as m:
         m.setitem(sys.modules, 'wandb', wandb := Wandb())
-        return sent(sae_workbench, wandb)
+        return dict(sent(sae_workbench, wandb), uploaded=wandb.files)
 
 
 @pytest.mark.parametrize('name', KEYS)
@@ -25,6 +25,11 @@ def test_all_keys_of_v6_are_sent(ours, name):
 
 def test_the_table_is_whole():
     assert all(len(keys) > 10 for keys in KEYS.values()) and NOT_SENT <= set(KEYS['evaluation'])
+
+
+def test_what_is_uploaded_was_written_by_the_run(ours):
+    "The results of a run on a model, and of one on synthetic data"
+    assert len(ours['uploaded']) == 2 and all({'cfg.json', 'sae_weights.safetensors'} <= set(files) for files in ours['uploaded'])
 
 
 def test_the_artifact_has_v6s_name(monkeypatch, tmp_path):
