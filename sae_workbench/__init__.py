@@ -88,18 +88,18 @@ _PUBLIC = {
 }
 __all__ = [name for names in _PUBLIC.values() for name in names]
 if not has_transformer_bridge(): __all__.remove('SAETransformerBridge')   # `import *` works; who asks for it is told
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-_MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
-_MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
-_MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'formats.converters')   # v6's annotations
+MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+MODULE_OF['HookedSAETransformer'] = 'analysis.bridge'   # with TransformerLens 3 only
+MODULE_OF['pretokenize_runner'] = 'activations.pretokenize'   # the old way to write PretokenizeRunner(cfg).run()
+MODULE_OF |= dict.fromkeys(('PretrainedSaeHuggingfaceLoader', 'PretrainedSaeDiskLoader'), 'formats.converters')   # v6's annotations
 
 # %% ../nbs/api.ipynb #ec198899
 def __getattr__(name):
     "Import a public name the first time it is asked for"
-    if name not in _MODULE_OF:
-        nothing = f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}"
+    if name not in MODULE_OF:
+        nothing = f"module 'sae_workbench' has no attribute {name!r}{did_you_mean(name, MODULE_OF)}"
         raise AttributeError(gone(name) or nothing)
-    value = globals()[name] = getattr(import_module(f'sae_workbench.{_MODULE_OF[name]}'), name)
+    value = globals()[name] = getattr(import_module(f'sae_workbench.{MODULE_OF[name]}'), name)
     return value
 
 def __dir__(): return sorted([*__all__, '__version__'])

@@ -23,7 +23,7 @@ def make(package: str) -> str:
     "The text of a package's stub"
     root = importlib.import_module(package)
     modules = {}
-    for name, module in root._MODULE_OF.items():
+    for name, module in root.MODULE_OF.items():
         modules.setdefault(module, []).append(name)
     version = ['', '__version__: str'] if hasattr(root, '__version__') else []
     names = [f'    {name!r},' for names in root._PUBLIC.values() for name in names]

@@ -86,7 +86,7 @@ def v6_name(
     name:str, # As v6 calls it
 )->Any: # Ours; an `AttributeError` if there is none
     "What a module of v6 answers for a name"
-    places = {n: (module, n) for n, module in sys.modules[ROOT]._MODULE_OF.items()}
+    places = {n: (module, n) for n, module in sys.modules[ROOT].MODULE_OF.items()}
     places = {n: ('synthetic', n) for n in import_module(f'{ROOT}.synthetic').__all__} | V6_NAMES | places
     if name not in places: raise AttributeError(gone(name) or f"{ROOT} has no {name}{did_you_mean(name, places)}")
     module, ours = places[name]

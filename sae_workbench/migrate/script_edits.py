@@ -64,7 +64,7 @@ NEW_MODULES = dict.fromkeys(('sae_lens.sae_training_runner', 'sae_lens.llm_sae_t
 def public_names()->list[str]:
     "What can be imported from the package; its root is loaded with any of its modules"
     root = sys.modules['sae_workbench']
-    return list(dict.fromkeys([*root.__all__, *root._MODULE_OF]))
+    return list(dict.fromkeys([*root.__all__, *root.MODULE_OF]))
 
 def _ours(module:str|None)->bool:
     return (module or '').split('.')[0] in ('sae_lens', 'sae_workbench', 'sae_training')   # the last is v0

@@ -44,14 +44,14 @@ _PUBLIC = {
         'SyntheticSAERunner', 'SyntheticSAERunnerConfig', 'SyntheticSAERunnerResult', 'RUNNER_CONFIG_FILENAME'],
     'upload_synthetic_model': ['upload_synthetic_model_to_huggingface'],
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = list(_MODULE_OF)
+MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = list(MODULE_OF)
 
 def __getattr__(name):
     "Import a name the first time it is asked for"
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'sae_workbench.synthetic' has no attribute {name!r}{did_you_mean(name, _MODULE_OF)}")
-    value = globals()[name] = getattr(import_module(f'sae_workbench.synthetic.{_MODULE_OF[name]}'), name)
+    if name not in MODULE_OF:
+        raise AttributeError(f"module 'sae_workbench.synthetic' has no attribute {name!r}{did_you_mean(name, MODULE_OF)}")
+    value = globals()[name] = getattr(import_module(f'sae_workbench.synthetic.{MODULE_OF[name]}'), name)
     return value
 
 def __dir__(): return sorted(__all__)

@@ -56,6 +56,16 @@ def borrowed(tree: ast.Module) -> set[str]:
     return {a.name for n in imports for a in n.names if a.name.startswith('_') and not a.name.startswith('__')}
 
 
+def underscored(source: str) -> set[str]:
+    "Private names that a reader of a page has to type: attributes and imports; what IPython asks for is no such name"
+    try:
+        nodes = list(ast.walk(ast.parse('\n'.join(line for line in source.split('\n') if not re.match(r'\s*[!%]', line)))))
+    except SyntaxError:
+        return set()
+    names = {n.attr for n in nodes if isinstance(n, ast.Attribute)} | {a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
+    return {name for name in names if re.match(r'_(?!_|repr_)', name)}
+
+
 def is_export(cell: dict) -> bool: return bool(re.search(r'^#\|\s*exporti?s?\b', ''.join(cell['source']), re.M))
 
 
@@ -135,6 +145,13 @@ def test_the_classes_that_people_know_are_low(name, most):
     "Counted whole, with the frames"
     import sae_workbench
     assert sum(c.__module__.startswith('sae_workbench') for c in getattr(sae_workbench, name).__mro__) <= most
+
+
+@pytest.mark.parametrize('folder', ['tutorials', 'guides'])
+def test_readers_type_public_names(folder):
+    pages = {p.name: underscored('\n'.join(''.join(c['source']) for c in cells(p) if c['cell_type'] == 'code')) for p in (ROOT/'nbs'/folder).glob('*.ipynb')}
+    assert len(pages) > 5 and not {name: found for name, found in pages.items() if found}
+    assert underscored('%time x\nfrom a import _b, c\nsae._activate(x); x._repr_html_(); x.__len__()') == {'_b', '_activate'}
 
 
 SLICED = """

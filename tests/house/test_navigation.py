@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sidebar import ROOT, cells, heading, listed, sections
 
-from sae_workbench import _MODULE_OF, _PUBLIC
+from sae_workbench import MODULE_OF, _PUBLIC
 
 FOLDERS = {p.name for p in (ROOT/'nbs').iterdir() if p.is_dir()}
 NAMES = {'dictionary_learning', 'sparsify', 'circuit-tracer', 'bfloat16', 'ActivationsStore'}   # that people use
@@ -35,4 +35,4 @@ def test_the_reference_begins_with_sae():
     assert names[0] == 'SAE' and all(n.endswith('Error') for n in names[-8:]) and len(names) > 100
     assert set(re.findall(r'^## (.+)$', table, re.M)) <= {section for section, _ in sections()}
     places = dict(re.findall(r'^\| \[`?(?:<code>)?(\w+)(?:</code>)?`?\]\(([^#)]+)\.ipynb', table, re.M))
-    assert places == {name: _MODULE_OF[name].replace('.', '/') for names in _PUBLIC.values() for name in names}, 'run python tools/nbs.py nbs/api.ipynb'
+    assert places == {name: MODULE_OF[name].replace('.', '/') for names in _PUBLIC.values() for name in names}, 'run python tools/nbs.py nbs/api.ipynb'

@@ -179,7 +179,7 @@ def test_no_link_is_broken(site):
 def test_every_public_name_leads_to_its_reference(site):
     api = (site/'nbs'/'api.html').read_text(encoding='utf-8')
     links = {unescape(name): link for link, name in re.findall(r'<a href="([^"]+)"><code>([^<]+)</code></a>', api.replace('<wbr>', ''))}
-    place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench._MODULE_OF.items()}
+    place = {n: f"{module.replace('.', '/')}.html#{n.lower()}" for n, module in sae_workbench.MODULE_OF.items()}
     assert links['SAETransformerBridge'] == 'analysis/bridge.html'   # a class that is made when it is asked for
     assert not {n: links.get(n) for n in sae_workbench.__all__ if n != 'SAETransformerBridge' and links.get(n) != place[n]}
 
@@ -188,6 +188,15 @@ def test_parameters_of_an_inherited_init_are_told(site):
     html = (site/'nbs'/'saes'/'transcoder.html').read_text(encoding='utf-8')
     entry = re.split('<h3[^>]*>TopKSkipTranscoder</h3>', html)[1].split('<h3')[0]
     assert '<code>cfg</code>' in entry and '<code>use_error_term</code>' in entry.replace('<wbr>', '')
+
+
+def test_options_are_explained(site):
+    "Every option of every config has its type and what it means"
+    rows = {p.relative_to(site).as_posix(): re.findall(r'<tr>\s*<td[^>]*><code>(.*?)</code></td>(.*?)</tr>', p.read_text(encoding='utf-8'), re.S)
+            for p in site.rglob('nbs/*/*.html')}
+    assert sum(map(len, rows.values())) > 1000
+    assert not {page: bare for page, found in rows.items() if (bare := [name for name, rest in found if not re.sub(r'<[^>]+>|\s', '', rest)])}
+    assert 'Active latents per row' in (site/'nbs'/'saes'/'topk.html').read_text(encoding='utf-8')
 
 
 def test_llms_txt_names_every_page(site):

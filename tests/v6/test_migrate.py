@@ -313,7 +313,7 @@ def test_configs_that_are_only_read(config):
     assert m.complete is config.startswith('Pretok') and f'cfg = {config}\n' in m.script
 
 
-@pytest.mark.parametrize('name', [o.name for o in OLD_NAMES.values() if not o.of and o.name not in sae_workbench._MODULE_OF])
+@pytest.mark.parametrize('name', [o.name for o in OLD_NAMES.values() if not o.of and o.name not in sae_workbench.MODULE_OF])
 def test_an_import_of_an_old_name_says_what_to_write(name):
     with pytest.raises(ImportError) as e:
         exec(f'from sae_workbench import {name}')
