@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
+from itertools import pairwise
 from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
@@ -107,10 +109,13 @@ def _only(mask:Tensor, other:Tensor, out:Tensor)->Tensor:
 # %% ../../nbs/analysis/attach.ipynb #e25a029c
 def _readers(model:nn.Module, place:nn.Module)->list[nn.Module]: # From the outside in
     "The parts of a model around a place that are called with whole texts"
-    path = next((n for n, m in model.named_modules() if m is place), '')
+    path = next((n for n, m in model.named_modules() if m is place), '').split('.')
     found = [model]
-    for part in path.split('.')[:-1]:
-        if isinstance(inner := getattr(found[-1], part), nn.ModuleList): break
+    for part, after in pairwise(path):
+        if isinstance(inner := getattr(found[-1], part), nn.ModuleList):
+            hears_all = 'past_kv_cache_entry' in signature(inner[int(after)].forward).parameters
+            if hears_all: return [inner[int(after)]]   # of a HookedTransformer
+            break
         found.append(inner)
     hidden = vars(model).get('original_model')   # of a TransformerBridge, whose hf_generate calls it alone
     return found if hidden is None else [*found, hidden]

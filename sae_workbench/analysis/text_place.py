@@ -59,12 +59,13 @@ class TextPlace:
         ids, mask = given.get(f'{own}position_ids'), given.get(f'{own}attention_mask')
         if isinstance(mask, Mapping): mask = next(iter(mask.values()), None)   # one for each kind of layer
         knows = isinstance(mask, Tensor) and (mask.dim()==2 or self.mask is None)
-        cache = next((c for c in ('past_key_values', 'past_kv_cache', 'cache_position') if c in names), None)
-        start = self.start if cache is None else self._start(given)
+        tells = names & {'past_key_values', 'past_kv_cache', 'past_kv_cache_entry', 'cache_position'}
+        start = self._start(given) if tells else self.start
         return TextPlace(start, self.ids if ids is None else ids, mask if knows else self.mask)
 
     def _start(self, given:dict)->int:
         if given.get('cache_position') is not None: return int(given['cache_position'].flatten()[0])
+        if (entry := given.get('past_kv_cache_entry')) is not None: return cache_length([entry])
         past = given.get('past_key_values')
         return cache_length(given.get('past_kv_cache') if past is None else past)
 

@@ -14,15 +14,12 @@ SETUP = '''
 import time, torch
 from datasets import Dataset
 from pathlib import Path
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.model_bridge import TransformerBridge
 import sae_workbench as sw
+from sae_workbench.activations.example_data import toy_model
 from sae_workbench.activations.tokens import word_tokenizer
 words = 'the cat dog bird sat ran flew on under a mat tree and then home again'
 tok = word_tokenizer(words)
-tiny = TransformerBridgeConfig(n_layers=2, d_model=16, d_head=8, n_heads=2, d_mlp=32, n_ctx=16, d_vocab=len(tok), act_fn='gelu', seed=0)
-model = TransformerBridge.boot_native(tiny, device='cpu').eval()
-model.tokenizer = tok
+model = toy_model(2, 16, tokenizer=tok, d_mlp=32, n_ctx=16).eval()
 g, vocab = torch.Generator().manual_seed(0), words.split()
 texts = Dataset.from_dict({'text': [' '.join(vocab[i] for i in torch.randint(len(vocab), (40,), generator=g)) for _ in range(200)]})
 class Slow(sw.Callback):

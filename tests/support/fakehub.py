@@ -197,4 +197,5 @@ class FakeHub:
             new[line['path']] = self.objects[line['oid']] if 'oid' in line else base64.b64decode(line['content'])
         self.repos[key] = {n: d for n, d in (self.repos[key] | new).items() if n not in gone}
         self.commits.append((key, header['value']['summary'], sorted(new)))
-        return reply(dict(commitUrl=f"{self.url}/{key}/commit/{COMMIT}", commitOid=COMMIT, success=True))
+        repo = key.partition('@')[0]
+        return reply(dict(commitUrl=f"{self.url}/{repo}/commit/{COMMIT}", commitOid=COMMIT, success=True))

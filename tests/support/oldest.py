@@ -4,11 +4,6 @@ from importlib.metadata import version
 SAID = {   # what is said, or the notebook that fails: for which package, and the first version that can
     'TransformerBridge is in TransformerLens 3': ('transformer_lens', (3,)),
     'needs the TransformerBridge of TransformerLens': ('transformer_lens', (3,)),
-    "No module named 'transformer_lens.model_bridge'": ('transformer_lens', (3,)),
-    "No module named 'transformer_lens.config'": ('transformer_lens', (3,)),
-    **{f'nbs/analysis/{n}.ipynb': ('transformer_lens', (3,)) for n in ('attach', 'bridge', 'evals', 'logits')},   # they show the bridge
-    'nbs/tutorials/load_and_explore.ipynb': ('transformer_lens', (3,)),   # another toy model has other latents
-    "cannot import name 'List' from 'datasets'": ('datasets', (4,)),
     'Converting a formatted dataset to a formatted iterable dataset': ('datasets', (4,)),
     'must be called with a dataclass type': ('datasets', (4,)),   # files of version 4, read by itself
     'cannot read pickles safely': ('torch', (2, 10)),
