@@ -73,6 +73,11 @@ def without_dead_links(text: str, doc_url: str) -> str:
     return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(doc_url)}([^)\s#]*)#([^)\s]*)\)', there, text)
 
 
+def without_namesakes(text: str, doc_url: str) -> str:
+    "nbdev also links the name of a parameter, which opens the row of a table, to a function that is called the same"
+    return re.sub(rf'(?<="\| )\[(`\w+`)\]\({re.escape(doc_url)}[^)\s]*\)(?= \|)', r'\1', text)
+
+
 def finish_page(path: Path, doc_url: str) -> None:
     "Figures and tabs, and links between our own pages that stay inside the site"
     notebook = json.loads(path.read_text(encoding='utf-8'))
@@ -82,7 +87,7 @@ def finish_page(path: Path, doc_url: str) -> None:
     draw_figures(notebook, path.stem, up)
     fence_tabs(notebook)
     notebook['metadata'].pop('widgets', None)
-    text = without_dead_links(json.dumps(notebook, indent=1, ensure_ascii=False), doc_url)
+    text = without_namesakes(without_dead_links(json.dumps(notebook, indent=1, ensure_ascii=False), doc_url), doc_url)
     text = text.replace(doc_url, up).replace(BADGE, f'{up}images/open-in-colab.svg')
     path.write_text(re.sub(r'\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)', r'\1', text), encoding='utf-8')   # nbdev links inside links too
 

@@ -24,9 +24,8 @@ from ..activations.scale import ActivationScaler
 from ..activations.hooked import evaluating
 from ..activations.sources import check_rows
 from ..core.arguments import as_tensor, checked
-from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
-from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
+from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.progress import Bar
@@ -122,9 +121,6 @@ def _applicable(cfg:EvalConfig, has_model:bool, has_encoder:bool)->EvalConfig:
 
 # %% ../../nbs/analysis/evals.ipynb #fb83772f
 def _through(sae:SAE, scaler:ActivationScaler|None, x:Tensor)->tuple[Tensor, Tensor]: # (rows, d_sae), (rows, d_out)
-    if writes_elsewhere(sae.cfg):
-        out, f = sae.forward_with_activations((scaler or ActivationScaler()).scale(x.to(sae.device)))
-        return f, out
     _, f, out = reconstruct(sae, x[None], scaler)
     return f, out[0]
 
@@ -208,23 +204,15 @@ def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, seed:int)->
 # %% ../../nbs/analysis/evals.ipynb #5bcbf5e9
 def _losses(saes:dict[str, SAE], scalers:dict, data:ContextData, cfg:EvalConfig, verbose:bool)->LossMetrics:
     "What the model loses with each SAE in it"
-    found, head, seen = LossMetrics(cfg.compute_kl), data.head, []
-    elsewhere = data.read != data.write
-    make = partial(_written, seen) if elsewhere else partial(_in_place, head)
-    fns = {n: partial(make, s, scalers.get(n)) for n, s in saes.items()}
-    batches = data.tokens(cfg.n_eval_reconstruction_batches)
-    def look(x): seen[:] = [x]
-    with evaluating(data.model), replacing(data.model, {data.read: look} if elsewhere else {}):
+    found, head = LossMetrics(cfg.compute_kl), data.head
+    fns = {n: partial(_in_place, head, s, scalers.get(n)) for n, s in saes.items()}
+    batches, read = data.tokens(cfg.n_eval_reconstruction_batches), None if data.read==data.write else data.read
+    with evaluating(data.model):
         for tokens in Bar(batches, 'losses', leave=False, disable=not verbose):
-            found.update(data.model, data.write, tokens, data.keep(tokens), fns, head, data.kwargs)
+            found.update(data.model, data.write, tokens, data.keep(tokens), fns, head, data.kwargs, read)
     return found
 
 def _in_place(head, sae, scaler, a:Tensor)->Tensor: return reconstruct(sae, a, scaler, head)[2]
-
-def _written(seen:list[Tensor], sae, scaler, y:Tensor)->Tensor: # In the shape of y
-    "What a transcoder makes of what was read in this pass"
-    if not seen: raise HookError("the model writes before it reads: are the transcoder's places the wrong way round?")
-    return _through(sae, scaler, seen.pop())[1].to(y).reshape(y.shape)
 
 # %% ../../nbs/analysis/evals.ipynb #936f7b4f
 def _read(tokens:tuple[Tensor, ...])->int: return sum(t.numel() for t in tokens)

@@ -63,7 +63,7 @@ def page_text(
     return '\n'.join(lines + ([page.url] if page.url else []))
 
 # %% ../../nbs/analysis/page.ipynb #a31da04f
-W, H = 320, 110   # of the bars, in SVG units
+W, H = 240, 90   # of the bars, in SVG units: letters stay legible in a narrow column
 
 def _bars(edges:Sequence[float], counts:Sequence[int], label:str)->str:
     top, w = torch.tensor([max(counts) + 1.]).log2().item(), W/len(counts)
@@ -99,8 +99,8 @@ STYLE = """
 .sae-page .dim{opacity:.72}.sae-page .dim{margin:.3em 0}
 .sae-page .facts{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}.sae-page .facts b{font-size:1.25em}
 .sae-page .parts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14em),1fr));gap:0 2em}
-.sae-page svg{width:100%;max-width:420px;height:auto;display:block}
-.sae-page svg text{font-size:11px;fill:currentColor;opacity:.75}.sae-page svg .bars{fill:#e8820c}
+.sae-page svg{width:100%;max-width:320px;height:auto;display:block}
+.sae-page svg text{font-size:12px;fill:currentColor;opacity:.8}.sae-page svg .bars{fill:#e8820c}
 .sae-page svg .below{fill:#2563c9}
 .sae-page svg line{stroke:currentColor;opacity:.4}
 .sae-page table{border-collapse:collapse;width:100%;margin:0}.sae-page tr{background:none!important}

@@ -231,7 +231,7 @@ class ArchitectureChooser(App):
         return styled(f'{parts}<p class="sae-dim">{html.escape(curve.says)}</p>{curve_svg(curve)}'
                       f'{facts_html(estimate_rows(self.estimate(), cfg))}{code_html(python_code(cfg), button=False)}')
 
-    def _make(self):
+    def make_widget(self):
         import ipywidgets as w
         form = Form(self.choice)
         results = Results(self.choice, self.estimate, lambda: self.measure(), form.keep_later)

@@ -83,6 +83,7 @@ _GRID_STYLE = """
 .sae-grid td{padding:.25em .45em;text-align:right;border-bottom:1px solid rgba(128,128,128,.2);white-space:pre}
 .sae-grid td:nth-child(2),.sae-grid th:nth-child(2){text-align:left}
 .sae-grid td:nth-child(2){font-family:monospace;max-width:11em;overflow:hidden;text-overflow:ellipsis}
+.sae-grid td:last-child{max-width:16em;overflow:hidden;text-overflow:ellipsis}
 .sae-grid tbody tr{cursor:pointer}.sae-grid tbody tr:hover{background:rgba(128,128,128,.12)}
 .sae-grid tr[aria-selected=true]{background:rgba(232,130,12,.2)!important}
 """

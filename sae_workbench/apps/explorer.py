@@ -44,6 +44,7 @@ class LatentExplorer(App):
         self.table, self.latent, self.like = explorer_table(stats), None, None
         self.columns = [c for c in COLUMNS if c[0] in self.table]
         self.before = deque(maxlen=100)   # latents that were picked
+        self.list = None   # with the widget come this and its other parts
         self.labels_file = None if labels is None or isinstance(labels, Mapping) else Path(labels)
         new = labels is None or (self.labels_file is not None and not self.labels_file.exists())
         self.labels = {} if new else read_labels(labels, self.sae)
@@ -62,7 +63,7 @@ class LatentExplorer(App):
         else: self.labels.pop(latent, None)
         self._name_rows()
         if self.labels_file is not None: write_labels(self.labels, self.labels_file)
-        if hasattr(self, 'list'): self.list.label()
+        if self.list is not None: self.list.label()
 
     # what one can ask
 
@@ -121,7 +122,7 @@ class LatentExplorer(App):
 
     # the widget
 
-    def _make(self):
+    def make_widget(self):
         import ipywidgets as w
         self.list = LatentList(self.table, self.find, self.pick, self._compare)
         self.text_tab = TextPanel(self.table, self.read, self.pick)
@@ -161,7 +162,7 @@ class LatentExplorer(App):
 
     def _take(self, latent:int):
         self.latent = latent
-        if self._made is None and not hasattr(self, 'list'): return
+        if self.list is None: return
         if self.list.grid.picked != latent: self.list.grid.picked = latent
         self.list.like.disabled = False
         page, called = told(self.page_box, self.page, latent), self.labels.get(latent, '')

@@ -79,7 +79,8 @@ def cell_text(
     v, # A value of it
 )->str:
     "What a cell of the table says"
-    if key in ('peak', 'label'): return visible(v) if v else ''
+    if key == 'label': return v
+    if key=='peak': return visible(v) if v else ''
     return {'density': f'{v:.2%}', 'max_act': number(v), 'latent': f'{v:.0f}'}.get(key, f'{v:.2f}') if v==v else ''
 
 def table_rows(

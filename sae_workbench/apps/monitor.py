@@ -308,20 +308,20 @@ class TrainingMonitor(RunMonitor):
         bar = progress_html(self.history.samples, self.total or 1, rate)
         return title + bar + why + changes_html(self.history, self.asked)
 
-    def _make(self):
+    def make_widget(self):
         self.view = RunView(self, lambda: self.state in RUNNING, controls=RunControls)
         return self.view.box
 
     def _begins(self):
         self.worker.error = None
-        if self._made is not None: self.view.redrawing.begin()
+        if self.made is not None: self.view.redrawing.begin()
 
     def _ends(self):
         if not self.worker.alive: self._ended()   # it was not started here
 
     def _ended(self):
         "The run has ended: a last picture"
-        if self._made is not None: self.view.redrawing.begin()
+        if self.made is not None: self.view.redrawing.begin()
         self.keep_picture()
 
 # %% ../../nbs/apps/monitor.ipynb #2763020b
@@ -368,7 +368,7 @@ class LogMonitor(RunMonitor):
 
     def facts_html(self): return numbers_html(facts_of(self.logs[0].history)) if len(self.logs)==1 else ''
 
-    def _make(self):
+    def make_widget(self):
         view = RunView(self, self._look, self.every)
         self.redrawing = view.redrawing
         return view.box

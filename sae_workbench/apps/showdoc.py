@@ -128,6 +128,10 @@ def table(
 _TITLES = ' ', 'Type', 'Default', 'Details'
 
 # %% ../../nbs/apps/showdoc.ipynb #8d4fd82f
+def _own_doc(sym)->str|None:
+    "The docstring as it was written; that of a config adds a list of its options, which a cell cannot read"
+    return vars(sym).get('__doc__') if isinstance(sym, ConfigMeta) else sym.__doc__
+
 def packaged(
     sym, # A symbol, maybe defined by a cell
 ): # The package's copy of it, or the symbol itself
@@ -135,7 +139,7 @@ def packaged(
     if getattr(sym, '__module__', None) != '__main__': return sym
     from sae_workbench._modidx import d
     found = [_member(m, sym.__qualname__) for m, names in d['syms'].items() if f'{m}.{sym.__qualname__}' in names]
-    return next((f for f in found if f is not None and f.__doc__ == sym.__doc__), sym)
+    return next((f for f in found if f is not None and _own_doc(f) == _own_doc(sym)), sym)
 
 def _member(module:str, path:str):
     "A member of a module by its dotted path, or None"

@@ -25,18 +25,20 @@ def in_colab()->bool:
 # %% ../../nbs/apps/widgets.ipynb #62407a25
 class App:
     "What shows itself as a widget where one can run, and as a still picture elsewhere"
-    _made = None
+    made = None   # the widget, once it is there
 
     def static(self)->str:
         "HTML that needs neither kernel nor network"
         raise NotImplementedError
 
-    def _make(self): raise NotImplementedError
+    def make_widget(self):
+        "The living form, where ipywidgets is installed"
+        raise NotImplementedError
 
     def widget(self):
         "The living form; made once, so that showing it twice shows the same"
-        if self._made is None: self._made = self._make()
-        return self._made
+        if self.made is None: self.made = self.make_widget()
+        return self.made
 
     def _repr_mimebundle_(self, **kwargs)->dict[str, str]:
         bundle = {'text/plain': repr(self), 'text/html': self.static()}

@@ -27,7 +27,7 @@ torch.manual_seed(0)
 model = toy_model(n_layers=2, d_model=32)
 sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=300, k=4, metadata=SAEMetadata(hook_name='blocks.1.hook_resid_pre')))
 evil = '<img src=x onerror="document.title=1/0"> The cat sat on the mat. '
-explorer = explore(sae, model, [evil * 40], n_tokens=4000)
+explorer = explore(sae, model, [evil * 40], n_tokens=4000, latent_labels='labels.json')
 explorer
 """
 
@@ -218,6 +218,32 @@ def test_hands_that_are_fast(lab, browser):
                 page.locator(f'.opt-{name} input[type=text]').fill(text)
         arrives(*[f"{name.removeprefix('sae-')}={text}," for name, text in last.items()])
         assert all(page.locator(f'.opt-{name} input[type=text]').input_value() == text for name, text in last.items())
+
+
+def test_labels(lab, browser):
+    "What is typed stays while one looks around, is in the list and in the file, and is text"
+    label = '<img src=x onerror="document.title=1/0"> ding dong dd'   # d is a key of JupyterLab
+    with opened(lab, browser, 'explorer', '.sae-explorer .sae-grid tbody tr') as page:
+        title, field, head = page.title(), page.locator('.sae-page input.label'), page.locator('.sae-page .title')
+        latent = head.inner_text().removeprefix('Latent ')
+        field.click()
+        field.press_sequentially(label)
+        until(page, lambda: page.locator(f'.sae-grid tr[data-id="{latent}"] td').last.inner_text() == label)
+        assert field.input_value() == label and field.evaluate('e => e === document.activeElement')   # nothing was drawn anew
+        keep(page, 'explorer_label_1280')
+        page.locator('.sae-page .pairs a').first.click()
+        until(page, lambda: head.inner_text() != f'Latent {latent}')
+        assert field.input_value() == ''
+        page.get_by_role('button', name=f'Back to {latent}').click()
+        until(page, lambda: head.inner_text() == f'Latent {latent}')
+        assert field.input_value() == label
+        page.locator('input[placeholder="a token or a number"]').fill('ding dong')
+        until(page, lambda: page.locator('.sae-grid').first.locator('tbody tr').count() == 1)
+        assert page.request.get(f'{lab}/files/labels.json').json() == {'labels': {latent: label}}
+        assert page.title() == title and not page.locator('.sae-explorer img').count()
+        page.locator('.jp-Notebook .jp-CodeCell').first.click()   # the cell again, as another day
+        page.keyboard.press('Control+Enter')
+        until(page, lambda: page.locator('.sae-page input.label').count() == 1 and page.locator('.sae-page input.label').input_value() == label, 90)
 
 
 def test_chooser_does_not_grow(lab, browser):

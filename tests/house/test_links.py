@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import addresses
 import pytest
 from anchors import anchors, slug
-from docs import without_dead_links
+from docs import without_dead_links, without_namesakes
 from sidebar import ROOT, cells, listed, on_disk
 
 LINK = re.compile(r'\]\(([^)\s]+)\)|\b(?:href|src)="([^"]+)"')
@@ -69,6 +69,11 @@ def test_names_without_an_entry_are_not_linked():
     site = 'https://sae.example.org/'
     text = f'[`checked`]({site}core/arguments.html#checked), [`_private`]({site}core/arguments.html#_private), [`from_sae`]({site}activations/store.html#from_sae)'
     assert without_dead_links(text, site) == f'[`checked`]({site}core/arguments.html#checked), `_private`, `from_sae`'
+
+
+def test_a_parameter_is_not_its_namesake():
+    site, row = 'https://sae.example.org/', '"| [`nearest`]({0}core/errors.html#nearest) | [`Sized`]({0}core/x.html#sized) |\\n"'
+    assert without_namesakes(row.format(site), site) == '"| `nearest` | [`Sized`](https://sae.example.org/core/x.html#sized) |\\n"'
 
 
 def test_readme_leads_to_files():
