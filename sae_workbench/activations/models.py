@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROCESSING', 'HOOKED_ONLY', 'LOADERS', 'HARMLESS', 'OF_A_MACHINE', 'Hooked', 'with_methods', 'load_model',
-           'harmless_options', 'model_of_file', 'read_options', 'tokenizer_of', 'input_device', 'vocab_size',
-           'max_positions', 'check_length', 'weights_fingerprint', 'model_d_in', 'check_d_in']
+           'load_as_named', 'harmless_options', 'model_of_file', 'read_options', 'tokenizer_of', 'input_device',
+           'vocab_size', 'max_positions', 'check_length', 'weights_fingerprint', 'model_d_in', 'check_d_in']
 
 # %% ../../nbs/activations/models.ipynb #8ae9e15f
 import hashlib, inspect, json, re
@@ -26,7 +26,7 @@ from ..core.hooks import hanging, only_own_hooks
 from ..core.serial import read_json_text
 from ..core.points import resolve
 from ..core.private import HIDDEN, is_local, is_secret
-from .example_data import bridge_class, without_hub
+from .example_data import MODEL, SMOLLM2, bridge_class, official_name, without_hub
 
 # %% ../../nbs/activations/models.ipynb #b1a3dfc4
 PROCESSING = ('center_writing_weights', 'center_unembed', 'fold_ln', 'fold_value_biases',
@@ -184,7 +184,19 @@ def load_model(
         raise LoadError(f"model {model_name!r} consists of code of its own, which is not run unless you trust its "
                         "author and pass model_from_pretrained_kwargs=dict(trust_remote_code=True)") from e
     for name in hook_names or []: resolve(model, name)
+    if official_name(model_name)!=model_name and hasattr(model, 'cfg'): model.cfg.model_name = official_name(model_name)
     return model.eval()
+
+def load_as_named(
+    model_class_name:str, # As for `load_model`
+    model_name:str, # As an SAE's file or a command line has it
+    device:str|None=None, # Where the model goes; None lets the library choose
+    options:dict[str, Any]|None=None, # Further options of the class's own loading function
+    hook_names:list[str]|None=None, # Points that must exist in the model
+)->nn.Module: # In evaluation mode, with a tokenizer attribute
+    "Load the model that a file or a command line names; SmolLM2 needs no hub, under its name on the hub either"
+    name = SMOLLM2 if official_name(model_name)==MODEL else model_name
+    return load_model(model_class_name, name, device, options, hook_names)
 
 # %% ../../nbs/activations/models.ipynb #585805d2
 def _switch(v)->bool: return isinstance(v, bool)

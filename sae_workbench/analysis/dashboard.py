@@ -16,7 +16,7 @@ from ..core.config import Count
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic, read_text
 from ..core.progress import say
-from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
+from ..activations.models import load_as_named, model_of_file, read_options, tokenizer_of
 from ..activations.tokens import TokenContexts
 from .document import dashboard_html
 from .examples import TextLatents, check_latents
@@ -95,13 +95,11 @@ def _numbers(text:str)->list[int]:
 # %% ../../nbs/analysis/dashboard.ipynb #b8133772
 def _model_for(sae:SAE, name:str|None, model_kwargs:dict|None=None):
     "The model that an SAE names, as far as a file may decide that, or another"
-    from sae_workbench.activations.example_data import MODEL, load_smollm2, official_name
     m = sae.cfg.metadata
     found = model_of_file(m, name, None, model_kwargs)
     if found is None: raise ConfigError("--model is needed: the SAE does not name its model")
     kind, name, options = found
-    if official_name(name)==MODEL: return load_smollm2()
-    return load_model(kind, name, None, options, [m.hook_name] if m.hook_name else None)
+    return load_as_named(kind, name, None, options, [m.hook_name] if m.hook_name else None)
 
 MOST_TEXT = 2**30   # bytes of a text to read
 

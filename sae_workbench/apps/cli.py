@@ -14,8 +14,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
-from ..core.config import ConfigMeta, is_chosen, option_advice
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from ..core.config import ConfigMeta, is_chosen, option_advice, says_none
 from ..core.errors import ConfigError, LoadError, SAEWorkbenchError, did_you_mean, printable
 from ..core.progress import end_quietly, our_command, say
 from ..core.serial import plain, read_plain
@@ -73,6 +73,11 @@ def _switched_off(name:str)->str:
     return f'{part}{dot}no-{last}'
 
 # %% ../../nbs/apps/cli.ipynb #28b78e7f
+def _nothing(tp, text:str)->bool:
+    "Whether a word after an option of this type means None"
+    kinds = get_args(tp)
+    return type(None) in kinds and says_none(text, [v for k in kinds if get_origin(k) is Literal for v in get_args(k)])
+
 def _no_such_option(cls:type, name:str, names:Iterable[str])->str:
     "What to say of an option that does not exist"
     part, _, last = name.rpartition('.')
@@ -97,6 +102,9 @@ def v6_options(
         else:
             full, tp = names[name] if name in names else (off[name], None)
             given.append(full)
+            if _nothing(tp, value if eq else args[0] if args else ''):
+                if not eq: args.pop(0)
+                eq, value = '=', 'None'
             word = (value if eq else args[0] if args else '').lower() if tp is bool else ''
             if word in ('true', 'false') and not eq: args.pop(0)
             if tp is None or word=='false': out.append('--' + _switched_off(full))

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from torch import nn
 from ..activations.datasets import open_dataset, shuffled
-from ..activations.models import load_model, model_of_file, read_options, tokenizer_of
-from ..activations.example_data import MODEL, load_smollm2, official_name, offline_text
+from ..activations.models import load_as_named, model_of_file, read_options, tokenizer_of
+from ..activations.example_data import offline_text
 from ..activations.tokens import TokenContexts
 from ..analysis.evals import COMPUTE, EvalConfig, get_eval_everything_config, run_evals
 from ..core.errors import ConfigError, LoadError, unknown
@@ -62,10 +61,6 @@ def _model(sae:SAE, a:Namespace)->tuple[str, str, dict]: # Class, name and optio
     found = model_of_file(sae.cfg.metadata, a.model, a.model_class, read_options(a.model_kwargs))
     if found is None: raise ConfigError("--model: the SAE's metadata does not say which model it belongs to")
     return found
-
-def _load_model(kind:str, name:str, kwargs:dict, a:Namespace)->nn.Module:
-    if official_name(name)==MODEL: return load_smollm2(a.device)
-    return load_model(kind, name, a.device, kwargs)
 
 def _text(name:str):
     "A dataset: held-out text of the Python library, or one of the hub, or a folder or file"
@@ -168,7 +163,8 @@ def evaluations(
         sae = SAE.from_pretrained(release, sae_id, device=a.device)
         if (wanted := _model(sae, a)) != loaded:
             model = None   # the old one goes before the new one comes
-            model, loaded = _load_model(*wanted, a), wanted
+            kind, name, options = loaded = wanted
+            model = load_as_named(kind, name, a.device, options)
         for size in a.ctx_lens:
             for dataset in a.datasets:
                 bos = sae.cfg.metadata.prepend_bos is not False

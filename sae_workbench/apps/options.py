@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 from ..activations.models import LOADERS
-from ..core.config import DTYPES
+from ..core.config import DTYPES, says_none
 from ..core.field_notes import field_notes
 from ..core.serial import plain
 from ..core.registry import get_sae_training_class
@@ -105,7 +105,7 @@ def read_value(
 ): # A value; the text itself where it is nothing else
     "The value that a text stands for"
     text = text.strip()
-    if option.optional and text=='None': return None
+    if option.optional and says_none(text, option.choices): return None
     if option.kind=='text': return text
     try: value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text

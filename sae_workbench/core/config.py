@@ -6,12 +6,12 @@
 __all__ = ['Count', 'Whole', 'Natural', 'Positive', 'NonNegative', 'Fraction', 'Decay', 'Name', 'PlainDict', 'DTYPES', 'Dtype',
            'Device', 'whole', 'dtype_name', 'as_dtype', 'device_name', 'check_device', 'Rule', 'ConfigMeta',
            'literal_choices', 'phrase', 'option_advice', 'broken_rules', 'examine', 'config_error', 'chosen',
-           'is_chosen', 'from_plain', 'Config']
+           'is_chosen', 'says_none', 'from_plain', 'Config']
 
 # %% ../../nbs/core/config.ipynb #f5ad5bac
 import dataclasses, inspect, re, typing
 from abc import ABCMeta
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from operator import index
 from pathlib import Path
@@ -298,6 +298,14 @@ def chosen(
 def is_chosen(value)->bool:
     "Whether a config worked the value out itself"
     return isinstance(value, _Chosen)
+
+# %% ../../nbs/core/config.ipynb #d8513751
+def says_none(
+    text:str, # What was typed
+    values:Iterable=(), # The option's own values, where it has a list of them
+)->bool:
+    "Whether a typed text stands for `None`"
+    return text.strip().lower() in ('none', 'null') and text not in values
 
 # %% ../../nbs/core/config.ipynb #2586bbba
 def _tupled(tp, value):

@@ -7,6 +7,7 @@ __all__ = ['RUNNER_CONFIG_FILENAME', 'EVAL_FILENAME', 'SPARSITY_FILENAME', 'Synt
            'Evaluating', 'check_width', 'write_synthetic_results', 'SyntheticSAERunner']
 
 # %% ../../nbs/synthetic/synthetic_sae_runner.ipynb #aa2aee7d
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from ..core.arguments import checked
@@ -90,15 +91,26 @@ class SyntheticSAERunnerResult:
     output_path:Path|None # The folder with the results
 
 class Evaluating(Callback):
-    "Evaluates every few steps during a run"
+    "Evaluates every few steps and at the end, and then has the results written"
     def __init__(self,
         every:int, # Steps
-        evaluate, # Called as evaluate(sae, scaler); returns a SyntheticDataEvalResult
-    ): self.every, self.evaluate = every, evaluate
+        final:bool, # At the end too
+        evaluate:Callable, # Called as evaluate(sae, scaler); returns a SyntheticDataEvalResult
+        write:Callable, # Called as write(trainer, result of the end or None); returns the folder
+    ): self.every, self.final, self.evaluate, self.write, self.found, self.path = every, final, evaluate, write, None, None
+
+    def measured(self, trainer, prefix:str)->SyntheticDataEvalResult:
+        scaler = None if trainer.folded else trainer.activation_scaler
+        found = self.evaluate(trainer.sae, scaler)
+        trainer.tell('on_log', found.to_log_dict(prefix))
+        return found
 
     def after_step(self, trainer):
-        if not self.every or trainer.n_training_steps % self.every: return
-        trainer.tell('on_log', self.evaluate(trainer.sae, trainer.activation_scaler).to_log_dict('synthetic/'))
+        if self.every and not trainer.n_training_steps % self.every: self.measured(trainer, 'synthetic/')
+
+    def on_end(self, trainer):
+        if self.final: self.found = self.measured(trainer, 'final/')
+        self.path = self.write(trainer, self.found)
 
 def check_width(
     cfg:TrainingSAEConfig, # Of the SAE
@@ -148,11 +160,16 @@ class SyntheticSAERunner:
         size = min(cfg.batch_size, cfg.eval_samples)
         return eval_sae_on_synthetic_data(sae, m.feature_dict, m.activation_generator, cfg.eval_samples, size, scaler)
 
+    def _write(self, trainer:SAETrainer, found:SyntheticDataEvalResult|None)->Path|None:
+        cfg = self.cfg
+        return write_synthetic_results(cfg.output_path, cfg, trainer, self.synthetic_model, found) if cfg.output_path else None
+
     def _callbacks(self)->list[Callback]:
         cfg = self.cfg
-        callbacks = [ProgressBar(), Evaluating(cfg.eval_frequency, self._evaluate)]
+        callbacks = [ProgressBar(), Evaluating(cfg.eval_frequency, cfg.run_final_eval, self._evaluate, self._write)]
         if cfg.output_path: callbacks.append(JSONLLogger(Path(cfg.output_path)/'log.jsonl'))
-        if cfg.logger.log_to_wandb: callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
+        if cfg.logger.log_to_wandb:   # last: what was written is uploaded
+            callbacks.append(WandBLogger(cfg.logger, cfg.to_dict(), cfg.output_path))
         return callbacks
 
     def run(self)->SyntheticSAERunnerResult:
@@ -163,6 +180,5 @@ class SyntheticSAERunner:
         rows = SyntheticActivationIterator(model.feature_dict, model.activation_generator, cfg.batch_size, cfg.autocast_data)
         trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, rows, callbacks=self._callbacks())
         trainer.fit()
-        found = self._evaluate(self.sae, None if trainer.folded else trainer.activation_scaler) if cfg.run_final_eval else None
-        path = write_synthetic_results(cfg.output_path, cfg, trainer, model, found) if cfg.output_path else None
-        return SyntheticSAERunnerResult(self.sae, model, found, path)
+        end = trainer.callbacks.get(Evaluating)
+        return SyntheticSAERunnerResult(self.sae, model, end.found, end.path)
