@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .baselines import frozen_encoder, random_dictionary
+from .baselines import frozen_encoder, random_dictionary, transcoder_floors
 from .eval_data import (
     ContextData, EvalRows, contexts_to_measure, find_at, has_contexts, rows_to_measure, source_and_model)
 from ..activations.scale import ActivationScaler
@@ -191,14 +191,16 @@ def _check_kind(sae:SAE):
                           "decodes its predictions as well")
 
 @torch.no_grad()
-def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, seed:int)->tuple[dict[str, SAE], dict[str, int]]:
-    "The two baselines, with the SAE's mean L0 on the rows that they are fitted on"
+def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, y:Tensor, seed:int)->tuple[dict[str, SAE], dict[str, int]]:
+    "The baselines, with the SAE's mean L0 on the rows that they are fitted on"
     if not len(x): raise DataError("no rows are left to fit the baselines on; give more data, or baselines=False")
     sparse = SparsityMetrics(sae.cfg.d_sae)
     for part in x.split(1024): sparse.update(_through(sae, scaler, part)[0])
     k = min(max(1, round(sparse.compute()['l0'])), sae.cfg.d_sae)
-    x = x.to(sae.device)
-    made = {fn.__name__: fn(x, sae.cfg.d_sae, k, seed) for fn in (random_dictionary, frozen_encoder)}
+    x, y = x.to(sae.device), y.to(sae.device)
+    if writes_elsewhere(sae.cfg):
+        made = transcoder_floors(x, y, sae.cfg.d_sae, k, seed, getattr(sae, 'W_skip', None) is not None)
+    else: made = {fn.__name__: fn(x, sae.cfg.d_sae, k, seed) for fn in (random_dictionary, frozen_encoder)}
     return made, dict(k=k, rows_fitted=len(x))
 
 # %% ../../nbs/analysis/evals.ipynb #5bcbf5e9
@@ -245,7 +247,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     "The evaluation, once it is known of what"
     saes, scalers, about, rows, losses = {'sae': sae}, {'sae': scaler}, {}, None, None
     if data is not None and cfg.baselines:
-        made, about = _make_baselines(sae, scaler, data.fit_rows(cfg.baseline_rows), cfg.baseline_seed)
+        made, about = _make_baselines(sae, scaler, *data.fit_rows(cfg.baseline_rows), cfg.baseline_seed)
         saes |= made
     if _wants(cfg, _ROWS):
         def batches():
@@ -255,7 +257,11 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     if _wants(cfg, _LOSSES): losses = _losses(saes, scalers, data, cfg, verbose)
     def groups(name):
         found = rows[name][0].compute() | rows[name][1].compute() if rows else {}
-        return _grouped(cfg, _finite(name, found | (losses.compute(name) if losses else {})))
+        groups = _grouped(cfg, _finite(name, found | (losses.compute(name) if losses else {})))
+        if 'affine_map' in saes and cfg.compute_variance_metrics:
+            floor = rows['affine_map'][0].compute()['mse']
+            groups['reconstruction_quality']['explained_beyond_affine'] = 1 - found['mse']/floor if floor else 0.
+        return groups
     baselines = {n: groups(n) | dict(fit=about) for n in saes if n != 'sae'}
     stats = dict(token_stats=_token_stats(data, cfg, rows, losses))
     return EvalMetrics(groups('sae') | stats, baselines), _features(sae, cfg, rows['sae'][1] if rows else None)
@@ -295,7 +301,7 @@ def run_evals(
     hook_name_out:str|None=None, # Where a transcoder writes
     hook_head_index:int|None=None, # Only this head; from the metadata if None
 )->tuple[EvalMetrics, dict[str, list[float]]]: # Metrics by group and name; metrics of each latent
-    "Measure an SAE, and two baselines beside it"
+    "Measure an SAE or a transcoder, and baselines beside it"
     _check_kind(sae)
     if isinstance(activation_store, np.ndarray): activation_store = as_tensor(activation_store)
     source, model = source_and_model(activation_store, model)
@@ -303,7 +309,6 @@ def run_evals(
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
     cfg = get_eval_everything_config() if eval_config is None else eval_config
     cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
-    if writes_elsewhere(sae.cfg): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")
     excluded = exclude_special_tokens

@@ -236,6 +236,19 @@ def test_from_live_rows_and_from_a_cache_the_same(kind, tmp_path):
     for k, t in weights(a).items(): assert torch.equal(t, weights(b)[k]), k
 
 
+def test_on_rows_it_is_measured_beside_its_floors():
+    x, y = pairs(3000)
+    sae = trainer(transcoder(skip=True, init='lstsq_skip'), TensorSource(x, BATCH, target=y), steps=300).fit().to_inference()
+    metrics, _ = run_evals(sae, TensorSource(torch.cat(pairs(1000, 1), 1), 250, epochs=1))
+    floors = {name: b['reconstruction_quality'] for name, b in metrics.baselines.items()}
+    found = metrics['reconstruction_quality']
+    assert floors['affine_map']['explained_beyond_affine'] == 0 and abs(floors['shuffled_targets']['explained_variance']) < .2
+    assert found['explained_beyond_affine'] == pytest.approx(1 - found['mse']/floors['affine_map']['mse'])
+    assert found['explained_beyond_affine'] > .2 and metrics.baselines['affine_map']['sparsity']['l0'] == 0
+    same, _ = run_evals(sae, TensorSource(pairs(1000, 1)[0], 250, epochs=1, target=pairs(1000, 1)[1]))
+    assert same['reconstruction_quality'] == found
+
+
 def test_the_words_of_the_manual():
     "As the guide has it: any module, five lines"
     net = nn.ModuleDict(dict(mlp=nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))))
