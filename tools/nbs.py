@@ -6,6 +6,7 @@ Each notebook runs in a process of its own, from the same random state. Progress
     python tools/nbs.py nbs/saes/topk.ipynb ...  only these
 """
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,9 @@ from sidebar import ROOT, listed
 
 LONGEST = 4000   # characters of text that an output may have
 PLOTLY, WIDGET = 'application/vnd.plotly.v1+json', 'application/vnd.jupyter.widget-view+json'
-ENVIRONMENT = dict(IN_TEST='1', PLOTLY_RENDERER='plotly_mimetype', PYTHONHASHSEED='0', TQDM_DISABLE='1')
+ENVIRONMENT = dict(IN_TEST='1', PLOTLY_RENDERER='plotly_mimetype', PYTHONHASHSEED='0')
 DEFAULTS = dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+SCRATCH = re.compile(re.escape(tempfile.gettempdir()) + r'(/tmp\w+)?')   # another one in every run
 
 
 def worth_keeping(output: dict) -> bool:
@@ -29,13 +31,16 @@ def worth_keeping(output: dict) -> bool:
 
 
 def tidy(cell: dict) -> None:
-    "Drop the outputs that are not kept; a figure needs no text beside it"
+    "Drop the outputs that are not kept; a figure needs no text beside it, and temporary folders need no name"
     if cell['cell_type'] != 'code':
         return
     cell['outputs'] = [out for out in cell.get('outputs', []) if worth_keeping(out)]
     for out in cell['outputs']:
         if PLOTLY in out.get('data', {}):
             out['data'] = {PLOTLY: out['data'][PLOTLY]}
+        for texts, key in ((out, 'text'), (out.get('data', {}), 'text/plain')):
+            if key in texts:
+                texts[key] = SCRATCH.sub('…', ''.join(texts[key])).splitlines(keepends=True)
 
 
 def skip(cell: dict) -> bool:

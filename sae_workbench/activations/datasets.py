@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKEN_COLUMNS', 'TEXT_COLUMNS', 'CHAT_COLUMNS', 'FILE_TYPES', 'value_of', 'is_stream', 'MapRows', 'StreamRows',
-           'find_column', 'columns_to_read', 'first_row', 'open_rows', 'column_kind', 'how_to_read', 'open_dataset',
-           'can_be_shuffled', 'shuffled']
+           'find_column', 'columns_to_read', 'first_row', 'open_rows', 'column_kind', 'how_to_read', 'saved_dataset',
+           'open_dataset', 'can_be_shuffled', 'shuffled']
 
 # %% ../../nbs/activations/datasets.ipynb #c86238ee
 import copy, hashlib, sys
@@ -198,6 +198,16 @@ def how_to_read(
     return columns, column_kind(value_of(sample, columns), column, chat)
 
 # %% ../../nbs/activations/datasets.ipynb #c0f76055
+def saved_dataset(
+    path:str, # A folder that save_to_disk made
+): # A `datasets.Dataset` or `DatasetDict`
+    "A dataset from disk"
+    from datasets import __version__, load_from_disk
+    try: return load_from_disk(path)
+    except (TypeError, ValueError) as e:   # a kind of column that it does not know
+        raise DataError(f"{path}: datasets {__version__} cannot read what a newer version may have written ({e}); "
+                        "pip install -U datasets") from e
+
 FILE_TYPES = dict(jsonl='json', json='json', csv='csv', parquet='parquet', txt='text', arrow='arrow')
 
 def open_dataset(
@@ -207,12 +217,12 @@ def open_dataset(
     **options, # Further arguments of `datasets.load_dataset`, such as name, data_dir and data_files
 ):
     "One split of a dataset"
-    from datasets import load_dataset, load_from_disk
+    from datasets import load_dataset
     p = Path(path)
     if not str(path).strip():
         raise ConfigError("dataset_path is empty; name a dataset, or hand one over as override_dataset")
     if (p/'dataset_dict.json').exists() or (p/'state.json').exists():
-        splits = load_from_disk(path)
+        splits = saved_dataset(path)
         if split is None or not hasattr(splits, 'keys'): return splits
         if split not in splits: raise DataError(f"{path}: no split {split!r}; there are {', '.join(map(repr, splits))}")
         return splits[split]

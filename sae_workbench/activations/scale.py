@@ -193,6 +193,8 @@ class ActivationScaler:
     scaling_factor:float|None = None # What to multiply by; None leaves activations as they are
     whitening:ActivationWhitening|None = None # What comes then; None leaves them as they are
 
+    written = None   # the scaler of what is written, where that is something else than what is read
+
     def scale(self, acts:Tensor)->Tensor:
         "Activations, multiplied or whitened"
         acts = floats(acts, 'acts')
@@ -200,7 +202,8 @@ class ActivationScaler:
         return acts if self.whitening is None else self.whitening.scale(acts)
 
     def unscale(self, acts:Tensor)->Tensor:
-        "Activations as they were before"
+        "Activations as they were before; where something else is written than is read, those that are written"
+        if self.written is not None: return self.written.unscale(acts)
         acts = floats(acts, 'acts')
         if self.whitening is not None: acts = self.whitening.unscale(acts)
         return acts if self.scaling_factor is None else acts / self.scaling_factor

@@ -71,12 +71,12 @@ class ContextData:
             prompt = torch.arange(len(tokens)).repeat_interleave(len(kept)//len(tokens))
             yield EvalRows(*self.rows(tokens, f', batch {i}'), prompt[kept])
 
-    def fit_rows(self, n:int)->Tensor: # (n, d_in) at most
+    def fit_rows(self, n:int)->tuple[Tensor, Tensor]: # (n, d_in) and (n, d_out) at most
         parts = []
         for tokens in self.fit.split(self.size):
-            parts.append(self.rows(tokens, ', where the baselines are fitted')[0])
-            if sum(map(len, parts)) >= n: break
-        return torch.cat(parts)[:n]
+            parts.append(self.rows(tokens, ', where the baselines are fitted'))
+            if sum(len(x) for x, _ in parts) >= n: break
+        return tuple(torch.cat(each)[:n] for each in zip(*parts))
 
 # %% ../../nbs/analysis/eval_data.ipynb #ff2ec0d8
 def _epoch(source): return getattr(source, 'epoch', getattr(getattr(source, 'inputs', None), 'epoch', 0))
@@ -103,7 +103,8 @@ class RowData:
         n:int|None=None, # Batches of the source to measure on; all if None
         fit_rows:int=0, # Rows to fit the baselines on
     ):
-        self.source, self.n, self.d_in, self.every, self.after = source, n, sae.cfg.d_in, 1, []
+        self.source, self.n, self.every, self.after = source, n, 1, []
+        self.widths = (sae.cfg.d_in, sae.cfg.d_out) if writes_elsewhere(sae.cfg) else (sae.cfg.d_in,)
         if fit_rows: self._look(fit_rows)
 
     def _look(self, rows:int):
@@ -114,8 +115,9 @@ class RowData:
         self.every = 1 if self.after else 5
 
     def _checked(self, x:Tensor, i:int)->Tensor:
-        if x.dim() != 2 or x.shape[1] != self.d_in:
-            raise DataError(f"this SAE reads activations of width d_in={self.d_in}, the source gives {tuple(x.shape)}")
+        if x.dim() != 2 or x.shape[1] != sum(self.widths):
+            what = f"d_in={self.widths[0]}" + (f" and writes d_out={self.widths[1]}, side by side in a row" if self.widths[1:] else '')
+            raise DataError(f"this SAE reads activations of width {what}, the source gives {tuple(x.shape)}")
         check_rows(x, f'batch {i} of the source')
         return x
 
@@ -123,12 +125,16 @@ class RowData:
         for i, x in enumerate(portions(self.source, self.n)):
             x = self._checked(x, i)
             if self.every > 1: x = x[torch.arange(len(x)) % self.every != self.every - 1]
-            yield from (EvalRows(part, part) for part in x.split(1024))
+            yield from (EvalRows(*self._split(part)) for part in x.split(1024))
 
-    def fit_rows(self, n:int)->Tensor: # (n, d_in) at most
-        if self.after: return torch.cat(self.after)[:n]
+    def _split(self, rows:Tensor)->tuple[Tensor, Tensor]: # What is read, and what should be given
+        parts = rows.split(self.widths, -1)
+        return parts[0], parts[-1]
+
+    def fit_rows(self, n:int)->tuple[Tensor, Tensor]: # (n, d_in) and (n, d_out) at most
+        if self.after: return self._split(torch.cat(self.after)[:n])
         held = [self._checked(x, i)[self.every - 1::self.every] for i, x in enumerate(portions(self.source, self.n))]
-        return torch.cat(held)[:n] if held else torch.empty(0, self.d_in)
+        return self._split(torch.cat(held)[:n] if held else torch.empty(0, sum(self.widths)))
 
 # %% ../../nbs/analysis/eval_data.ipynb #86eccdf9
 def contexts_ahead(
@@ -218,9 +224,6 @@ def rows_to_measure(
     fit_rows:int=0, # Rows to fit the baselines on
 )->RowData:
     "The rows of a source; a tensor is measured whole"
-    if writes_elsewhere(sae.cfg):
-        raise ConfigError("on rows run_evals measures SAEs that write where they read; a "
-                          f"{type(sae).__name__} needs a language model and token ids")
     if isinstance(source, Tensor): return RowData(sae, TensorSource(source, epochs=1), None, fit_rows)
     if isinstance(source, (str, Path)): source = ShardSource(source, epochs=1)
     if hasattr(source, '__next__') and hasattr(source, 'state_dict'): return RowData(sae, source, n, fit_rows)

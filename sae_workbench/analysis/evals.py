@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .baselines import frozen_encoder, random_dictionary
+from .baselines import frozen_encoder, random_dictionary, transcoder_floors
 from .eval_data import (
     ContextData, EvalRows, contexts_to_measure, find_at, has_contexts, rows_to_measure, source_and_model)
 from ..activations.scale import ActivationScaler
 from ..activations.hooked import evaluating
 from ..activations.sources import check_rows
 from ..core.arguments import as_tensor, checked
-from ..core.capture import replacing
 from ..core.config import Config, Count, Natural
-from ..core.errors import ConfigError, DataError, HookError, NonFiniteError
+from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.hooks import only_own_hooks
 from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.progress import Bar
@@ -122,9 +121,6 @@ def _applicable(cfg:EvalConfig, has_model:bool, has_encoder:bool)->EvalConfig:
 
 # %% ../../nbs/analysis/evals.ipynb #fb83772f
 def _through(sae:SAE, scaler:ActivationScaler|None, x:Tensor)->tuple[Tensor, Tensor]: # (rows, d_sae), (rows, d_out)
-    if writes_elsewhere(sae.cfg):
-        out, f = sae.forward_with_activations((scaler or ActivationScaler()).scale(x.to(sae.device)))
-        return f, out
     _, f, out = reconstruct(sae, x[None], scaler)
     return f, out[0]
 
@@ -195,36 +191,30 @@ def _check_kind(sae:SAE):
                           "decodes its predictions as well")
 
 @torch.no_grad()
-def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, seed:int)->tuple[dict[str, SAE], dict[str, int]]:
-    "The two baselines, with the SAE's mean L0 on the rows that they are fitted on"
+def _make_baselines(sae:SAE, scaler:ActivationScaler|None, x:Tensor, y:Tensor, seed:int)->tuple[dict[str, SAE], dict[str, int]]:
+    "The baselines, with the SAE's mean L0 on the rows that they are fitted on"
     if not len(x): raise DataError("no rows are left to fit the baselines on; give more data, or baselines=False")
     sparse = SparsityMetrics(sae.cfg.d_sae)
     for part in x.split(1024): sparse.update(_through(sae, scaler, part)[0])
     k = min(max(1, round(sparse.compute()['l0'])), sae.cfg.d_sae)
-    x = x.to(sae.device)
-    made = {fn.__name__: fn(x, sae.cfg.d_sae, k, seed) for fn in (random_dictionary, frozen_encoder)}
+    x, y = x.to(sae.device), y.to(sae.device)
+    if writes_elsewhere(sae.cfg):
+        made = transcoder_floors(x, y, sae.cfg.d_sae, k, seed, getattr(sae, 'W_skip', None) is not None)
+    else: made = {fn.__name__: fn(x, sae.cfg.d_sae, k, seed) for fn in (random_dictionary, frozen_encoder)}
     return made, dict(k=k, rows_fitted=len(x))
 
 # %% ../../nbs/analysis/evals.ipynb #5bcbf5e9
 def _losses(saes:dict[str, SAE], scalers:dict, data:ContextData, cfg:EvalConfig, verbose:bool)->LossMetrics:
     "What the model loses with each SAE in it"
-    found, head, seen = LossMetrics(cfg.compute_kl), data.head, []
-    elsewhere = data.read != data.write
-    make = partial(_written, seen) if elsewhere else partial(_in_place, head)
-    fns = {n: partial(make, s, scalers.get(n)) for n, s in saes.items()}
-    batches = data.tokens(cfg.n_eval_reconstruction_batches)
-    def look(x): seen[:] = [x]
-    with evaluating(data.model), replacing(data.model, {data.read: look} if elsewhere else {}):
+    found, head = LossMetrics(cfg.compute_kl), data.head
+    fns = {n: partial(_in_place, head, s, scalers.get(n)) for n, s in saes.items()}
+    batches, read = data.tokens(cfg.n_eval_reconstruction_batches), None if data.read==data.write else data.read
+    with evaluating(data.model):
         for tokens in Bar(batches, 'losses', leave=False, disable=not verbose):
-            found.update(data.model, data.write, tokens, data.keep(tokens), fns, head, data.kwargs)
+            found.update(data.model, data.write, tokens, data.keep(tokens), fns, head, data.kwargs, read)
     return found
 
 def _in_place(head, sae, scaler, a:Tensor)->Tensor: return reconstruct(sae, a, scaler, head)[2]
-
-def _written(seen:list[Tensor], sae, scaler, y:Tensor)->Tensor: # In the shape of y
-    "What a transcoder makes of what was read in this pass"
-    if not seen: raise HookError("the model writes before it reads: are the transcoder's places the wrong way round?")
-    return _through(sae, scaler, seen.pop())[1].to(y).reshape(y.shape)
 
 # %% ../../nbs/analysis/evals.ipynb #936f7b4f
 def _read(tokens:tuple[Tensor, ...])->int: return sum(t.numel() for t in tokens)
@@ -257,7 +247,7 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     "The evaluation, once it is known of what"
     saes, scalers, about, rows, losses = {'sae': sae}, {'sae': scaler}, {}, None, None
     if data is not None and cfg.baselines:
-        made, about = _make_baselines(sae, scaler, data.fit_rows(cfg.baseline_rows), cfg.baseline_seed)
+        made, about = _make_baselines(sae, scaler, *data.fit_rows(cfg.baseline_rows), cfg.baseline_seed)
         saes |= made
     if _wants(cfg, _ROWS):
         def batches():
@@ -267,7 +257,11 @@ def _measure(sae, scaler, data, cfg:EvalConfig, verbose:bool)->tuple[EvalMetrics
     if _wants(cfg, _LOSSES): losses = _losses(saes, scalers, data, cfg, verbose)
     def groups(name):
         found = rows[name][0].compute() | rows[name][1].compute() if rows else {}
-        return _grouped(cfg, _finite(name, found | (losses.compute(name) if losses else {})))
+        groups = _grouped(cfg, _finite(name, found | (losses.compute(name) if losses else {})))
+        if 'affine_map' in saes and cfg.compute_variance_metrics:
+            floor = rows['affine_map'][0].compute()['mse']
+            groups['reconstruction_quality']['explained_beyond_affine'] = 1 - found['mse']/floor if floor else 0.
+        return groups
     baselines = {n: groups(n) | dict(fit=about) for n in saes if n != 'sae'}
     stats = dict(token_stats=_token_stats(data, cfg, rows, losses))
     return EvalMetrics(groups('sae') | stats, baselines), _features(sae, cfg, rows['sae'][1] if rows else None)
@@ -307,7 +301,7 @@ def run_evals(
     hook_name_out:str|None=None, # Where a transcoder writes
     hook_head_index:int|None=None, # Only this head; from the metadata if None
 )->tuple[EvalMetrics, dict[str, list[float]]]: # Metrics by group and name; metrics of each latent
-    "Measure an SAE, and two baselines beside it"
+    "Measure an SAE or a transcoder, and baselines beside it"
     _check_kind(sae)
     if isinstance(activation_store, np.ndarray): activation_store = as_tensor(activation_store)
     source, model = source_and_model(activation_store, model)
@@ -315,7 +309,6 @@ def run_evals(
     name = _name_of(hook_name, hook_name_out, hook_head_index, on_contexts)
     cfg = get_eval_everything_config() if eval_config is None else eval_config
     cfg = _applicable(cfg, on_contexts and model is not None, hasattr(sae, 'W_enc'))
-    if writes_elsewhere(sae.cfg): cfg = replace(cfg, baselines=False)
     if not _wants(cfg, [*_LOSSES, *_ROWS]): return _measure(sae, None, None, cfg, verbose)
     if on_contexts and model is None: raise ConfigError("token ids need the model that reads them: give model=…")
     excluded = exclude_special_tokens

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPARSE_FORWARDS', 'T', 'normalize_rows', 'unnormalize_rows', 'LastInput', 'check_pair', 'check_heads', 'check_range',
-           'for_classes', 'sparse_forward', 'SAE']
+           'for_classes', 'error_of', 'sparse_forward', 'SAE']
 
 # %% ../../nbs/saes/base.ipynb #a7e4a4e8
 import copy, threading
@@ -105,6 +105,14 @@ def for_classes(
         return way
     return enter
 
+@torch.no_grad()
+def error_of(
+    sae:'SAE', # Any
+    x:Tensor, # (…, d_in) activations
+)->Tensor: # (…, d_in)
+    "What a pass without hooks misses of the input, a constant for every kind of derivative"
+    with hooks_off(sae): return (x - sae.reconstruct(x)).detach()   # no_grad stops no forward-mode derivative
+
 SPARSE_FORWARDS = {}   # SAE class to a function (sae, x) that reconstructs without dense latents
 
 def sparse_forward(
@@ -121,6 +129,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     cfg:T
     use_error_term = False
     latent_biases = ('b_enc',)   # tensors in the units of the pre-activations, scaled when decoder norms are folded
+    readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # those in units of the input, and in units of the output
 
     @checked
     def __init__(self,
@@ -132,7 +141,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if cfg.reshape_activations=='hook_z': check_heads(cfg)
         self.cfg, self.last, self.use_error_term = copy.deepcopy(cfg), LastInput(), use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
-        self.activation_fn = self.get_activation_fn()
+        self.d_out, self.activation_fn = getattr(cfg, 'd_out', cfg.d_in), self.get_activation_fn()
         self.initialize_weights()
         for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
             setattr(self, f'hook_sae_{point}', HookPoint())
@@ -145,10 +154,14 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         return nn.ReLU()
 
     def initialize_weights(self):
-        "Make `W_dec (d_sae, d_in)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_in,)` at zero"
-        self.b_dec = self.parameter(self.cfg.d_in)
-        self.W_dec = self.parameter(self.cfg.d_sae, self.cfg.d_in, init=nn.init.kaiming_uniform_)
-        self.W_enc = nn.Parameter(self.W_dec.data.T.clone(memory_format=torch.contiguous_format))
+        "Make `W_dec (d_sae, d_out)`, `W_enc (d_in, d_sae)` as its transpose, and `b_dec (d_out,)` at zero"
+        self.b_dec = self.parameter(self.d_out)
+        self.W_dec = self.parameter(self.cfg.d_sae, self.d_out, init=nn.init.kaiming_uniform_)
+        self.W_enc = nn.Parameter(self.encoder_at_start())
+
+    def encoder_at_start(self)->Tensor:
+        "(d_in, d_sae) what `W_enc` begins as: the decoder's transpose"
+        return self.W_dec.data.T.clone(memory_format=torch.contiguous_format)
 
     def parameter(self, *shape:int, init:Callable=nn.init.zeros_)->nn.Parameter:
         "A new parameter of this shape"
@@ -236,6 +249,10 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if feature_acts.shape[-1] == self.cfg.d_sae: return self.process_sae_out(self.decode_linear(feature_acts))
         raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
 
+    def write(self, x:Tensor, f:Tensor)->Tensor:
+        "What an input (…, d_in) and its latents (…, d_sae) give, (…, d_out); an SAE asks the latents alone"
+        return self.decode(f)
+
     @property
     def is_watched(self)->bool:
         "Whether a hook looks at latents or pre-activations, which then have to be made, dense"
@@ -251,13 +268,8 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         "Encode and decode; with the error term, plus what a pass without hooks misses"
         x = floats(x, 'x', self.W_dec.device)
         out = self.reconstruct(x)
-        if self.adds_error: out = out + self.hook_sae_error(self.error_of(x))
+        if self.adds_error: out = out + self.hook_sae_error(error_of(self, x))
         return self.hook_sae_output(out)
-
-    @torch.no_grad()
-    def error_of(self, x:Tensor)->Tensor:
-        "What a pass without hooks misses of the input, a constant for every kind of derivative"
-        with hooks_off(self): return (x - self.reconstruct(x)).detach()   # no_grad stops no forward-mode derivative
 
     @property
     def adds_error(self)->bool:
@@ -280,7 +292,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         scaling_factor:Positive, # What activations were multiplied by in training
     ):
         "Fold the scaling factor into the weights, in place, so that the SAE takes unscaled activations"
-        fold_scales(self, scaling_factor, scaling_factor)
+        fold_scales(self, scaling_factor, scaling_factor, self.readers, self.writers)
 
     @checked
     def fold_activation_whitening(self,

@@ -131,13 +131,11 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
         super().after_optimizer_step()
         self._follow()
 
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self,
-        scaling_factor:float, # What activations were multiplied by in training
-    ):
-        "Fold the scaling factor into the weights, in place; a threshold in units of decoder norms shrinks with them"
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        if self.cfg.rescale_acts_by_decoder_norm: self.topk_threshold.div_(scaling_factor)
+    @property
+    def writers(self)->tuple[str, ...]:
+        "The tensors in units of the output, of which the threshold is one where latents are in units of decoder norms"
+        own = ('topk_threshold',) if self.cfg.rescale_acts_by_decoder_norm else ()
+        return super().writers + own
 
     # The step, and what leaves training
     def training_forward_pass(self, step_input:TrainStepInput)->TrainStepOutput:

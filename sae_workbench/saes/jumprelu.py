@@ -179,4 +179,5 @@ def jumprelu_step(
     def row_sum(v): return v.new_zeros(pattern.n_rows).index_add(0, pattern.rows, v)
     penalty = sae.row_penalty(p, acts, t[cols], None if norm is None else norm[cols], row_sum)
     losses = sae.penalties(step_input, penalty, dead_pre, dead)
-    return sparse_output(sae, step_input, sae.process_sae_out(recons), pattern, acts, pre.dense, losses)
+    out = sae.with_skip(sae.process_sae_out(recons), step_input.sae_in)
+    return sparse_output(sae, step_input, out, pattern, acts, pre.dense, losses)

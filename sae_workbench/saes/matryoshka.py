@@ -69,13 +69,15 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
     "Trains nested dictionaries, which become one `JumpReLUSAE` for inference"
     cfg:MatryoshkaBatchTopKTrainingSAEConfig
 
-    def complete(self, recons:Tensor)->Tensor:
-        "A sum of decoder rows as a reconstruction"
-        return self.run_time_activation_norm_fn_out(recons if self.b_out is None else recons + self.b_out)
+    def complete(self, recons:Tensor, x:Tensor)->Tensor:
+        "A sum of decoder rows as a reconstruction of what belongs to the input (batch, d_in)"
+        out = self.run_time_activation_norm_fn_out(recons if self.b_out is None else recons + self.b_out)
+        return self.with_skip(out, x)
 
-    def inner_losses(self, sums:list[Tensor], target:Tensor)->dict[str, Tensor]:
+    def inner_losses(self, step_input:TrainStepInput, sums:list[Tensor])->dict[str, Tensor]:
         "The error of every dictionary but the whole"
-        return {f'inner_mse_loss_{w}': self.mse_loss_fn(self.complete(s), target).sum(-1).mean()
+        x, target = step_input.sae_in, step_input.to_reconstruct
+        return {f'inner_mse_loss_{w}': self.mse_loss_fn(self.complete(s, x), target).sum(-1).mean()
                 for w, s in zip(self.cfg.levels, sums[:-1])}
 
     def level_aux_loss(self, step_input:TrainStepInput, sums:list[Tensor], hidden_pre:Tensor)->Tensor:
@@ -87,7 +89,7 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
             scaled, W = hidden_pre[..., own], self.W_dec[own]
             pre = scaled/W.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else scaled
             recons = self.dead_code(pre, scaled) @ W
-            total = total + self.dead_loss(recons, step_input.to_reconstruct, self.complete(s), len(own))
+            total = total + self.dead_loss(recons, step_input.to_reconstruct, self.complete(s, step_input.sae_in), len(own))
         return total
 
     def calculate_aux_loss(self, step_input:TrainStepInput, feature_acts:Tensor, hidden_pre:Tensor, sae_out:Tensor):
@@ -98,7 +100,7 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
         if self.cfg.use_matryoshka_aux_loss:
             aux = {AUX_LOSS: self.level_aux_loss(step_input, sums, hidden_pre)}
         else: aux = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
-        return aux | self.inner_losses(sums, step_input.to_reconstruct)
+        return aux | self.inner_losses(step_input, sums)
 
 sparse_forward(MatryoshkaBatchTopKTrainingSAE)(topk_forward)
 register_sae_training_class('matryoshka_batchtopk', MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig)
@@ -116,7 +118,7 @@ def decode_levels(
     parts = zip(split_pattern(pattern, sae.cfg.levels), sae.W_dec.split(sae.cfg.sizes))
     sums = list(accumulate(sparse_decode(values[own], part, W) for (own, part), W in parts))
     aux = None if code is None else code @ sae.W_dec[dead]
-    return sums[-1], aux, sae.inner_losses(sums, step_input.to_reconstruct)
+    return sums[-1], aux, sae.inner_losses(step_input, sums)
 
 @sparse_step(MatryoshkaBatchTopKTrainingSAE)
 def matryoshka_step(

@@ -88,4 +88,5 @@ def standard_step(
     recons, _, norm = sparse_decode_with(values, pattern, sae.W_dec, norms=True)
     l1 = (values * norm[pattern.cols]).sum() / pattern.n_rows
     losses = {'l1_loss': step_input.coefficients['l1']*l1}
-    return sparse_output(sae, step_input, sae.process_sae_out(recons), pattern, values, pre.dense, losses)
+    out = sae.with_skip(sae.process_sae_out(recons), step_input.sae_in)
+    return sparse_output(sae, step_input, out, pattern, values, pre.dense, losses)

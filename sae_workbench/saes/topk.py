@@ -181,13 +181,13 @@ class TopKTrainingSAE(TrainingSAE[TopKTrainingSAEConfig], TopKSAE):
     aux_loss_coefficient = None   # in place of the config's, where it is changed during a run
 
     def dead_code(self, pre:Tensor, scaled:Tensor)->Tensor:
-        "(batch, n) the pre-activations of the dead latents, zero but for the `d_in/2` largest by `scaled`"
-        return dead_code(pre, self.activation.rank(scaled), self.cfg.d_in//2)
+        "(batch, n) the pre-activations of the dead latents, zero but for the `d_out/2` largest by `scaled`"
+        return dead_code(pre, self.activation.rank(scaled), self.d_out//2)
 
     def dead_loss(self, recons:Tensor, target:Tensor, sae_out:Tensor, n_dead:int)->Tensor:
         "How far the dead latents' sum is from the residual"
-        if self.last.scale is not None: recons = recons * self.last.scale
-        share = min(n_dead/(self.cfg.d_in//2), 1.) if self.cfg.d_in > 1 else 1.
+        if self.output_scale is not None: recons = recons * self.output_scale
+        share = min(n_dead/(self.d_out//2), 1.) if self.d_out > 1 else 1.
         weight = self.cfg.aux_loss_coefficient if self.aux_loss_coefficient is None else self.aux_loss_coefficient
         return weight * share * (recons - (target - sae_out).detach()).pow(2).sum(-1).mean()
 
@@ -242,7 +242,7 @@ def topk_step(
     values = sae.activation.clip(values)
     code = None if dead is None else sae.dead_code(dead_pre, pre.h[:, dead])
     recons, aux, more = decode(sae, step_input, values, pattern, code, dead)
-    out = sae.process_sae_out(recons)
+    out = sae.with_skip(sae.process_sae_out(recons), step_input.sae_in)
     aux = out.new_zeros(()) if dead is None else sae.dead_loss(aux, step_input.to_reconstruct, out, len(dead))
     reported = values if pre.scale is None else values * pre.scale[pattern.cols]
     return sparse_output(sae, step_input, out, pattern, reported, pre.dense, {AUX_LOSS: aux} | more)

@@ -8,7 +8,7 @@ __all__ = ['NO_FLOAT16', 'SPARSE_STEPS', 'T', 'TrainingSAEConfig', 'TrainCoeffic
            'sparse_output', 'assert_same_step']
 
 # %% ../../nbs/saes/training.ipynb #a5091920
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -171,7 +171,7 @@ def dense_step(
     "The step by the formulas as they are written"
     with nullcontext() if torch.compiler.is_compiling() else training_products():
         acts, pre = sae.encode_with_hidden_pre(step_input.sae_in)
-        out = sae.decode(acts)
+        out = sae.write(step_input.sae_in, acts)
         aux = sae.calculate_aux_loss(step_input=step_input, feature_acts=acts, hidden_pre=pre, sae_out=out)
     losses = sae.all_losses(step_input.to_reconstruct, out, aux)
     return TrainStepOutput(step_input.to_reconstruct, out, acts, pre, sum(losses.values()), losses)
@@ -200,6 +200,7 @@ class TrainingSAE(SAE[T]):
     "A sparse autoencoder that can be trained; base of all training architectures"
     cfg:T
     lookup = staticmethod(get_sae_training_class)
+    fresh, rows_for_start = False, 0   # whether weights wait for `start_from_rows`, and for how many rows
     unsettled = False   # whether a loop of one's own made a step after which nobody called after_optimizer_step
 
     def __init__(self, cfg:T, use_error_term:bool=False):
@@ -215,7 +216,11 @@ class TrainingSAE(SAE[T]):
         super().initialize_weights()
         norm = self.cfg.decoder_init_norm
         if norm is not None: self.W_dec.data.mul_(norm/self.W_dec.data.norm(dim=-1, keepdim=True))
-        self.W_enc.data = self.W_dec.data.clone().T   # stored this way round, its gradient needs no transposing
+        self.W_enc.data = self.encoder_at_start()
+
+    def encoder_at_start(self)->Tensor:
+        "(d_in, d_sae) what `W_enc` begins as: the decoder's transpose"
+        return self.W_dec.data.clone().T   # stored this way round, its gradient needs no transposing
 
     # The step
     def get_coefficients(self)->dict[str, float|TrainCoefficientConfig]:
@@ -226,7 +231,7 @@ class TrainingSAE(SAE[T]):
         step_input:TrainStepInput, # The batch and the coefficients
         feature_acts:Tensor, # (batch, d_sae) latents
         hidden_pre:Tensor, # (batch, d_sae) pre-activations
-        sae_out:Tensor, # (batch, d_in) the reconstruction
+        sae_out:Tensor, # (batch, d_out) the reconstruction
     )->dict[str, Tensor]|Tensor: # Terms by name, or a single one
         "The terms of the loss beside the reconstruction error"
         return {}
@@ -239,6 +244,22 @@ class TrainingSAE(SAE[T]):
     def split(self, rows:Tensor)->tuple[Tensor, Tensor|None]:
         "The input (batch, d_in) and the target (batch, d_out) in rows of the data; None where the input is the target"
         return rows, None
+
+    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
+        "The output (batch, d_out), plus what the input (batch, d_in) adds to it beside the latents; here nothing"
+        return out
+
+    @property
+    def output_scale(self)->Tensor|None:
+        "(batch, 1) what a sum of decoder rows is multiplied by, None for nothing"
+        return self.last.scale
+
+    def start_from_rows(self,
+        batches:Iterable[tuple[Tensor, Tensor|None]], # Inputs (rows, d_in) and targets (rows, d_out), as `split` gives them
+        layer:Callable[[Tensor], Tensor]|None=None, # What turns inputs into targets, where that is known
+    ):
+        "Begin with weights that depend on the data; called before the first step where `fresh` is true"
+        self.fresh = False
 
     def all_losses(self, target:Tensor, sae_out:Tensor, aux:dict[str, Tensor]|Tensor)->dict[str, Tensor]:
         "The reconstruction error and the other terms, by name"

@@ -5,21 +5,34 @@
 # %% auto #0
 __all__ = ['TranscoderConfig', 'Transcoder', 'SkipTranscoderConfig', 'SkipTranscoder', 'JumpReLUTranscoderConfig',
            'JumpReLUSkipTranscoderConfig', 'JumpReLUTranscoder', 'JumpReLUSkipTranscoder', 'TopKTranscoderConfig',
-           'TopKSkipTranscoderConfig', 'TopKTranscoder', 'TopKSkipTranscoder']
+           'TopKSkipTranscoderConfig', 'TopKTranscoder', 'TopKSkipTranscoder', 'TrainingTranscoderConfig',
+           'TrainingTranscoder', 'StandardTrainingTranscoderConfig', 'StandardTrainingTranscoder',
+           'JumpReLUTrainingTranscoderConfig', 'JumpReLUTrainingTranscoder', 'TopKTrainingTranscoderConfig',
+           'TopKTrainingTranscoder', 'BatchTopKTrainingTranscoderConfig', 'BatchTopKTrainingTranscoder',
+           'MatryoshkaBatchTopKTrainingTranscoderConfig', 'MatryoshkaBatchTopKTrainingTranscoder']
 
 # %% ../../nbs/saes/transcoder.ipynb #86947fd5
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 import torch
 from torch import Tensor, nn
+from ..core.arguments import checked
 from ..core.config import Count, Rule
 from ..core.errors import DataError
 from ..core.hooks import hooks_off
-from ..core.registry import register_sae_class
+from ..core.registry import register_sae_class, register_sae_training_class
 from .base import SAE
+from .batchtopk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from .config import SAEConfig
-from .jumprelu import JumpReLUSAE
-from .topk import TopK, decode_sparse_or_dense
 from .folding import fold_scales
+from .jumprelu import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, jumprelu_step
+from .matryoshka import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+from .matryoshka import matryoshka_step
+from .standard import StandardTrainingSAE, StandardTrainingSAEConfig, standard_step
+from .topk import TopK, TopKTrainingSAE, TopKTrainingSAEConfig, decode_sparse_or_dense, topk_step
+from .training import TrainingSAEConfig, sparse_step
+from .transcoder_start import rows_wanted, start_transcoder
 
 # %% ../../nbs/saes/transcoder.ipynb #bdcc6174
 @dataclass
@@ -39,26 +52,27 @@ class TranscoderConfig(SAEConfig):
 # %% ../../nbs/saes/transcoder.ipynb #000a2574
 class Transcoder(SAE[TranscoderConfig]):
     "A transcoder with ReLU"
-    readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # the weights that see the input, and those that make the output
-
     def initialize_weights(self):
         "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
-        self.W_enc = self.parameter(self.cfg.d_in, self.cfg.d_sae, init=nn.init.kaiming_uniform_)
-        self.W_dec = self.parameter(self.cfg.d_sae, self.cfg.d_out, init=nn.init.kaiming_uniform_)
-        self.b_enc, self.b_dec = self.per_latent(), self.parameter(self.cfg.d_out)
+        super().initialize_weights()
+        self.b_enc = self.per_latent()
 
-    @property
-    def d_out(self)->int:
-        "Width of what is written"
-        return self.cfg.d_out
+    def encoder_at_start(self)->Tensor:
+        "(d_in, d_sae) at random: the decoder writes elsewhere, so its transpose means nothing here"
+        shape = self.cfg.d_sae, self.cfg.d_in
+        return nn.init.kaiming_uniform_(torch.empty(shape, dtype=self.dtype, device=self.device)).T.contiguous()
 
-    def process_sae_out(self, recons:Tensor)->Tensor:
-        "What follows the product with `W_dec`; a normalisation of the input is not undone"
-        return self.hook_sae_recons(recons + self.b_dec)
+    def run_time_activation_norm_fn_out(self, x:Tensor)->Tensor:
+        "The output as it is: a normalisation of the input is not undone on it"
+        return x
 
     def write(self, x:Tensor, f:Tensor)->Tensor:
         "The output (…, d_out) for an input and its latents"
-        return self.decode(f)
+        return self.with_skip(self.decode(f), x)
+
+    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
+        "The output (…, d_out), plus what the input (…, d_in) adds to it beside the latents; here nothing"
+        return out
 
     def reconstruct(self, x:Tensor)->Tensor:
         "Encode and write"
@@ -83,9 +97,9 @@ class Transcoder(SAE[TranscoderConfig]):
     @torch.no_grad()
     def missing(self, x:Tensor, y:Tensor|None)->Tensor:
         "What a pass without hooks misses of the layer's output"
-        if y is None or y.shape!=(*x.shape[:-1], self.cfg.d_out):
+        if y is None or y.shape!=(*x.shape[:-1], self.d_out):
             raise DataError("the error term of a transcoder is what it misses of the layer's output: call it as "
-                            f"transcoder(x, y) with y of shape {(*x.shape[:-1], self.cfg.d_out)}, "
+                            f"transcoder(x, y) with y of shape {(*x.shape[:-1], self.d_out)}, "
                             f"got {None if y is None else tuple(y.shape)}")
         with hooks_off(self): return (y - self.reconstruct(x)).detach()
 
@@ -119,9 +133,9 @@ class SkipTranscoder(Transcoder):
         super().initialize_weights()
         self.W_skip = self.parameter(self.cfg.d_out, self.cfg.d_in)
 
-    def write(self, x:Tensor, f:Tensor)->Tensor:
-        "The latents' part, and that of the skip connection"
-        return super().write(x, f) + x.to(self.dtype) @ self.W_skip.T
+    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
+        "The output, plus the skip connection's part"
+        return out + x.to(self.dtype) @ self.W_skip.T
 
 register_sae_class('skip_transcoder', SkipTranscoder, SkipTranscoderConfig)
 
@@ -189,3 +203,150 @@ class TopKSkipTranscoder(TopKTranscoder, SkipTranscoder):
 
 register_sae_class('topk_transcoder', TopKTranscoder, TopKTranscoderConfig)
 register_sae_class('topk_skip_transcoder', TopKSkipTranscoder, TopKSkipTranscoderConfig)
+
+# %% ../../nbs/saes/transcoder.ipynb #19d5a724
+@dataclass
+class TrainingTranscoderConfig(TranscoderConfig, TrainingSAEConfig):
+    "Options that every trainable transcoder has; each adds those of its activation's SAE"
+    d_out:Count = field(kw_only=True) # Width of what is written
+    skip:bool = field(default=False, kw_only=True) # Add a linear map of the input to the output
+    init:Literal['kaiming', 'zero_decoder', 'mlp', 'active_subspace', 'lstsq_skip'] = field(
+        default='kaiming', kw_only=True) # How the weights begin
+    rules = (
+        Rule(lambda c: c.normalize_activations != 'covariance_whitening',
+             "normalize_activations='covariance_whitening' would mix what is read and what is written; write "
+             "'expected_average_only_in', which scales each of them"),
+        Rule(lambda c: c.skip or c.init != 'lstsq_skip', "init='lstsq_skip' begins with a skip connection; write skip=True"),
+        Rule(lambda c: c.init != 'zero_decoder' or not getattr(c, 'rescale_acts_by_decoder_norm', False),
+             "init='zero_decoder' leaves no decoder norms to choose latents by; write rescale_acts_by_decoder_norm=False"))
+    for_inference = TranscoderConfig, SkipTranscoderConfig   # without and with a skip connection
+
+    def get_inference_config_class(self)->type[SAEConfig]:
+        "The config class of the transcoder that inference uses"
+        return self.for_inference[self.skip]
+
+# %% ../../nbs/saes/transcoder.ipynb #2e1befbe
+class TrainingTranscoder(Transcoder):
+    "What makes a trainable transcoder of a trainable SAE, in front of whose class it stands"
+    fresh = True   # until its weights are loaded, or have seen the first rows
+
+    def initialize_weights(self):
+        "The tensors of a transcoder, those of the SAE's activation, and `W_skip (d_out, d_in)` at zero with `skip`"
+        super().initialize_weights()
+        self.W_skip = self.parameter(self.d_out, self.cfg.d_in) if self.cfg.skip else None
+
+    def encoder_at_start(self)->Tensor:
+        "(d_in, d_sae) at random"
+        return super().encoder_at_start().T.contiguous().T   # stored this way round, its gradient needs no transposing
+
+    # What is read, and what is written
+    @property
+    def readers(self)->tuple[str, ...]:
+        "The tensors in units of the input"
+        return super().readers + (('W_skip',) if self.cfg.skip else ())
+
+    @property
+    def writers(self)->tuple[str, ...]:
+        "The tensors in units of the output"
+        return super().writers + (('W_skip',) if self.cfg.skip else ())
+
+    @property
+    def row_blocks(self)->tuple[int, int]:
+        "Widths of what is read and of what is written, side by side in a row"
+        return self.cfg.d_in, self.d_out
+
+    def split(self, rows:Tensor)->tuple[Tensor, Tensor]:
+        "What the layer read (batch, d_in), and what it wrote (batch, d_out)"
+        return rows.split(self.row_blocks, -1)
+
+    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
+        "The output (…, d_out), plus the skip connection's part if there is one"
+        return out if self.W_skip is None else out + x.to(self.dtype) @ self.W_skip.T
+
+    output_scale = None   # the output is not normalised
+
+    # How it begins
+    @property
+    def rows_for_start(self)->int:
+        "How many rows `start_from_rows` wants to see"
+        return rows_wanted(self.cfg.init, self.cfg.d_in, self.d_out)
+
+    def start_from_rows(self,
+        batches:Iterable[tuple[Tensor, Tensor]], # Inputs (rows, d_in) and targets (rows, d_out), scaled as in training
+        layer:Callable[[Tensor], Tensor]|None=None, # What is imitated: from (rows, d_in) to (rows, d_out); for init='mlp'
+    ):
+        "Begin as `init` says"
+        start_transcoder(self, self.cfg.init, batches, layer)
+        self.fresh = False
+
+    def load_state_dict(self, state_dict:Mapping[str, Any], strict:bool=True, assign:bool=False):
+        "Take weights, which have begun already"
+        found = super().load_state_dict(state_dict, strict, assign)
+        self.fresh = False
+        return found
+
+# %% ../../nbs/saes/transcoder.ipynb #db13724d
+@dataclass
+class StandardTrainingTranscoderConfig(TrainingTranscoderConfig, StandardTrainingSAEConfig):
+    "A transcoder with ReLU and its sparsity penalty"
+
+class StandardTrainingTranscoder(TrainingTranscoder, StandardTrainingSAE):
+    "Trains a `Transcoder`, or with `skip` a `SkipTranscoder`"
+    cfg:StandardTrainingTranscoderConfig
+
+@dataclass
+class JumpReLUTrainingTranscoderConfig(TrainingTranscoderConfig, JumpReLUTrainingSAEConfig):
+    "A transcoder with JumpReLU, its estimator and its penalty"
+    for_inference = JumpReLUTranscoderConfig, JumpReLUSkipTranscoderConfig
+
+    @classmethod
+    def architecture(cls)->str: return 'jumprelu_transcoder'
+
+class JumpReLUTrainingTranscoder(TrainingTranscoder, JumpReLUTrainingSAE):
+    "Trains a `JumpReLUTranscoder`, or with `skip` a `JumpReLUSkipTranscoder`"
+    cfg:JumpReLUTrainingTranscoderConfig
+
+@dataclass
+class TopKTrainingTranscoderConfig(TrainingTranscoderConfig, TopKTrainingSAEConfig):
+    "A transcoder with TopK and its auxiliary loss"
+    for_inference = TopKTranscoderConfig, TopKSkipTranscoderConfig
+
+    @classmethod
+    def architecture(cls)->str: return 'topk_transcoder'
+
+class TopKTrainingTranscoder(TrainingTranscoder, TopKTrainingSAE):
+    "Trains a `TopKTranscoder`, or with `skip` a `TopKSkipTranscoder`"
+    cfg:TopKTrainingTranscoderConfig
+
+@dataclass
+class BatchTopKTrainingTranscoderConfig(TrainingTranscoderConfig, BatchTopKTrainingSAEConfig):
+    "A transcoder with BatchTopK, its auxiliary loss and its threshold"
+    for_inference = JumpReLUTranscoderConfig, JumpReLUSkipTranscoderConfig
+
+    @classmethod
+    def architecture(cls)->str: return 'batchtopk_transcoder'
+
+class BatchTopKTrainingTranscoder(TrainingTranscoder, BatchTopKTrainingSAE):
+    "Trains a BatchTopK transcoder, which becomes one with JumpReLU for inference"
+    cfg:BatchTopKTrainingTranscoderConfig
+
+@dataclass
+class MatryoshkaBatchTopKTrainingTranscoderConfig(TrainingTranscoderConfig, MatryoshkaBatchTopKTrainingSAEConfig):
+    "A Matryoshka BatchTopK transcoder: its nested widths"
+    for_inference = JumpReLUTranscoderConfig, JumpReLUSkipTranscoderConfig
+
+    @classmethod
+    def architecture(cls)->str: return 'matryoshka_batchtopk_transcoder'
+
+class MatryoshkaBatchTopKTrainingTranscoder(TrainingTranscoder, MatryoshkaBatchTopKTrainingSAE):
+    "Trains nested dictionaries, which become one transcoder with JumpReLU for inference"
+    cfg:MatryoshkaBatchTopKTrainingTranscoderConfig
+
+for _training, _config, _step in (
+    (StandardTrainingTranscoder, StandardTrainingTranscoderConfig, standard_step),
+    (JumpReLUTrainingTranscoder, JumpReLUTrainingTranscoderConfig, jumprelu_step),
+    (TopKTrainingTranscoder, TopKTrainingTranscoderConfig, topk_step),
+    (BatchTopKTrainingTranscoder, BatchTopKTrainingTranscoderConfig, topk_step),
+    (MatryoshkaBatchTopKTrainingTranscoder, MatryoshkaBatchTopKTrainingTranscoderConfig, matryoshka_step)):
+    register_sae_training_class(_config.architecture(), _training, _config)
+    sparse_step(_training)(_step)

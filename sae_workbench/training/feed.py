@@ -6,7 +6,7 @@
 __all__ = ['check_blocks', 'BatchFeed', 'try_step']
 
 # %% ../../nbs/training/feed.ipynb #94fdd010
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import Tensor
 from ..core.batches import rows_of
 from ..core.errors import ConfigError, DataError, NonFiniteError
@@ -95,6 +95,18 @@ class BatchFeed:
             else:
                 self.skips.in_a_row = 0
                 return batch
+
+    def first_rows(self,
+        n:int, # At least, in whole batches
+        skip:Callable[[NonFiniteError], None]|None=None, # Called for what is left out; `self.skip` if None
+    )->Iterator[Tensor]: # Batches (rows, d_in)
+        "Batches to look at before the first step, of which the last one is trained on as well"
+        seen = 0
+        while seen < n:
+            batch = self.read_good(skip)
+            seen += len(batch)
+            yield batch
+        self.pending = batch
 
     def take(self, skip:Callable[[NonFiniteError], None]|None=None)->Tensor:
         "The batch of a step: the one that a failed step has left, or the next"

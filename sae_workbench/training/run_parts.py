@@ -29,6 +29,7 @@ from ..activations.example_data import official_name
 from ..activations.scale import ESTIMATES, most_norm_batches
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import open_cache
+from ..saes.config import writes_elsewhere
 from ..saes.training import TrainingSAE
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
@@ -132,6 +133,7 @@ def make_evaluator(
     "What evaluates the SAE of a run"
     return LanguageModelEvaluator(
         model, cache(partial(draw_eval_tokens, cfg, store)), cfg.hook_name, hook_head_index=cfg.hook_head_index,
+        hook_name_out=cfg.hook_name_out,
         model_kwargs=cfg.model_kwargs, exclude_tokens=store.exclude_special_tokens, seqpos_slice=cfg.seqpos_slice,
         batch_size_prompts=cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
 
@@ -176,7 +178,8 @@ def make_parts(
     check_blocks(store.columns, sae)
     note_origin(sae, cfg, model, (store.cache or {}).get('about'))
     compile_parts(cfg, model, sae)
-    evaluates = not no_data and model is not None and cfg.hook_name_out is None   # a target is not put back into the model
+    one_place = cfg.hook_name_out is None or isinstance(cfg.hook_name_out, str) and writes_elsewhere(sae.cfg)
+    evaluates = not no_data and model is not None and one_place   # where an output is put back into the model
     return RunParts(model, store, sae, make_evaluator(cfg, model, store) if evaluates else None)
 
 # %% ../../nbs/training/run_parts.ipynb #a622c2ee

@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, NonFiniteError, ProcessError, SAEWorkbenc
 from ..core.processes import Processes, SingleProcess, processes
 from ..core.seeds import OwnRandomness, random_state, set_random_state
 from ..core.workspace import Workspace
+from ..activations.hooked import layer_of
 from ..saes.training import TrainingSAE, TrainStepOutput
 from .callbacks import Callback, CallbackList
 from .changes import CoefficientChanges
@@ -34,7 +35,7 @@ from .parallel import start_together, whole_output
 from .preempt import Interrupted, StopRequest
 from .run_folder import Checkpointing, write_checkpoint
 from .scaling import folded_options
-from .train_state import TrainState, step_metrics, train_step
+from .train_state import TrainState, begin, step_metrics, train_step
 from .wandb_log import WandBLogger
 
 # %% ../../nbs/training/trainer.ipynb #50414659
@@ -190,6 +191,9 @@ class SAETrainer:
             for _ in self.state.scaling.estimate(lambda: self.feed.read_good(self._skip), told):
                 yield
                 agree_to_stop(self.stop, self.team)
+            if self.sae.fresh:
+                rows = self.feed.first_rows(self.sae.rows_for_start, self._skip)
+                begin(self.state, rows, layer_of(self.feed.source), self.team)
             self.tell('on_start')
             while self.evaluation_due or self.n_training_samples < self.cfg.total_training_samples:
                 self.one_step()

@@ -4,6 +4,7 @@ Needs jupyterlab and playwright (`pip install "sae_workbench[browser]"`) and a C
 SAE_SCREENSHOTS=FOLDER keeps pictures of what was seen.
 """
 import contextlib
+import json
 import re
 import time
 
@@ -239,7 +240,8 @@ def test_labels(lab, browser):
         assert field.input_value() == label
         page.locator('input[placeholder="a token or a number"]').fill('ding dong')
         until(page, lambda: page.locator('.sae-grid').first.locator('tbody tr').count() == 1)
-        assert page.request.get(f'{lab}/files/labels.json').json() == {'labels': {latent: label}}
+        kept = page.evaluate("async () => (await jupyterapp.serviceManager.contents.get('labels.json')).content")
+        assert json.loads(kept) == {'labels': {latent: label}}
         assert page.title() == title and not page.locator('.sae-explorer img').count()
         page.locator('.jp-Notebook .jp-CodeCell').first.click()   # the cell again, as another day
         page.keyboard.press('Control+Enter')

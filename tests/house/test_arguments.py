@@ -328,7 +328,7 @@ INNER = {
     'on_nonfinite', 'on_error', 'on_close', 'on_norm', 'tell', 'tell_all', 'train', 'with_error_term', 'values', 'start_epoch', 'cached_rows', 'need', 'build_train_step_log_dict', 'tidy', 'claims',
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
-    'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'error_of', 'write', 'missing',
+    'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'write', 'with_skip', 'missing', 'encoder_at_start', 'start_from_rows',
     'split', 'all_losses', 'warn_of', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss'}
 INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.

@@ -18,8 +18,9 @@ LINES_OF_A_CLASS, LINES_OF_A_FUNCTION, LINES_OF_A_MODULE = 180, 40, 400
 FRAMES = {'core.config.Config', 'core.hooks.HookedModule', 'saes.files.SAEFiles'}   # met once and known from then on, as nn.Module is
 # Own classes in a class's MRO, itself among them and FRAMES not. An SAE in training has the two bases of all SAEs and, for each
 # architecture, an inference and a training form; a variant (AbsTopK of TopK, Matryoshka of BatchTopK) stands on another architecture,
-# for scripts ask `isinstance` for that, as in SAELens: 2 + 2*2.
-ANCESTORS, ANCESTORS_OF_AN_SAE = 3, 6
+# for scripts ask `isinstance` for that, as in SAELens: 2 + 2*2. A transcoder in training is its SAE with three in front of it: itself,
+# what makes a transcoder of a trainable SAE, and what every transcoder is.
+ANCESTORS, ANCESTORS_OF_AN_SAE, ANCESTORS_OF_A_TRANSCODER = 3, 6, 9
 IN_A_ROW = 2   # exported cells without an example between them
 
 
@@ -94,11 +95,13 @@ def heirs(module: str) -> dict[str, int]:
     "The module's classes that have too many own ancestors"
     found = {}
     family = tuple(getattr(importlib.import_module('sae_workbench.saes.base'), name) for name in ('SAE', 'SAEConfig'))
+    transcoders = tuple(getattr(importlib.import_module('sae_workbench.saes.transcoder'), f'TrainingTranscoder{end}') for end in ('', 'Config'))
     for name, cls in vars(importlib.import_module(f'sae_workbench.{module}')).items():
         if inspect.isclass(cls) and cls.__module__ == f'sae_workbench.{module}' and cls.__name__ == name:
             own = len({f'{c.__module__}.{c.__qualname__}' for c in cls.__mro__ if c.__module__.startswith('sae_workbench')}
                       - {f'sae_workbench.{frame}' for frame in FRAMES})
-            if own > (ANCESTORS_OF_AN_SAE if issubclass(cls, family) else ANCESTORS):
+            most = ANCESTORS_OF_A_TRANSCODER if issubclass(cls, transcoders) else ANCESTORS_OF_AN_SAE if issubclass(cls, family) else ANCESTORS
+            if own > most:
                 found[name] = own
     return found
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import nn
 from sae_workbench import CacheActivationsRunner, CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig
 from sae_workbench import LanguageModelSAETrainingRunner, StandardSAE, StandardSAEConfig, TopKTrainingSAEConfig
 from sae_workbench.activations.cache_read import ShardSource
+from sae_workbench.activations.datasets import saved_dataset
 from sae_workbench.activations.pretokenize import PretokenizeRunnerConfig, pretokenize_dataset
 from sae_workbench.activations.sources import as_slice, excluded_ids
 from sae_workbench.activations.store import ActivationsStore
@@ -261,7 +262,7 @@ def test_training_from_a_v6_cache_goes_on_exactly(tmp_path):
 def test_a_checkpoint_of_another_v6_cache_is_refused(tmp_path):
     store = v6_store()
     for _ in range(2): next(store)
-    data = load_from_disk(str(V6/'cache'))
+    data = saved_dataset(str(V6/'cache'))
     data.map(lambda row: dict(row, **{'blocks.0.hook_resid_post': [[1 + x for x in r] for r in row['blocks.0.hook_resid_post']]})
              ).save_to_disk(str(tmp_path/'other'))
     shutil.copytree(V6/'cache', tmp_path/'same')
