@@ -198,14 +198,16 @@ def toy_model(
     seed:int=0, # Decides the weights
     tokenizer=None, # Of the model; one token a byte if None
     **sizes, # d_mlp, n_ctx, d_vocab and more of TransformerLens's config
-): # A `TransformerBridge` with a tokenizer; a `HookedTransformer` in TransformerLens 2
+): # A `TransformerBridge` with a tokenizer; a `HookedTransformer` in TransformerLens 2 and the first versions 3
     "A tiny model with random weights, made in a moment"
     tok = byte_tokenizer() if tokenizer is None else tokenizer
     sizes = dict(n_layers=n_layers, d_model=d_model, d_head=8, n_heads=2, d_mlp=16, n_ctx=512, d_vocab=len(tok),
                  act_fn='gelu', seed=seed) | sizes
-    if find_spec('transformer_lens.model_bridge'):
+    try: boot = bridge_class().boot_native
+    except (ImportError, AttributeError): boot = None   # the first versions 3 load models only
+    if boot:
         from transformer_lens.config import TransformerBridgeConfig
-        model = bridge_class().boot_native(TransformerBridgeConfig(**sizes), device='cpu')
+        model = boot(TransformerBridgeConfig(**sizes), device='cpu')
     else:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
         model = HookedTransformer(HookedTransformerConfig(**sizes, device='cpu'))
