@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from .chats import CHAT_KEYS, SIDES
+from ..core.files import did_you_mean_path
 from ..core.errors import ConfigError, DataError
 from ..core.seeds import stream
 
@@ -232,7 +233,7 @@ def open_dataset(
                         "rename a plain text, one document a line, to .txt")
     try: return load_dataset(str(path), split=split, streaming=streaming, **options)
     except (FileNotFoundError, ConnectionError) as e:
-        raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e})") from e
+        raise DataError(f"dataset {str(path)!r} was not found, here or on the Hub ({e}){did_you_mean_path(path)}") from e
 
 # %% ../../nbs/activations/datasets.ipynb #c3626a5f
 def can_be_shuffled(dataset)->bool:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'WRITER', 'LARGEST_TEXT', 'LARGEST_MANIFEST', 'naming', 'sync', 'file_hash', 'put', 'atomic',
            'write_text', 'write_json', 'tensor_hash', 'tensor_hashes', 'own_hash', 'signed_header', 'own_memory',
-           'write_tensors', 'not_finite', 'check_finite', 'overflowing', 'read_text', 'once', 'read_json',
-           'header_texts', 'check_hashes', 'read_tensors', 'check_inside', 'not_plain', 'write_state', 'read_state']
+           'write_tensors', 'not_finite', 'check_finite', 'overflowing', 'did_you_mean_path', 'read_text', 'once',
+           'read_json', 'header_texts', 'check_hashes', 'read_tensors', 'check_inside', 'not_plain', 'write_state',
+           'read_state']
 
 # %% ../../nbs/core/files.ipynb #ef845d06
 import errno, hashlib, json, os, secrets
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from .errors import ConfigError, LoadError, NonFiniteError, SaveError
+from .errors import ConfigError, LoadError, NonFiniteError, SaveError, did_you_mean
 from .private import without_secrets
 
 # %% ../../nbs/core/files.ipynb #bd264997
@@ -184,11 +185,20 @@ def overflowing(
     return [k for k, t in wide.items() if (t.isfinite() & ~t.to(dtype).float().isfinite()).any()]
 
 # %% ../../nbs/core/files.ipynb #2cdc6147
+def did_you_mean_path(
+    path:str|Path, # That is not there
+)->str: # As `did_you_mean`; empty where there is nothing like it
+    "The files and folders beside a path whose names are near to its own"
+    path = Path(path)
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return did_you_mean(path.name, [p.name for p in beside])
+
 def _existing(path)->Path:
     path = Path(path)
     if path.is_file(): return path
     if path.exists(): raise LoadError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'a device'}")
-    if not path.parent.is_dir(): raise LoadError(f"{path}: no such file; nor the folder")
+    if not path.parent.is_dir(): raise LoadError(
+        f"{path}: no such file, and no folder {str(path.parent)!r}{did_you_mean_path(path.parent)}")
     there = sorted(p.name for p in path.parent.iterdir())[:10]
     raise LoadError(f"{path}: no such file; the folder holds {', '.join(there) or 'nothing'}")
 

@@ -216,7 +216,8 @@ def resolve(
     if point is None: point = _named(_modules(_inner(model)), name)
     if point is not None: return point
     layer = next((n for n in modules if n.rpartition('.')[2].isdigit()), None)
-    like = f"; layers here are named like {layer!r}" if layer and not hooks else ''
+    if hooks: layer = next((n for n in hooks if n.endswith('.hook_resid_post')), None)
+    like = f"; layers here are named like {layer!r}" if layer else ''
     missing = unknown('hook or submodule', name, [*hooks, *modules]).replace('unknown', 'no', 1)
     raise HookError(f"{type(model).__name__} has {missing}{like}")
 

@@ -22,6 +22,12 @@ def peer(script, *args, **env):
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
 
+@pytest.fixture
+def both():
+    "For scripts that run the two libraries beside each other: that python needs what ours needs, too"
+    found = subprocess.run([PYTHON, '-c', 'import fastcore, tyro, sae_lens'], capture_output=True, text=True)
+    if found.returncode: pytest.skip(f'SAE_LENS_PYTHON lacks what this library needs: {found.stderr.splitlines()[-1]}')
+
 def save(folder, saved, x, **more):
     "Put a saved SAE's outputs beside it"
     save_file(dict(x=x) | flat(use(OURS.SAE.load_from_disk(saved), x) | more), folder/'expected.safetensors')
@@ -84,8 +90,8 @@ def test_stored_numbers_are_the_peers(tmp_path):
     assert old.keys() == new.keys()
     for k,c in old.items(): same(unpack(new[k]['result'], tensors), unpack(c['result']), '/'.join(k))
 
-def test_saes_inside_models_give_what_the_peers_do():
+def test_saes_inside_models_give_what_the_peers_do(both):
     assert 'results are equal' in peer('compare_models.py', PYTHONPATH=str(Path(__file__).parents[2]))   # ours is imported there too
 
-def test_runs_on_whitened_activations_are_those_of_the_peer():
+def test_runs_on_whitened_activations_are_those_of_the_peer(both):
     assert '18 whitened runs are equal' in peer('compare_whitening.py', PYTHONPATH=str(Path(__file__).parents[2]))

@@ -173,7 +173,7 @@ PLACES = [   # producer, path, what its config says instead, model type, layers,
     ('gemma_2', SCOPE.format('res'), {}, 'gemma2', 4, [f'{L3}.output']),
     ('gemma_2', SCOPE.format('mlp'), {}, 'gemma2', 4, [f'{L3}.post_feedforward_layernorm.output']),
     ('gemma_2', SCOPE.format('att'), {}, 'gemma2', 4, [f'{L3}.self_attn.o_proj.input']),
-    ('gemma_2', None, {}, 'gemma2', 2, ['model.embed_tokens.output']),
+    ('gemma_2', None, {}, 'gemma2', 2, ['model.layers.0.input']),   # scaled; transformers 4 scales after embed_tokens
     ('gemma_2_transcoder', None, {}, 'gemma2', 4,
      [f'{L3}.pre_feedforward_layernorm.{GAINLESS}', f'{L3}.post_feedforward_layernorm.output']),
     ('gemma_3', SCOPE_2.format('resid_post'), dict(hf_hook_point_in=f'{L3}.output'), 'gemma3_text', 4, [f'{L3}.output']),
