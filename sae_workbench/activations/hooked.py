@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
+from .columns import columns_of
 from .models import input_device, weights_fingerprint
 from ..core.arguments import as_list
 from ..core.capture import capture
@@ -83,10 +84,10 @@ class HookedModel:
 
 # %% ../../nbs/activations/hooked.ipynb #7cb8d1fc
 def layer_between(
-    hooked:HookedModel, # With two hooks: what is read, and what is written
+    hooked:HookedModel, # Whose hooks include it
+    written:str, # The hook that is written
 )->Callable[[Tensor], Tensor]|None: # From (rows, d_in) to (rows, d_out); None where no module is known
     "The module whose output is written, as a function of rows"
-    written = hooked.names[1]
     module = hooked.hooks[written].module
     if written in (getattr(hooked.model, 'hook_dict', None) or {}):   # a point without weights, behind the module
         at, _, what = written.rpartition('.')
@@ -105,6 +106,8 @@ def layer_of(
     data, # A source of rows
 )->Callable[[Tensor], Tensor]|None: # None where it is not known, or runs no model
     "What turns the first column of a source's rows into the second"
-    reader = getattr(data, 'activations', None) or getattr(getattr(data, 'source', None), 'activations', None)
-    hooked = getattr(reader, 'hooked', None)
-    return layer_between(hooked) if hooked is not None and len(hooked.names)==2 else None
+    names = list(columns_of(data))
+    while data is not None and not hasattr(data, 'activations'):   # a buffer, a layer among several, both sides in a row
+        data = getattr(data, 'source', None) or getattr(data, 'shared', None)
+    hooked = getattr(getattr(data, 'activations', None), 'hooked', None)
+    return layer_between(hooked, names[1]) if hooked is not None and len(names)==2 else None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 import sae_workbench as sw
 from sae_workbench import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig, ModuleSource, SAETrainer, SAETrainerConfig
-from sae_workbench import ShardSource, TensorSource, load_checkpoint, run_evals, save_checkpoint, write_cache
+from sae_workbench import ShardSource, TensorSource, load_checkpoint, run_evals, save_checkpoint, train_together, write_cache
 from sae_workbench.activations.hooked import layer_of
 from sae_workbench.core.errors import SAEWorkbenchError
 from sae_workbench.saes.training import TrainStepInput, assert_same_step
@@ -222,6 +222,18 @@ def test_the_layer_itself_is_asked_where_the_run_knows_it(tmp_path):
     torch.testing.assert_close(layer_of(runner.activations_store)(x), runner.model.mlp(x).detach())
     runner.run()
     assert not runner.sae.fresh
+
+
+def test_every_layer_from_the_same_passes():
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(10, D_IN), nn.ReLU(), nn.Linear(D_IN, D_OUT), nn.ReLU(), nn.Linear(D_OUT, D_IN)).requires_grad_(False)
+    x, pairs = torch.randn(640, 10), [('1', '2'), ('3', '4')]
+    def alone(read, written): return ModuleSource(net, x, read, hook_name_out=written, batch_size=BATCH)
+    def made(i): return transcoder(init='mlp', d_in=[D_IN, D_OUT][i], d_out=[D_OUT, D_IN][i], normalize_activations='expected_average_only_in')
+    layers = sw.LayerSources(ModuleSource(net, [*'1234'], x, batch_size=BATCH), pairs=pairs)
+    together = train_together([trainer(made(i), layers[pair[0]]) for i, pair in enumerate(pairs)])
+    for i, pair in enumerate(pairs):
+        for k, t in weights(trainer(made(i), alone(*pair)).fit()).items(): assert torch.equal(t, weights(together[i])[k]), (pair, k)
 
 
 @pytest.mark.parametrize('kind', KINDS)
