@@ -91,8 +91,8 @@ def layer_between(
     module = hooked.hooks[written].module
     if written in (getattr(hooked.model, 'hook_dict', None) or {}):   # a point without weights, behind the module
         at, _, what = written.rpartition('.')
-        inner = dict(hook_mlp_out='mlp', hook_attn_out='attn').get(what)
-        module = inner and hooked.model.get_submodule(f'{at}.{inner}' if at else inner)
+        inner = dict(hook_mlp_out=f'{at}.mlp', hook_attn_out=f'{at}.attn', hook_out=at).get(what)
+        module = hooked.model.get_submodule(inner) if inner else None
     if module is None: return None
     like = next(module.parameters(), None)
     @torch.no_grad()

@@ -323,7 +323,7 @@ def temporal(): return TemporalSAE(TemporalSAEConfig(D_IN, D_SAE, n_heads=1, bot
 # What the library calls itself, what an architecture overrides, and results: nobody calls these with arguments of their own.
 INNER = {
     'process_state_dict_for_saving', 'process_state_dict_for_loading', 'process_state_dict_for_saving_inference', 'training_forward_pass',
-    'calculate_aux_loss', 'update_topk_threshold', 'run_time_activation_norm_fn_in', 'run_time_activation_norm_fn_out', 'reshape_fn_in',
+    'calculate_aux_loss', 'calculate_topk_aux_loss', 'update_topk_threshold', 'run_time_activation_norm_fn_in', 'run_time_activation_norm_fn_out', 'reshape_fn_in',
     'reshape_fn_out', 'load_state_dict', 'state_dict', 'on_begin', 'on_restart', 'on_start', 'on_step', 'after_step', 'on_log', 'on_end', 'on_stop',
     'on_nonfinite', 'on_error', 'on_close', 'on_norm', 'tell', 'tell_all', 'train', 'with_error_term', 'values', 'start_epoch', 'cached_rows', 'need', 'build_train_step_log_dict', 'tidy', 'claims',
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',

@@ -10,7 +10,8 @@ from sae_workbench.saes.training import TrainStepInput
 OPTIONS = dict(topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=2.5),
                matryoshka_batchtopk=dict(k=2.5, matryoshka_widths=[8]),
                matching_pursuit=dict(max_iterations=3), temporal=dict(n_heads=2, bottleneck_factor=4, kval_topk=3),
-               topk_transcoder=dict(k=3), topk_skip_transcoder=dict(k=3))
+               topk_transcoder=dict(k=3), topk_skip_transcoder=dict(k=3), batchtopk_transcoder=dict(k=2.5),
+               matryoshka_batchtopk_transcoder=dict(k=2.5, matryoshka_widths=[8]))
 REGISTRIES = dict(inference=SAE_CLASS_REGISTRY, training=SAE_TRAINING_CLASS_REGISTRY)
 OURS = [(kind, name) for kind, registry in REGISTRIES.items() for name, (cls, _) in registry.items()
         if cls.__module__.startswith('sae_workbench.')]
@@ -109,14 +110,16 @@ def test_shapes(kind, name, grad):
 
 def few_fire(sae):
     "Let so few latents fire that the step is sparse"
-    if hasattr(sae, 'threshold'): sae.threshold.data.fill_(2.2); sae.b_enc.data.zero_()
+    wide = 1.9 if sae.row_blocks[1:] else 1.   # a transcoder's encoder begins with longer columns
+    if hasattr(sae, 'threshold'): sae.threshold.data.fill_(2.2*wide); sae.b_enc.data.zero_()
     elif hasattr(sae, 'b_gate'): sae.b_gate.data.fill_(-2.5)
-    elif sae.cfg.architecture() == 'standard': sae.b_enc.data.fill_(-2.5)
+    elif sae.cfg.architecture() in ('standard', 'transcoder'): sae.b_enc.data.fill_(-2.5*wide)
 
 
 def step_input(sae, x, dead=None):
     coefficients = {k: .3 for k in sae.get_coefficients()}
-    return TrainStepInput(x, coefficients, dead, 0)
+    target = torch.linspace(-1, 1, len(x)*sae.d_out, dtype=x.dtype).reshape(len(x), -1) if len(sae.row_blocks) > 1 else None
+    return TrainStepInput(x, coefficients, dead, 0, target=target)
 
 
 def with_more(sae, step, more):
@@ -164,8 +167,9 @@ def test_what_is_kept_of_a_step_keeps_no_graph(name):
     sae = make('training', name)
     few_fire(sae)
     for read_first in (False, True):
-        out = sae.training_forward_pass(step_input(sae, torch.randn(6, 8, dtype=torch.double)))
-        before = out.hidden_pre.clone() if read_first else sae.encode_with_hidden_pre(out.sae_in)[1]
+        x = torch.randn(6, 8, dtype=torch.double)
+        out = sae.training_forward_pass(step_input(sae, x))
+        before = out.hidden_pre.clone() if read_first else sae.encode_with_hidden_pre(x)[1]
         out.loss.backward()
         for p in sae.parameters(): p.data.add_(1.)
         out.detach()

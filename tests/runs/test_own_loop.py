@@ -12,16 +12,19 @@ def trainer(name, steps=30):
     "A trainer whose thresholds leave their range now and then"
     torch.manual_seed(0)
     cls, cfg = SAE_TRAINING_CLASS_REGISTRY[name]
-    sae = cls(cfg(d_in=8, d_sae=16, **OPTIONS.get(name, {})))
-    batches = [torch.randn(50, 8) for _ in range(steps)]
+    writes = dict(d_out=6) if 'transcoder' in name else {}
+    sae = cls(cfg(d_in=8, d_sae=16, **OPTIONS.get(name, {}), **writes))
+    batches = [torch.randn(50, sum(sae.row_blocks)) for _ in range(steps)]
     return SAETrainer(SAETrainerConfig(steps*50, 50, lr=.05), sae, iter(batches)), batches
 
 
 def own_loop(name):
     "The same run by hand: of the trainer only the optimiser, its schedule and the dead latents are used"
     t, batches = trainer(name)
-    for i, x in enumerate(batches):
-        out = t.sae.training_forward_pass(TrainStepInput(x, t.get_coefficients(), t.dead_neurons, i))
+    if t.sae.fresh: t.sae.start_from_rows([t.sae.split(batches[0])])
+    for i, rows in enumerate(batches):
+        x, target = t.sae.split(rows)
+        out = t.sae.training_forward_pass(TrainStepInput(x, t.get_coefficients(), t.dead_neurons, i, target=target))
         out.loss.backward()
         clip_and_step(t.optimizer)
         t.optimizer.zero_grad()

@@ -200,7 +200,7 @@ def test_the_runner_trains_evaluates_and_resumes(tmp_path):
     trained = whole.run()
     sae = SAE.load_from_disk(tmp_path/'whole'/'out')
     assert type(sae) is sw.TopKTranscoder and (sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out) == ('norm', 'mlp')
-    log = [json.loads(line) for line in (tmp_path/'whole'/'out'/'log.jsonl').read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path/'whole'/'out'/'log.jsonl').read_text(encoding='utf-8').splitlines()]
     evaluations = [line['eval/explained_variance'] for line in log if 'eval/explained_variance' in line]
     assert len(evaluations) == 5 and evaluations[-1] > evaluations[0]   # scaled and folded, the same measure
     metrics, _ = run_evals(sae, whole.eval_tokens(), LM(), exclude_special_tokens=False)
