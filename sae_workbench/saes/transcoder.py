@@ -12,6 +12,7 @@ __all__ = ['TranscoderConfig', 'Transcoder', 'SkipTranscoderConfig', 'SkipTransc
            'MatryoshkaBatchTopKTrainingTranscoderConfig', 'MatryoshkaBatchTopKTrainingTranscoder']
 
 # %% ../../nbs/saes/transcoder.ipynb #86947fd5
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -221,6 +222,11 @@ class TrainingTranscoderConfig(TranscoderConfig, TrainingSAEConfig):
              "init='zero_decoder' leaves no decoder norms to choose latents by; write rescale_acts_by_decoder_norm=False"))
     for_inference = TranscoderConfig, SkipTranscoderConfig   # without and with a skip connection
 
+    @classmethod
+    @abstractmethod
+    def architecture(cls)->str:
+        "The name under which the trainable transcoder is registered"
+
     def get_inference_config_class(self)->type[SAEConfig]:
         "The config class of the transcoder that inference uses"
         return self.for_inference[self.skip]
@@ -289,6 +295,8 @@ class TrainingTranscoder(Transcoder):
 @dataclass
 class StandardTrainingTranscoderConfig(TrainingTranscoderConfig, StandardTrainingSAEConfig):
     "A transcoder with ReLU and its sparsity penalty"
+    @classmethod
+    def architecture(cls)->str: return 'transcoder'
 
 class StandardTrainingTranscoder(TrainingTranscoder, StandardTrainingSAE):
     "Trains a `Transcoder`, or with `skip` a `SkipTranscoder`"
