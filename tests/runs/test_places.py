@@ -299,7 +299,7 @@ def test_a_transcoder_is_attached_and_measured(names):
     with attach(model, sae):
         assert_close(model(TOKENS).logits, expected)
     cfg = EvalConfig(compute_ce_loss=True, compute_variance_metrics=True, compute_sparsity_metrics=True, batch_size_prompts=2,
-                     n_eval_reconstruction_batches=1)
+                     n_eval_reconstruction_batches=1, baselines=False)   # on all contexts: none is held back to fit them on
     metrics = run_evals(sae, TOKENS, model, None, cfg, exclude_special_tokens=False)[0]
     loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).item()
     x, y = direct(model, 'model.layers.1.mlp.input'), direct(model, 'model.layers.1.mlp.output')
