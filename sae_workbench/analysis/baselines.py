@@ -148,18 +148,17 @@ def frozen_transcoder(
     d_sae:Count, # Latents in the dictionary
     k:int, # Active latents per row
     seed:int=0, # Decides the directions
-    skip:bool=False, # Add the best affine map
+    W_skip:Tensor|None=None, # (d_out, d_in) a linear map to add, such as that of `affine_map`
 )->TopKTranscoder|TopKSkipTranscoder: # Fit for use like any other transcoder
     "A transcoder with a random encoder and the best decoder for it"
     _check(x, d_sae, k)
     x, y, options = x.float(), y.float(), dict(d_in=x.shape[1], d_out=y.shape[1], d_sae=d_sae, k=k, device=str(x.device))
-    t = TopKSkipTranscoder(TopKSkipTranscoderConfig(**options)) if skip else TopKTranscoder(TopKTranscoderConfig(**options))
+    t = TopKTranscoder(TopKTranscoderConfig(**options)) if W_skip is None else TopKSkipTranscoder(TopKSkipTranscoderConfig(**options))
     directions = torch.randn(d_sae, x.shape[1], generator=stream(seed, 'baselines')).to(x)
     t.W_enc.copy_(F.normalize(directions, dim=-1).T)
     t.b_enc.copy_(-x.mean(0) @ t.W_enc)
-    if skip: t.W_skip.copy_(AffineFit().add(x, y).solve()[0])
-    left = y - x @ t.W_skip.T if skip else y
-    W, b = fit_decoder(*_code(x, t.W_enc, t.b_enc, k), left)
+    if W_skip is not None: t.W_skip.copy_(W_skip)
+    W, b = fit_decoder(*_code(x, t.W_enc, t.b_enc, k), y if W_skip is None else y - x @ t.W_skip.T)
     t.W_dec.copy_(W)
     t.b_dec.copy_(b)
     return t.eval().requires_grad_(False)
@@ -174,5 +173,6 @@ def transcoder_floors(
 )->dict[str, Transcoder]: # affine_map, frozen_encoder, shuffled_targets
     "What a transcoder has to beat"
     other = torch.randperm(len(x), generator=stream(seed, 'shuffled targets')).to(y.device)
-    return dict(affine_map=affine_map(x, y, d_sae), frozen_encoder=frozen_transcoder(x, y, d_sae, k, seed, skip),
-                shuffled_targets=affine_map(x, y[other], d_sae))
+    affine = affine_map(x, y, d_sae)
+    frozen = frozen_transcoder(x, y, d_sae, k, seed, affine.W_skip if skip else None)
+    return dict(affine_map=affine, frozen_encoder=frozen, shuffled_targets=affine_map(x, y[other], d_sae))

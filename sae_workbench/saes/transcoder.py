@@ -53,10 +53,23 @@ class TranscoderConfig(SAEConfig):
 # %% ../../nbs/saes/transcoder.ipynb #000a2574
 class Transcoder(SAE[TranscoderConfig]):
     "A transcoder with ReLU"
+    has_skip = False   # whether a linear map of the input is added to the output
+
     def initialize_weights(self):
-        "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random, `b_enc (d_sae,)` and `b_dec (d_out,)` at zero"
+        "`W_enc (d_in, d_sae)` and `W_dec (d_sae, d_out)` at random; `b_enc`, `b_dec` and `W_skip (d_out, d_in)` at zero"
         super().initialize_weights()
         self.b_enc = self.per_latent()
+        self.W_skip = self.parameter(self.d_out, self.cfg.d_in) if self.has_skip else None
+
+    @property
+    def readers(self)->tuple[str, ...]:
+        "The tensors in units of the input"
+        return super().readers + (('W_skip',) if self.has_skip else ())
+
+    @property
+    def writers(self)->tuple[str, ...]:
+        "The tensors in units of the output"
+        return super().writers + (('W_skip',) if self.has_skip else ())
 
     def encoder_at_start(self)->Tensor:
         "(d_in, d_sae) at random: the decoder writes elsewhere, so its transpose means nothing here"
@@ -72,8 +85,8 @@ class Transcoder(SAE[TranscoderConfig]):
         return self.with_skip(self.decode(f), x)
 
     def with_skip(self, out:Tensor, x:Tensor)->Tensor:
-        "The output (…, d_out), plus what the input (…, d_in) adds to it beside the latents; here nothing"
-        return out
+        "The output (…, d_out), plus the skip connection's part of the input (…, d_in) if there is one"
+        return out + x.to(self.dtype) @ self.W_skip.T if self.has_skip else out
 
     def reconstruct(self, x:Tensor)->Tensor:
         "Encode and write"
@@ -127,16 +140,7 @@ class SkipTranscoderConfig(TranscoderConfig):
 
 class SkipTranscoder(Transcoder):
     "A skip transcoder with ReLU"
-    readers, writers = ('W_enc', 'W_skip'), ('W_dec', 'b_dec', 'W_skip')
-
-    def initialize_weights(self):
-        "The tensors of a transcoder, and `W_skip (d_out, d_in)` at zero"
-        super().initialize_weights()
-        self.W_skip = self.parameter(self.cfg.d_out, self.cfg.d_in)
-
-    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
-        "The output, plus the skip connection's part"
-        return out + x.to(self.dtype) @ self.W_skip.T
+    has_skip = True
 
 register_sae_class('skip_transcoder', SkipTranscoder, SkipTranscoderConfig)
 
@@ -236,26 +240,16 @@ class TrainingTranscoder(Transcoder):
     "What makes a trainable transcoder of a trainable SAE, in front of whose class it stands"
     fresh = True   # until its weights are loaded, or have seen the first rows
 
-    def initialize_weights(self):
-        "The tensors of a transcoder, those of the SAE's activation, and `W_skip (d_out, d_in)` at zero with `skip`"
-        super().initialize_weights()
-        self.W_skip = self.parameter(self.d_out, self.cfg.d_in) if self.cfg.skip else None
+    @property
+    def has_skip(self)->bool:
+        "Whether a linear map of the input is added to the output"
+        return self.cfg.skip
 
     def encoder_at_start(self)->Tensor:
         "(d_in, d_sae) at random"
         return super().encoder_at_start().T.contiguous().T   # stored this way round, its gradient needs no transposing
 
     # What is read, and what is written
-    @property
-    def readers(self)->tuple[str, ...]:
-        "The tensors in units of the input"
-        return super().readers + (('W_skip',) if self.cfg.skip else ())
-
-    @property
-    def writers(self)->tuple[str, ...]:
-        "The tensors in units of the output"
-        return super().writers + (('W_skip',) if self.cfg.skip else ())
-
     @property
     def row_blocks(self)->tuple[int, int]:
         "Widths of what is read and of what is written, side by side in a row"
@@ -264,10 +258,6 @@ class TrainingTranscoder(Transcoder):
     def split(self, rows:Tensor)->tuple[Tensor, Tensor]:
         "What the layer read (batch, d_in), and what it wrote (batch, d_out)"
         return rows.split(self.row_blocks, -1)
-
-    def with_skip(self, out:Tensor, x:Tensor)->Tensor:
-        "The output (…, d_out), plus the skip connection's part if there is one"
-        return out if self.W_skip is None else out + x.to(self.dtype) @ self.W_skip.T
 
     output_scale = None   # the output is not normalised
 

@@ -38,7 +38,7 @@ def _common(transcoder:SAE, layer:int)->dict[str, Any]:
         raise ConfigError(f"layer {layer}: circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, "
                           f"d_out={c.d_out}, normalize_activations={c.normalize_activations!r}")
     return dict(model_name=m.model_name, feature_input_hook=at[0][2], feature_output_hook=at[1][2],
-                activation=_KINDS[c.architecture()], d_in=c.d_in, d_sae=c.d_sae, skip=hasattr(transcoder, 'W_skip'))
+                activation=_KINDS[c.architecture()], d_in=c.d_in, d_sae=c.d_sae, skip=transcoder.has_skip)
 
 # %% ../../nbs/saes/transcoder_sets.ipynb #c8557e81
 def _ours_to_theirs(transcoder:SAE)->dict[str, Tensor]:
