@@ -141,8 +141,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if cfg.reshape_activations=='hook_z': check_heads(cfg)
         self.cfg, self.last, self.use_error_term = copy.deepcopy(cfg), LastInput(), use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
-        self.d_in, self.d_out = cfg.d_in, getattr(cfg, 'd_out', cfg.d_in)   # of what it takes and what it gives
-        self.activation_fn = self.get_activation_fn()
+        self.d_in, self.d_out, self.activation_fn = cfg.d_in, getattr(cfg, 'd_out', cfg.d_in), self.get_activation_fn()
         self.initialize_weights()
         for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
             setattr(self, f'hook_sae_{point}', HookPoint())
@@ -179,10 +178,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         self.cfg.dtype, self.cfg.device = dtype_name(self.dtype), str(self.device)
         return out
 
-    @property
-    def some_weight(self)->Tensor:
-        "A tensor that shows the dtype and the device of all"
-        return self.W_dec
+    some_weight = property(lambda self: self.W_dec, doc="A tensor that shows the dtype and the device of all")
 
     # In and out
     @property
