@@ -68,6 +68,7 @@ _PUBLIC = {
     'training.guards': ['Guards'],
     'training.trainer': ['SAETrainer', 'train_together'],
     'training.evaluate': ['evaluate_sae'],
+    'training.finetune': ['finetune_on_model', 'finetuner'],
     'training.callbacks': ['Callback', 'read_log'],
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'formats.weights': ['convert_to_safetensors'],

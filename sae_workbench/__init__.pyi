@@ -171,6 +171,10 @@ from .training.trainer import (
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
+from .training.finetune import (
+    finetune_on_model as finetune_on_model,
+    finetuner as finetuner,
+)
 from .training.callbacks import (
     Callback as Callback,
     read_log as read_log,
@@ -372,6 +376,8 @@ __all__ = [
     'SAETrainer',
     'train_together',
     'evaluate_sae',
+    'finetune_on_model',
+    'finetuner',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
