@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 import torch
 from torch import Tensor
+from ..core.arguments import floats
 from ..core.config import Count, Name, Positive, Rule, whole
 from ..core.errors import ConfigError, DataError
 from ..core.registry import register_sae_class, register_sae_training_class
@@ -85,7 +86,7 @@ def rows_of_views(
             raise DataError(f"the views are {', '.join(map(repr, x))}, those of the crosscoder {', '.join(map(repr, names))}")
         x = [x[n] for n in names or x]
     if not isinstance(x, (list, tuple)): return x
-    x = [torch.as_tensor(v) for v in x]
+    x = [floats(v, 'a view') for v in x]
     if [v.shape[-1] for v in x] != widths or len({v.shape[:-1] for v in x}) > 1:
         raise DataError(f"views of shape {', '.join(str(tuple(v.shape)) for v in x)}; this crosscoder has views of width "
                         f"{', '.join(map(str, widths))}, whose rows belong together one by one")
@@ -97,6 +98,8 @@ def views_of_rows(
     like:Any=(), # A dict gives a dict of the same names
 )->list[Tensor]|dict[str, Tensor]: # (…, width) each
     "Rows as views"
+    if (rows := floats(rows, 'rows')).shape[-1] != cfg.d_in:
+        raise DataError(f"this crosscoder has rows of width d_in={cfg.d_in}, got {tuple(rows.shape)}")
     parts = list(rows.split(cfg.d_views, -1))
     if not isinstance(like, Mapping): return parts
     found = dict(zip(cfg.view_names or like, parts))
