@@ -12,7 +12,7 @@ def trainer(name, steps=30):
     "A trainer whose thresholds leave their range now and then"
     torch.manual_seed(0)
     cls, cfg = SAE_TRAINING_CLASS_REGISTRY[name]
-    writes = dict(d_out=6) if 'transcoder' in name else {}
+    writes = dict(d_out=6) if 'transcoder' in name else dict(normalize_activations='none') if 'crosscoder' in name else {}   # not scaled by hand
     sae = cls(cfg(d_in=8, d_sae=16, **OPTIONS.get(name, {}), **writes))
     batches = [torch.randn(50, sum(sae.row_blocks)) for _ in range(steps)]
     return SAETrainer(SAETrainerConfig(steps*50, 50, lr=.05), sae, iter(batches)), batches
