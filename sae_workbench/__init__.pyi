@@ -104,6 +104,22 @@ from .saes.transcoder import (
     MatryoshkaBatchTopKTrainingTranscoder as MatryoshkaBatchTopKTrainingTranscoder,
     MatryoshkaBatchTopKTrainingTranscoderConfig as MatryoshkaBatchTopKTrainingTranscoderConfig,
 )
+from .saes.crosscoder import (
+    Crosscoder as Crosscoder,
+    CrosscoderConfig as CrosscoderConfig,
+    TopKCrosscoder as TopKCrosscoder,
+    TopKCrosscoderConfig as TopKCrosscoderConfig,
+    StandardTrainingCrosscoder as StandardTrainingCrosscoder,
+    StandardTrainingCrosscoderConfig as StandardTrainingCrosscoderConfig,
+    JumpReLUTrainingCrosscoder as JumpReLUTrainingCrosscoder,
+    JumpReLUTrainingCrosscoderConfig as JumpReLUTrainingCrosscoderConfig,
+    TopKTrainingCrosscoder as TopKTrainingCrosscoder,
+    TopKTrainingCrosscoderConfig as TopKTrainingCrosscoderConfig,
+    BatchTopKTrainingCrosscoder as BatchTopKTrainingCrosscoder,
+    BatchTopKTrainingCrosscoderConfig as BatchTopKTrainingCrosscoderConfig,
+    MatryoshkaBatchTopKTrainingCrosscoder as MatryoshkaBatchTopKTrainingCrosscoder,
+    MatryoshkaBatchTopKTrainingCrosscoderConfig as MatryoshkaBatchTopKTrainingCrosscoderConfig,
+)
 from .saes.matching_pursuit import (
     MatchingPursuitSAE as MatchingPursuitSAE,
     MatchingPursuitSAEConfig as MatchingPursuitSAEConfig,
@@ -171,6 +187,10 @@ from .training.trainer import (
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
+from .training.finetune import (
+    finetune_on_model as finetune_on_model,
+    finetuner as finetuner,
+)
 from .training.callbacks import (
     Callback as Callback,
     read_log as read_log,
@@ -337,6 +357,20 @@ __all__ = [
     'BatchTopKTrainingTranscoderConfig',
     'MatryoshkaBatchTopKTrainingTranscoder',
     'MatryoshkaBatchTopKTrainingTranscoderConfig',
+    'Crosscoder',
+    'CrosscoderConfig',
+    'TopKCrosscoder',
+    'TopKCrosscoderConfig',
+    'StandardTrainingCrosscoder',
+    'StandardTrainingCrosscoderConfig',
+    'JumpReLUTrainingCrosscoder',
+    'JumpReLUTrainingCrosscoderConfig',
+    'TopKTrainingCrosscoder',
+    'TopKTrainingCrosscoderConfig',
+    'BatchTopKTrainingCrosscoder',
+    'BatchTopKTrainingCrosscoderConfig',
+    'MatryoshkaBatchTopKTrainingCrosscoder',
+    'MatryoshkaBatchTopKTrainingCrosscoderConfig',
     'MatchingPursuitSAE',
     'MatchingPursuitSAEConfig',
     'MatchingPursuitTrainingSAE',
@@ -381,6 +415,8 @@ __all__ = [
     'SAETrainer',
     'train_together',
     'evaluate_sae',
+    'finetune_on_model',
+    'finetuner',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',

@@ -28,6 +28,7 @@ def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
     plain_inputs = dict(normalize_activations='none', reshape_activations='none', apply_b_dec_to_input=False)
     if hasattr(cfg, 'd_out'): plain_inputs['d_out'] = 1   # a transcoder's
     if hasattr(cfg, 'n_layers'): plain_inputs['n_layers'] = 1   # of layers that are all alike
+    if hasattr(cfg, 'd_views'): plain_inputs |= dict(d_views=None, view_names=None)   # a crosscoder's
     return dataclasses.replace(cfg, d_in=1, dtype='float32', device='cpu', metadata=SAEMetadata(), **plain_inputs)
 
 def _spread(cfg:TrainingSAEConfig)->torch.Tensor:

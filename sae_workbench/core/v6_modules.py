@@ -9,9 +9,7 @@ __all__ = ['ROOT', 'V6_PATHS', 'V6_NAMES', 'v6_name', 'gone', 'get_transformer_l
 # %% ../../nbs/core/v6_modules.ipynb #38874614
 import re, sys
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 from .errors import did_you_mean
@@ -102,20 +100,22 @@ def gone(
 # %% ../../nbs/core/v6_modules.ipynb #1701fd05
 def get_transformer_lens_version()->tuple[int, int, int]: # Major, minor, patch
     "Which TransformerLens is installed; (0, 0, 0) if there is none"
+    from importlib.metadata import PackageNotFoundError, version
     try: numbers = re.match(r'(\d+)(?:\.(\d+))?(?:\.(\d+))?', version('transformer-lens'))
     except PackageNotFoundError: numbers = None
     return tuple(int(n or 0) for n in numbers.groups()) if numbers else (0, 0, 0)
 
 def has_transformer_bridge()->bool:
     "Whether the installed TransformerLens has bridges"
-    return get_transformer_lens_version() >= (3, 0, 0)
+    lens = PathFinder.find_spec('transformer_lens')
+    return bool(lens and PathFinder.find_spec('transformer_lens.model_bridge', lens.submodule_search_locations))
 
 # %% ../../nbs/core/v6_modules.ipynb #132fa1ec
 class V6Module(ModuleType):
     "A module at a path of v6; it can be called where a function has the name of its module, such as load_model"
     def __call__(self, *args, **kwargs): return v6_name(self.__name__.rpartition('.')[2])(*args, **kwargs)
 
-class V6Modules(MetaPathFinder, Loader):
+class V6Modules:
     "Finds the modules of v6's paths, and makes them"
     def find_spec(self, fullname, path=None, target=None)->ModuleSpec|None:
         "Says yes to a path of v6, and what to write instead of a name that is gone"

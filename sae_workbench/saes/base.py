@@ -130,6 +130,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     use_error_term = False
     latent_biases = ('b_enc',)   # tensors in the units of the pre-activations, scaled when decoder norms are folded
     readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # those in units of the input, and in units of the output
+    some_weight = property(lambda self: self.W_dec, doc="A tensor that shows the dtype and the device of all")
 
     @checked
     def __init__(self,
@@ -143,8 +144,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
         self.d_in, self.d_out, self.activation_fn = cfg.d_in, getattr(cfg, 'd_out', cfg.d_in), self.get_activation_fn()
         self.initialize_weights()
-        for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
-            setattr(self, f'hook_sae_{point}', HookPoint())
+        for p in 'input acts_pre acts_post recons error output'.split(): setattr(self, f'hook_sae_{p}', HookPoint())
         self.setup()
         self.hook_z_reshaping_mode = cfg.reshape_activations=='hook_z'
 
@@ -177,8 +177,6 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         self.dtype, self.device = self.some_weight.dtype, self.some_weight.device
         self.cfg.dtype, self.cfg.device = dtype_name(self.dtype), str(self.device)
         return out
-
-    some_weight = property(lambda self: self.W_dec, doc="A tensor that shows the dtype and the device of all")
 
     # In and out
     @property

@@ -311,6 +311,7 @@ GOOD = {
     'TrainingSAE.save_inference_model': lambda at: (learner().save_inference_model, dict(path=at/'new')),
     'TrainingSAE.load_weights_from_checkpoint': lambda at: (
         learner().load_weights_from_checkpoint, dict(checkpoint_path=(learner().save_model(at/'w'), at/'w')[1])),
+    'Crosscoder.views': lambda at: (Crosscoder(CrosscoderConfig([D_IN - 1, 1], D_SAE)).views, dict(x=rows())),
     'Transcoder.forward': lambda at: (transcoder(), dict(x=rows(), y=rows())),
     'CrossLayerTranscoder.decoder': lambda at: (cross_layer().decoder, dict(layer=0, target=1)),
     'load_lazily': lambda at: (load_lazily, dict(path=(cross_layer().save_model(at/'clt'), at/'clt')[1], device='cpu', dtype=None)),
@@ -338,7 +339,7 @@ INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSour
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {
     'capture', 'TrainCoefficientConfig', 'SAE.forward', 'SAE.encode', 'SAE.encode_with_hidden_pre', 'SAE.process_sae_in', 'SAE.decode', 'SAE.run_with_hooks',
-    'SAE.run_with_cache', 'Transcoder.forward', 'Transcoder.forward_with_activations', 'ActivationScaler.scale', 'ActivationScaler.unscale',
+    'SAE.run_with_cache', 'Crosscoder.views', 'Transcoder.forward', 'Transcoder.forward_with_activations', 'ActivationScaler.scale', 'ActivationScaler.unscale',
     'TemporalSAE.encode_with_predictions'}
 FUNCTIONS = {'converter', 'make_sources'}   # a function of one's own raises what it likes
 RESULTS = {'TrainStepInput', 'TrainStepOutput', 'LatentPage', 'Interrupted'}

@@ -13,6 +13,8 @@ OPTIONS = dict(topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=2.5),
                topk_transcoder=dict(k=3), topk_skip_transcoder=dict(k=3), batchtopk_transcoder=dict(k=2.5),
                matryoshka_batchtopk_transcoder=dict(k=2.5, matryoshka_widths=[8]), cross_layer_transcoder=dict(activation='topk', k=3))
 TWO_LAYERS = dict(d_in=4, d_out=3, n_layers=2)   # of which a row has both, so that the whole is as wide as the others
+PARTS = dict(d_views=[3, 5])   # a crosscoder's views
+OPTIONS |= {f'{name}crosscoder': OPTIONS.get(name.rstrip('_'), {}) | PARTS for name in ('', 'jumprelu_', 'topk_', 'batchtopk_', 'matryoshka_batchtopk_')}
 REGISTRIES = dict(inference=SAE_CLASS_REGISTRY, training=SAE_TRAINING_CLASS_REGISTRY)
 OURS = [(kind, name) for kind, registry in REGISTRIES.items() for name, (cls, _) in registry.items()
         if cls.__module__.startswith('sae_workbench.')]
@@ -120,15 +122,15 @@ def test_shapes(kind, name, grad):
 
 def few_fire(sae):
     "Let so few latents fire that the step is sparse"
-    wide = 1.9 if sae.row_blocks[1:] else 1.   # a transcoder's encoder begins with longer columns
+    wide = 1.9 if hasattr(sae.cfg, 'd_out') else 1.   # a transcoder's encoder begins with longer columns
     if getattr(sae, 'threshold', None) is not None: sae.threshold.data.fill_(2.2*wide); sae.b_enc.data.zero_()
     elif hasattr(sae, 'b_gate'): sae.b_gate.data.fill_(-2.5)
-    elif sae.cfg.architecture() in ('standard', 'transcoder'): sae.b_enc.data.fill_(-2.5*wide)
+    elif sae.cfg.architecture() in ('standard', 'transcoder', 'crosscoder'): sae.b_enc.data.fill_(-2.5*wide)
 
 
 def step_input(sae, x, dead=None):
     coefficients = {k: .3 for k in sae.get_coefficients()}
-    target = torch.linspace(-1, 1, len(x)*sae.d_out, dtype=x.dtype).reshape(len(x), -1) if len(sae.row_blocks) > 1 else None
+    target = torch.linspace(-1, 1, len(x)*sae.d_out, dtype=x.dtype).reshape(len(x), -1) if hasattr(sae.cfg, 'd_out') else None
     return TrainStepInput(x, coefficients, dead, 0, target=target)
 
 

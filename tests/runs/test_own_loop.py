@@ -12,7 +12,8 @@ def trainer(name, steps=30):
     "A trainer whose thresholds leave their range now and then"
     torch.manual_seed(0)
     cls, cfg = SAE_TRAINING_CLASS_REGISTRY[name]
-    sae = cls(cfg(**sizes(name), **OPTIONS.get(name, {})))
+    more = dict(normalize_activations='none') if 'crosscoder' in name else {}   # not scaled by hand
+    sae = cls(cfg(**sizes(name), **OPTIONS.get(name, {}), **more))
     batches = [torch.randn(50, sum(sae.row_blocks)) for _ in range(steps)]
     return SAETrainer(SAETrainerConfig(steps*50, 50, lr=.05), sae, iter(batches)), batches
 
