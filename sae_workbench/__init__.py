@@ -79,7 +79,7 @@ _PUBLIC = {
     'training.runner': ['LanguageModelSAETrainingRunner', 'SAETrainingRunner'],
     'formats.weights': ['convert_to_safetensors'],
     'formats.layouts': ['Format', 'register_format', 'find_saes'],
-    'saes.transcoder_sets': ['save_transcoder_set'],
+    'saes.transcoder_sets': ['save_transcoder_set', 'save_cross_layer_set'],
     'saes.cross_layer': ['CrossLayerTranscoder', 'CrossLayerTranscoderConfig', 'load_lazily'],
     'saes.cross_layer_training': ['CrossLayerTrainingTranscoder', 'CrossLayerTrainingTranscoderConfig'],
     'formats.releases': ['list_releases', 'search', 'get_pretrained_saes_directory'],

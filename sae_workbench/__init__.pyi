@@ -205,7 +205,10 @@ from .formats.layouts import (
     register_format as register_format,
     find_saes as find_saes,
 )
-from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.transcoder_sets import (
+    save_transcoder_set as save_transcoder_set,
+    save_cross_layer_set as save_cross_layer_set,
+)
 from .saes.cross_layer import (
     CrossLayerTranscoder as CrossLayerTranscoder,
     CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
@@ -426,6 +429,7 @@ __all__ = [
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'save_cross_layer_set',
     'CrossLayerTranscoder',
     'CrossLayerTranscoderConfig',
     'load_lazily',
