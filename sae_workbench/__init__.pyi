@@ -144,6 +144,10 @@ from .activations.sources import (
 )
 from .activations.modules import ModuleSource as ModuleSource
 from .activations.layers import LayerSources as LayerSources
+from .activations.paired import (
+    PairedSource as PairedSource,
+    Difference as Difference,
+)
 from .activations.synthetic import (
     SyntheticSource as SyntheticSource,
     grouped as grouped,
@@ -237,6 +241,12 @@ from .analysis.attach import (
 from .analysis.bridge import (
     SAETransformerBridge as SAETransformerBridge,
     HookedSAETransformer as HookedSAETransformer,
+)
+from .analysis.crosscoders import (
+    compare_views as compare_views,
+    swap_latents as swap_latents,
+    swap_check as swap_check,
+    norm_shares as norm_shares,
 )
 from .analysis.baselines import (
     random_dictionary as random_dictionary,
@@ -373,6 +383,8 @@ __all__ = [
     'LanguageModelSource',
     'ModuleSource',
     'LayerSources',
+    'PairedSource',
+    'Difference',
     'SyntheticSource',
     'grouped',
     'trees',
@@ -432,6 +444,10 @@ __all__ = [
     'attach',
     'intervene',
     'SAETransformerBridge',
+    'compare_views',
+    'swap_latents',
+    'swap_check',
+    'norm_shares',
     'random_dictionary',
     'frozen_encoder',
     'run_evals',
