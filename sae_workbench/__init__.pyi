@@ -171,6 +171,7 @@ from .training.trainer import (
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
+from .training.replacement import evaluate_replacement as evaluate_replacement
 from .training.callbacks import (
     Callback as Callback,
     read_log as read_log,
@@ -178,6 +179,10 @@ from .training.callbacks import (
 from .training.runner import (
     LanguageModelSAETrainingRunner as LanguageModelSAETrainingRunner,
     SAETrainingRunner as SAETrainingRunner,
+)
+from .training.several import (
+    MultiSAETrainingRunner as MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig as MultiSAETrainingRunnerConfig,
 )
 from .formats.weights import convert_to_safetensors as convert_to_safetensors
 from .formats.layouts import (
@@ -372,10 +377,13 @@ __all__ = [
     'SAETrainer',
     'train_together',
     'evaluate_sae',
+    'evaluate_replacement',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
     'SAETrainingRunner',
+    'MultiSAETrainingRunner',
+    'MultiSAETrainingRunnerConfig',
     'convert_to_safetensors',
     'Format',
     'register_format',

@@ -334,15 +334,19 @@ class TokenActivations:
         "The tokens of the activations that are not left out"
         return tokens.cpu()[self.kept(tokens)]
 
+    def check_ids(self, tokens:Tensor):
+        "Raise a `DataError` if the model has no such tokens"
+        low, top = (int(t) for t in tokens.aminmax())
+        if low < 0 or top >= self.n_vocab:
+            raise DataError(f"token id {low if low < 0 else top}, but the model's vocabulary has {self.n_vocab}; "
+                            "was the dataset tokenised for another model?")
+
     def rows_by_hook(self,
         tokens:Tensor, # (prompts, positions)
         what:str='', # Which batch, for error messages
     )->dict[str, Tensor]: # Hook name to (rows, d_in)
         "The activations of some contexts, without those that are left out"
-        low, top = (int(t) for t in tokens.aminmax())
-        if low < 0 or top >= self.n_vocab:
-            raise DataError(f"token id {low if low < 0 else top}, but the model's vocabulary has {self.n_vocab}; "
-                            "was the dataset tokenised for another model?")
+        self.check_ids(tokens)
         rows = {n: x.flatten(0, 1) for n, x in self.by_hook(tokens).items()}
         if self.excluded is not None: rows = {n: x[self.keep(tokens).to(x.device)] for n, x in rows.items()}
         for n, x in rows.items(): check_rows(x, f"activations at {n!r}{what}", lambda row: self._place(tokens, row))

@@ -15,7 +15,7 @@ from ..core.processes import Processes, SingleProcess
 from ..core.seeds import set_torch_random_state, torch_random_state
 from ..activations.columns import columns_of
 from ..saes.training import TrainingSAE, TrainStepOutput
-from .guards import SkippedBatches, check_batch, not_changed
+from .guards import SkippedBatches, not_changed
 from .parallel import same_data
 from .preempt import Interrupted, StopRequest
 from .train_state import TrainState
@@ -51,8 +51,9 @@ class BatchFeed:
 
     def check(self, batch:Tensor):
         "An error if a batch has the wrong shape, or NaN or infinity in it, here or in another process"
-        bad, at, then = None, self.state.where(len(batch)), not_changed(self.source)
-        try: check_batch(batch, sum(self.state.sae.row_blocks), at, then)
+        loss, then = self.state.loss, not_changed(self.source)
+        bad, at = None, self.state.where(loss.counted(batch))
+        try: loss.check(self.state, batch, at, then)
         except NonFiniteError as e: bad = e
         fine = bad is None
         if self.state.cfg.on_nonfinite=='skip': fine = self.team.lowest(fine)   # what one skips, all of them skip
@@ -99,13 +100,13 @@ class BatchFeed:
     def first_rows(self,
         n:int, # At least, in whole batches
         skip:Callable[[NonFiniteError], None]|None=None, # Called for what is left out; `self.skip` if None
-    )->Iterator[Tensor]: # Batches (rows, d_in)
-        "Batches to look at before the first step, of which the last one is trained on as well"
+    )->Iterator[Tensor]: # Rows (n, d_in)
+        "The rows of batches to look at before the first step, of which the last one is trained on as well"
         seen = 0
         while seen < n:
-            batch = self.read_good(skip)
-            seen += len(batch)
-            yield batch
+            rows = self.state.loss.rows(self.state, batch := self.read_good(skip))
+            seen += len(rows)
+            yield rows
         self.pending = batch
 
     def take(self, skip:Callable[[NonFiniteError], None]|None=None)->Tensor:
@@ -143,7 +144,7 @@ def try_step(
         try: return step(batch)
         except NonFiniteError as e: skip(e)
         feed.pending = None
-        state.pass_rows(len(batch))
+        state.pass_rows(state.loss.counted(batch))
     except (DataError, NonFiniteError):   # the batch is refused; whoever goes on does so behind it
         feed.pending = None
         raise

@@ -7,7 +7,7 @@ __all__ = ['PER_SAE', 'SHARED', 'REPLACEMENT_FILE', 'by_name', 'config_of', 'Mul
            'share_passes_of_model', 'make_runners', 'also', 'stopped_together', 'all_at_once', 'say_together',
            'MultiSAETrainingRunner']
 
-# %% ../../nbs/training/several.ipynb #5a965d50
+# %% ../../nbs/training/several.ipynb #7efc074f
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -38,7 +38,7 @@ from .runner import LanguageModelSAETrainingRunner, stopped
 from .trainer import SAETrainer, train_together
 from .wandb_log import one_wandb_run
 
-# %% ../../nbs/training/several.ipynb #65b43b86
+# %% ../../nbs/training/several.ipynb #ce657614
 PER_SAE = dict(sae='saes', hook_name='hook_names', hook_head_index='hook_head_indices', hook_name_out='hook_names_out')
 SHARED = {f.name for f in fields(LanguageModelSAERunnerConfig)} - {*PER_SAE} - {'from_pretrained_path'}
 _FOLDERS = 'output_path', 'checkpoint_path', 'resume_from_checkpoint'   # each dictionary has its own in them
@@ -58,7 +58,7 @@ def by_name(
         raise ConfigError(f"{option}: nothing is said for {', '.join(missing)}")
     return {n: given.get(n) for n in names}
 
-# %% ../../nbs/training/several.ipynb #be1343ec
+# %% ../../nbs/training/several.ipynb #f5344c05
 def config_of(
     name:str, # Of a dictionary
     own:dict[str, Any], # Its options, by the names that a run of its own has for them
@@ -122,7 +122,7 @@ class MultiSAETrainingRunnerConfig:
         saes = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in cfg_dict['saes'].items()}
         return cls(**dict(cfg_dict) | dict(saes=saes))
 
-# %% ../../nbs/training/several.ipynb #a87d4451
+# %% ../../nbs/training/several.ipynb #49a61efa
 def share_passes_of_model(
     stores:Mapping[str, ActivationsStore], # Of one model, on the same texts
 ):
@@ -157,7 +157,7 @@ def make_runners(
     if not cached: share_passes_of_model({name: runner.activations_store for name, runner in made.items()})
     return made
 
-# %% ../../nbs/training/several.ipynb #aac935ef
+# %% ../../nbs/training/several.ipynb #c167437a
 def also(
     usual:Callable|None, # The evaluator of a run
     own:Callable, # Gives metrics beside it
@@ -166,6 +166,7 @@ def also(
     def evaluate(*args): return ({} if usual is None else usual(*args)) | own(*args)
     return evaluate
 
+# %% ../../nbs/training/several.ipynb #ffcd7f47
 def stopped_together(
     e:Interrupted, # By which they were stopped
     trainers:Mapping[str, SAETrainer], # By name
@@ -204,7 +205,7 @@ def say_together(
                      f"KL {together['kl_div_with_sae']:.3f}, top1_agreement {together['top1_agreement']:.3f}")
     if path: say(f"Load one with: SAE.load_from_disk({str(Path(path)/next(iter(runners)))!r})")
 
-# %% ../../nbs/training/several.ipynb #99199df2
+# %% ../../nbs/training/several.ipynb #f305ae7b
 class MultiSAETrainingRunner:
     "Trains several dictionaries on the activations of a language model, from the same passes"
     @checked
