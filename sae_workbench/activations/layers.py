@@ -101,7 +101,7 @@ class LayerSources(Mapping):
     def run(self, n:int):
         "Run pass `n` and keep its rows for those who will want them soon"
         if self.at != n:
-            if self.at is not None: self.warn(n)
+            if self.at is not None: self.warn(n)   # else a layer was sent there
             self.source.load_state_dict(self.before[n])
         self.at = None                            # until the pass has gone well
         try: rows = self.source.next_pass()
@@ -114,10 +114,11 @@ class LayerSources(Mapping):
         self.rows[n] = {k: (layer.rows(rows), ids) for k, layer in self.layers.items() if self.in_reach(n, layer)}
 
     def warn(self, n:int):
-        if not self.warned: warn(
+        far = max(layer.n_pass for layer in self.layers.values()) - n >= self.max_ahead   # else they were resumed apart
+        if far and not self.warned: warn(
             f"a layer is more than max_ahead={self.max_ahead} passes behind another one, so passes are run twice, from "
             f"number {n} on; take from all layers in step (train_together), or raise max_ahead")
-        self.warned = True
+        self.warned = self.warned or far
 
     # rows in order, for one layer
     def take(self, layer:LayerSource)->Tensor: # (rows, d_in)

@@ -7,7 +7,7 @@ __all__ = ['PER_SAE', 'SHARED', 'REPLACEMENT_FILE', 'by_name', 'config_of', 'Mul
            'share_passes_of_model', 'make_runners', 'also', 'stopped_together', 'all_at_once', 'say_together',
            'MultiSAETrainingRunner']
 
-# %% ../../nbs/training/several.ipynb #7efc074f
+# %% ../../nbs/training/several.ipynb #b2c11ed9
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -38,9 +38,10 @@ from .runner import LanguageModelSAETrainingRunner, stopped
 from .trainer import SAETrainer, train_together
 from .wandb_log import one_wandb_run
 
-# %% ../../nbs/training/several.ipynb #ce657614
+# %% ../../nbs/training/several.ipynb #74e7a917
 PER_SAE = dict(sae='saes', hook_name='hook_names', hook_head_index='hook_head_indices', hook_name_out='hook_names_out')
 SHARED = {f.name for f in fields(LanguageModelSAERunnerConfig)} - {*PER_SAE} - {'from_pretrained_path'}
+_DERIVED = 'total_training_tokens', 'total_training_steps', 'to_sae_trainer_config'   # the same for all of them
 _FOLDERS = 'output_path', 'checkpoint_path', 'resume_from_checkpoint'   # each dictionary has its own in them
 
 def by_name(
@@ -58,7 +59,7 @@ def by_name(
         raise ConfigError(f"{option}: nothing is said for {', '.join(missing)}")
     return {n: given.get(n) for n in names}
 
-# %% ../../nbs/training/several.ipynb #f5344c05
+# %% ../../nbs/training/several.ipynb #9e196e5a
 def config_of(
     name:str, # Of a dictionary
     own:dict[str, Any], # Its options, by the names that a run of its own has for them
@@ -101,15 +102,19 @@ class MultiSAETrainingRunnerConfig:
                 f"hook_head_indices: {hook!r} is read with head {heads[hook]} and with head {head}; one run reads one of them")
 
     def __getattr__(self, name:str):
-        "An option that all of them share"
-        if name not in SHARED: raise AttributeError(f"a MultiSAETrainingRunnerConfig has no {name!r}")
+        "An option that all of them share, or what follows from such options"
+        if name not in SHARED and name not in _DERIVED: raise AttributeError(f"a MultiSAETrainingRunnerConfig has no {name!r}")
         if name in self.options: return self.options[name]
         first = next(iter(self.runs.values()))
+        if name in _DERIVED: return getattr(first, name)
         return str(Path(getattr(first, name)).parent) if name in _FOLDERS and getattr(first, name) else getattr(first, name)
 
     def __setattr__(self, name:str, value):
         if name in SHARED: raise AttributeError(f"{name} is settled: give it where the config is made")
         super().__setattr__(name, value)
+
+    hook_names_per_sae = property(lambda self: self.hook_names, doc="The hooks by name, as v6 calls them")
+    hook_head_indices_per_sae = property(lambda self: self.hook_head_indices, doc="The heads by name, as v6 calls them")
 
     def to_dict(self)->dict[str, Any]:
         "Plain data, without the evaluator"
@@ -122,7 +127,7 @@ class MultiSAETrainingRunnerConfig:
         saes = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in cfg_dict['saes'].items()}
         return cls(**dict(cfg_dict) | dict(saes=saes))
 
-# %% ../../nbs/training/several.ipynb #49a61efa
+# %% ../../nbs/training/several.ipynb #d563305a
 def share_passes_of_model(
     stores:Mapping[str, ActivationsStore], # Of one model, on the same texts
 ):
@@ -157,7 +162,7 @@ def make_runners(
     if not cached: share_passes_of_model({name: runner.activations_store for name, runner in made.items()})
     return made
 
-# %% ../../nbs/training/several.ipynb #c167437a
+# %% ../../nbs/training/several.ipynb #0498513b
 def also(
     usual:Callable|None, # The evaluator of a run
     own:Callable, # Gives metrics beside it
@@ -166,14 +171,16 @@ def also(
     def evaluate(*args): return ({} if usual is None else usual(*args)) | own(*args)
     return evaluate
 
-# %% ../../nbs/training/several.ipynb #ffcd7f47
+# %% ../../nbs/training/several.ipynb #891e5a9b
 def stopped_together(
     e:Interrupted, # By which they were stopped
     trainers:Mapping[str, SAETrainer], # By name
 )->Interrupted:
     "The same exception, with what became of each"
     each = {name: stopped(e, t) for name, t in trainers.items()}
-    found = Interrupted('\n'.join(f'{name}: {one}' for name, one in each.items()), e.signum)
+    at = ', '.join(f'{name} at step {t.n_training_steps}' for name, t in trainers.items())
+    saved = 'each has written a checkpoint' if all(one.checkpoint for one in each.values()) else 'not all have written a checkpoint'
+    found = Interrupted(f"{e}: {at}; {saved}. runner.resume() goes on here; resume='auto' (--resume) in another process", e.signum)
     found.checkpoint = {name: one.checkpoint for name, one in each.items()}
     return found
 
@@ -205,7 +212,7 @@ def say_together(
                      f"KL {together['kl_div_with_sae']:.3f}, top1_agreement {together['top1_agreement']:.3f}")
     if path: say(f"Load one with: SAE.load_from_disk({str(Path(path)/next(iter(runners)))!r})")
 
-# %% ../../nbs/training/several.ipynb #f305ae7b
+# %% ../../nbs/training/several.ipynb #41b431b4
 class MultiSAETrainingRunner:
     "Trains several dictionaries on the activations of a language model, from the same passes"
     @checked
@@ -282,7 +289,7 @@ class MultiSAETrainingRunner:
         saes = [sae.to_inference() for sae in self.saes.values()]
         if not all(writes_elsewhere(sae.cfg) for sae in saes): return None
         place = Path(path or Path(self.cfg.output_path)/'transcoder_set')
-        try: return save_transcoder_set(saes, place)
+        try: return save_transcoder_set(saes, place, model=self.model)
         except ConfigError as e:
             if path is not None: raise
             say(f"No set for circuit-tracer was written: {e}")
