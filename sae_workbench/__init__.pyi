@@ -104,6 +104,22 @@ from .saes.transcoder import (
     MatryoshkaBatchTopKTrainingTranscoder as MatryoshkaBatchTopKTrainingTranscoder,
     MatryoshkaBatchTopKTrainingTranscoderConfig as MatryoshkaBatchTopKTrainingTranscoderConfig,
 )
+from .saes.crosscoder import (
+    Crosscoder as Crosscoder,
+    CrosscoderConfig as CrosscoderConfig,
+    TopKCrosscoder as TopKCrosscoder,
+    TopKCrosscoderConfig as TopKCrosscoderConfig,
+    StandardTrainingCrosscoder as StandardTrainingCrosscoder,
+    StandardTrainingCrosscoderConfig as StandardTrainingCrosscoderConfig,
+    JumpReLUTrainingCrosscoder as JumpReLUTrainingCrosscoder,
+    JumpReLUTrainingCrosscoderConfig as JumpReLUTrainingCrosscoderConfig,
+    TopKTrainingCrosscoder as TopKTrainingCrosscoder,
+    TopKTrainingCrosscoderConfig as TopKTrainingCrosscoderConfig,
+    BatchTopKTrainingCrosscoder as BatchTopKTrainingCrosscoder,
+    BatchTopKTrainingCrosscoderConfig as BatchTopKTrainingCrosscoderConfig,
+    MatryoshkaBatchTopKTrainingCrosscoder as MatryoshkaBatchTopKTrainingCrosscoder,
+    MatryoshkaBatchTopKTrainingCrosscoderConfig as MatryoshkaBatchTopKTrainingCrosscoderConfig,
+)
 from .saes.matching_pursuit import (
     MatchingPursuitSAE as MatchingPursuitSAE,
     MatchingPursuitSAEConfig as MatchingPursuitSAEConfig,
@@ -172,6 +188,10 @@ from .training.trainer import (
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
 from .training.replacement import evaluate_replacement as evaluate_replacement
+from .training.finetune import (
+    finetune_on_model as finetune_on_model,
+    finetuner as finetuner,
+)
 from .training.callbacks import (
     Callback as Callback,
     read_log as read_log,
@@ -191,6 +211,15 @@ from .formats.layouts import (
     find_saes as find_saes,
 )
 from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.cross_layer import (
+    CrossLayerTranscoder as CrossLayerTranscoder,
+    CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
+    load_lazily as load_lazily,
+)
+from .saes.cross_layer_training import (
+    CrossLayerTrainingTranscoder as CrossLayerTrainingTranscoder,
+    CrossLayerTrainingTranscoderConfig as CrossLayerTrainingTranscoderConfig,
+)
 from .formats.releases import (
     list_releases as list_releases,
     search as search,
@@ -333,6 +362,20 @@ __all__ = [
     'BatchTopKTrainingTranscoderConfig',
     'MatryoshkaBatchTopKTrainingTranscoder',
     'MatryoshkaBatchTopKTrainingTranscoderConfig',
+    'Crosscoder',
+    'CrosscoderConfig',
+    'TopKCrosscoder',
+    'TopKCrosscoderConfig',
+    'StandardTrainingCrosscoder',
+    'StandardTrainingCrosscoderConfig',
+    'JumpReLUTrainingCrosscoder',
+    'JumpReLUTrainingCrosscoderConfig',
+    'TopKTrainingCrosscoder',
+    'TopKTrainingCrosscoderConfig',
+    'BatchTopKTrainingCrosscoder',
+    'BatchTopKTrainingCrosscoderConfig',
+    'MatryoshkaBatchTopKTrainingCrosscoder',
+    'MatryoshkaBatchTopKTrainingCrosscoderConfig',
     'MatchingPursuitSAE',
     'MatchingPursuitSAEConfig',
     'MatchingPursuitTrainingSAE',
@@ -378,6 +421,8 @@ __all__ = [
     'train_together',
     'evaluate_sae',
     'evaluate_replacement',
+    'finetune_on_model',
+    'finetuner',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
@@ -389,6 +434,11 @@ __all__ = [
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'CrossLayerTranscoder',
+    'CrossLayerTranscoderConfig',
+    'load_lazily',
+    'CrossLayerTrainingTranscoder',
+    'CrossLayerTrainingTranscoderConfig',
     'list_releases',
     'search',
     'get_pretrained_saes_directory',

@@ -31,6 +31,7 @@ class NormEstimate:
     rows:int = 0 # How many they are
     batches:int = 0 # In how many batches they came
     squares:float = 0. # Sum of the squares of the batches' means
+    units:Tensor|None = None # Of whoever folded the factor, to be able to undo that
 
     def add(self, x:Tensor):
         "Take in a batch, (…, d_in)"

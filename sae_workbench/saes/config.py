@@ -121,10 +121,10 @@ def writes_elsewhere(
 def own_options(
     cfg:SAEConfig, # Of any architecture
 )->dict[str, Any]: # By name
-    "What the architecture asks for beside the sizes: the numbers and words that are not the default"
+    "What the architecture asks for beside the sizes: the numbers, words and lists that are not the default"
     shared = {f.name for f in fields(SAEConfig)}
     own = {f.name: (f.default, getattr(cfg, f.name)) for f in fields(cfg) if f.name not in shared}
-    return {n: v for n, (default, v) in own.items() if isinstance(v, (int, float, str)) and v != default}
+    return {n: v for n, (default, v) in own.items() if isinstance(v, (int, float, str, list)) and v != default}
 
 def one_line(
     sae:nn.Module, # An SAE of any kind

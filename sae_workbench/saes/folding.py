@@ -28,8 +28,8 @@ def scale_latents(
 @torch.no_grad()
 def fold_scales(
     sae:nn.Module, # Its weights are changed
-    read:float, # What inputs were multiplied by
-    written:float, # What targets were multiplied by
+    read:float|Tensor, # What inputs were multiplied by; a tensor has a factor for each row of `W_enc`
+    written:float|Tensor, # What targets were multiplied by; a tensor has a factor for each column of `W_dec`
     readers:Sequence[str]=('W_enc',), # The tensors that see the input
     writers:Sequence[str]=('W_dec', 'b_dec'), # The tensors that make the output
 ):

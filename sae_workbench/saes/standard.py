@@ -60,6 +60,9 @@ class StandardTrainingSAE(TrainingSAE[StandardTrainingSAEConfig], StandardSAE):
         "Distributions worth logging, as arrays by name"
         return super().log_histograms() | {'weights/b_e': self.b_enc.detach().float().cpu().numpy()}
 
+    def code_norm(self)->Tensor|None:
+        "(d_sae,) what the penalty multiplies latents by; None for the norms of the decoder's rows"
+
     def calculate_aux_loss(self,
         step_input:TrainStepInput, # The batch and the coefficients
         feature_acts:Tensor, # (batch, d_sae) latents
@@ -67,7 +70,9 @@ class StandardTrainingSAE(TrainingSAE[StandardTrainingSAEConfig], StandardSAE):
         sae_out:Tensor, # (batch, d_in) the reconstruction
     )->dict[str, Tensor]: # The penalty, as l1_loss
         "The penalty"
-        sparsity = (feature_acts * self.W_dec.norm(dim=1)).norm(p=self.cfg.lp_norm, dim=-1)
+        norm = self.code_norm()
+        if norm is None: norm = self.W_dec.norm(dim=1)
+        sparsity = (feature_acts * norm).norm(p=self.cfg.lp_norm, dim=-1)
         return {'l1_loss': step_input.coefficients['l1'] * sparsity.mean()}
 
 register_sae_class('standard', StandardSAE, StandardSAEConfig)
@@ -85,7 +90,9 @@ def standard_step(
     if not is_sparse_enough(on := pre.h > 0): return dense_step(sae, step_input)
     pattern = SparsityPattern.from_mask(on)
     values, _ = pre.at(pattern)
-    recons, _, norm = sparse_decode_with(values, pattern, sae.W_dec, norms=True)
+    own = sae.code_norm()
+    recons, _, norm = sparse_decode_with(values, pattern, sae.W_dec, norms=own is None)
+    if own is not None: norm = own
     l1 = (values * norm[pattern.cols]).sum() / pattern.n_rows
     losses = {'l1_loss': step_input.coefficients['l1']*l1}
     out = sae.with_skip(sae.process_sae_out(recons), step_input.sae_in)

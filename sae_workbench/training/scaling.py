@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..activations.scale import ESTIMATES, ActivationScaler, CovarianceEstimate, NormBatches, NormEstimate
 from ..activations.scale import most_norm_batches, norm_is_known
+from ..saes.folding import scale_latents
 from ..saes.training import TrainingSAE
 
 # %% ../../nbs/training/scaling.ipynb #4913864e
@@ -20,11 +21,13 @@ def folded_options(
     cfg:dict[str, Any], # Of an SAE that is trained
 )->dict[str, Any]: # Those of its options that are others once training has ended
     "What folding changes of an SAE's config"
-    rescaled = cfg.get('normalize_activations')=='covariance_whitening' and 'rescale_acts_by_decoder_norm' in cfg
+    kind, views = cfg.get('normalize_activations'), cfg.get('d_views') or ()
+    mixed = kind=='covariance_whitening' or kind=='expected_average_only_in' and len(views) > 1
+    rescaled = mixed and 'rescale_acts_by_decoder_norm' in cfg
     return dict(normalize_activations='none') | (dict(rescale_acts_by_decoder_norm=False) if rescaled else {})
 
 def units_of(
-    sae:TrainingSAE, # Before a whitening is folded into it
+    sae:TrainingSAE, # Before anything is folded into it
 )->Tensor|None: # (d_sae,) decoder norms; None if they stay
     "What folding takes out of the weights for good, where latents are chosen in units of their decoder norm"
     return sae.get_W_dec_norm() if getattr(sae.cfg, 'rescale_acts_by_decoder_norm', False) else None
@@ -96,11 +99,10 @@ class InputScaling:
     @torch.no_grad()
     def fold(self, sae:TrainingSAE):
         "Bring the scale into the weights of an SAE, which then takes rows as they are"
-        factors, w = self.factors, self.scaler.whitening
-        if w is not None:
-            self.norm.units = units_of(sae)
-            sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+        factors, w, units = self.factors, self.scaler.whitening, units_of(sae)
+        if w is not None: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
         if factors[0] is not None: sae.fold_activation_norm_scaling_factor(*factors)
+        if units is not None and not sae.cfg.rescale_acts_by_decoder_norm: self.norm.units = units   # they were folded, too
         for _, scaler in self.parts: scaler.scaling_factor = scaler.whitening = None
 
     @torch.no_grad()
@@ -113,11 +115,10 @@ class InputScaling:
         if isinstance(self.norm, CovarianceEstimate):
             back = self.norm.whitening().inverse()
             sae.fold_activation_whitening(back.mean, back.matrix, back.inverse_matrix)
-            if (units := self.norm.units) is not None:
-                units = units.to(sae.W_dec)
-                sae.W_dec.mul_(units[:, None]), sae.W_enc.div_(units), sae.b_enc.div_(units)
         else: sae.fold_activation_norm_scaling_factor(
             *(1/norm.scaling_factor(width) for (norm, _), width in zip(self.parts, self.blocks, strict=True)))
+        if (units := self.norm.units) is not None: scale_latents(sae, 1/units.to(sae.W_dec))
+        self.norm.units = None
         self.set_scalers()
         vars(sae.cfg).update(options)
 

@@ -19,7 +19,7 @@ FRAMES = {'core.config.Config', 'core.hooks.HookedModule', 'saes.files.SAEFiles'
 # Own classes in a class's MRO, itself among them and FRAMES not. An SAE in training has the two bases of all SAEs and, for each
 # architecture, an inference and a training form; a variant (AbsTopK of TopK, Matryoshka of BatchTopK) stands on another architecture,
 # for scripts ask `isinstance` for that, as in SAELens: 2 + 2*2. A transcoder in training is its SAE with three in front of it: itself,
-# what makes a transcoder of a trainable SAE, and what every transcoder is.
+# what makes a transcoder of a trainable SAE, and what every transcoder is; a crosscoder has two, and its config three.
 ANCESTORS, ANCESTORS_OF_AN_SAE, ANCESTORS_OF_A_TRANSCODER = 3, 6, 9
 IN_A_ROW = 2   # exported cells without an example between them
 
@@ -96,6 +96,7 @@ def heirs(module: str) -> dict[str, int]:
     found = {}
     family = tuple(getattr(importlib.import_module('sae_workbench.saes.base'), name) for name in ('SAE', 'SAEConfig'))
     transcoders = tuple(getattr(importlib.import_module('sae_workbench.saes.transcoder'), f'TrainingTranscoder{end}') for end in ('', 'Config'))
+    transcoders += tuple(getattr(importlib.import_module('sae_workbench.saes.crosscoder'), name) for name in ('WithViews', 'CrosscoderConfig'))
     for name, cls in vars(importlib.import_module(f'sae_workbench.{module}')).items():
         if inspect.isclass(cls) and cls.__module__ == f'sae_workbench.{module}' and cls.__name__ == name:
             own = len({f'{c.__module__}.{c.__qualname__}' for c in cls.__mro__ if c.__module__.startswith('sae_workbench')}
