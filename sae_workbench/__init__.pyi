@@ -191,6 +191,11 @@ from .training.trainer import (
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
+from .training.replacement import evaluate_replacement as evaluate_replacement
+from .training.finetune import (
+    finetune_on_model as finetune_on_model,
+    finetuner as finetuner,
+)
 from .training.callbacks import (
     Callback as Callback,
     read_log as read_log,
@@ -199,6 +204,10 @@ from .training.runner import (
     LanguageModelSAETrainingRunner as LanguageModelSAETrainingRunner,
     SAETrainingRunner as SAETrainingRunner,
 )
+from .training.several import (
+    MultiSAETrainingRunner as MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig as MultiSAETrainingRunnerConfig,
+)
 from .formats.weights import convert_to_safetensors as convert_to_safetensors
 from .formats.layouts import (
     Format as Format,
@@ -206,6 +215,15 @@ from .formats.layouts import (
     find_saes as find_saes,
 )
 from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.cross_layer import (
+    CrossLayerTranscoder as CrossLayerTranscoder,
+    CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
+    load_lazily as load_lazily,
+)
+from .saes.cross_layer_training import (
+    CrossLayerTrainingTranscoder as CrossLayerTrainingTranscoder,
+    CrossLayerTrainingTranscoderConfig as CrossLayerTrainingTranscoderConfig,
+)
 from .formats.releases import (
     list_releases as list_releases,
     search as search,
@@ -414,15 +432,25 @@ __all__ = [
     'SAETrainer',
     'train_together',
     'evaluate_sae',
+    'evaluate_replacement',
+    'finetune_on_model',
+    'finetuner',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
     'SAETrainingRunner',
+    'MultiSAETrainingRunner',
+    'MultiSAETrainingRunnerConfig',
     'convert_to_safetensors',
     'Format',
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'CrossLayerTranscoder',
+    'CrossLayerTranscoderConfig',
+    'load_lazily',
+    'CrossLayerTrainingTranscoder',
+    'CrossLayerTrainingTranscoderConfig',
     'list_releases',
     'search',
     'get_pretrained_saes_directory',

@@ -8,7 +8,6 @@ __all__ = ['check_blocks', 'BatchFeed', 'try_step']
 # %% ../../nbs/training/feed.ipynb #94fdd010
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import Tensor
-from ..core.batches import rows_of
 from ..core.errors import ConfigError, DataError, NonFiniteError
 from ..core.files import not_finite
 from ..core.processes import Processes, SingleProcess
@@ -72,7 +71,7 @@ class BatchFeed:
         "The next batch that the source gives"
         cfg = self.state.cfg
         while True:
-            try: batch = rows_of(next(self.source))
+            try: batch = self.state.loss.taken(next(self.source))
             except NonFiniteError as e:   # a source goes on behind what it refused to give
                 where = self.state.where(cfg.train_batch_size_samples)
                 (skip or self.skip)(NonFiniteError(f"{where}: {e}; {not_changed(self.source)}"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.batches import rows_of
 from ..core.errors import NonFiniteError
 from ..core.files import not_finite
 from ..core.hooks import only_own_hooks
@@ -34,6 +35,12 @@ def autocast_of(
 
 class RowLoss:
     "The losses of rows of activations, as the SAE's architecture computes them; remembers nothing"
+    def taken(self,
+        given, # By a source: rows, or a tuple or dict that begins with them
+    )->Tensor: # (rows, d_in)
+        "A batch out of what a source gave"
+        return rows_of(given)
+
     def check(self,
         state:'TrainState', # Of the run
         batch:Tensor, # (rows, d_in)
