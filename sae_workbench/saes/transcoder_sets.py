@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..core.arguments import checked
 from ..core.errors import ConfigError
 from ..core.files import check_finite, write_tensors, write_text
 from ..core.folders import together
+from ..core.points import lens_name
 from ..core.private import shareable
 from ..formats.lens import NOT_IN_V6
 from .base import SAE
@@ -24,7 +25,7 @@ from .base import SAE
 _KINDS = {'transcoder': 'relu', 'skip_transcoder': 'relu', 'jumprelu_transcoder': 'jumprelu',
           'jumprelu_skip_transcoder': 'jumprelu'}
 
-def _common(transcoder:SAE, layer:int)->dict[str, Any]:
+def _common(transcoder:SAE, layer:int, model:nn.Module|None)->dict[str, Any]:
     "What must be the same in all layers"
     c, m = transcoder.cfg, transcoder.cfg.metadata
     if c.architecture()=='cross_layer_transcoder': raise ConfigError(
@@ -33,10 +34,11 @@ def _common(transcoder:SAE, layer:int)->dict[str, Any]:
         f"layer {layer}: a {c.architecture()}, but circuit-tracer runs ReLU and JumpReLU: it would take this one for ReLU, "
         f"with far more than k={c.k} latents active. Write it with save_model, which sae_workbench opens")
     if c.architecture() not in _KINDS: raise ConfigError(f"layer {layer}: a {c.architecture()} is not a transcoder")
-    at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', h or '') for h in (m.hook_name, m.hook_name_out)]
+    names = [h if model is None or not h else lens_name(model, h) for h in (m.hook_name, m.hook_name_out)]
+    at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', h or '') for h in names]
     if not all(a and int(a[1])==layer for a in at):
-        raise ConfigError(f"layer {layer}: expected hooks blocks.{layer}.…, "
-                          f"found {m.hook_name!r} to {m.hook_name_out!r}")
+        raise ConfigError(f"layer {layer}: expected hooks blocks.{layer}.…, found {m.hook_name!r} to {m.hook_name_out!r}"
+                          + '; model= translates the names of its submodules'*(model is None))
     if c.normalize_activations != 'none' or c.d_in != c.d_out:
         raise ConfigError(f"layer {layer}: circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, "
                           f"d_out={c.d_out}, normalize_activations={c.normalize_activations!r}")
@@ -56,13 +58,14 @@ def save_transcoder_set(
     transcoders:Sequence[SAE]|Mapping[int, SAE], # One a layer, from layer 0 on
     path:str|Path, # A folder, made if need be
     scan:str|None=None, # The set's name in graphs: Neuronpedia's, such as gemma-2-2b/transcoders-16k; the folder's if None
+    model:nn.Module|None=None, # Where the transcoders belong, if they know their places by the names of its submodules
 )->Path: # The folder
     "Write transcoders in circuit-tracer's layout"
     import yaml
     layers = dict(transcoders) if isinstance(transcoders, Mapping) else dict(enumerate(transcoders))
     if not layers or sorted(layers) != list(range(len(layers))):
         raise ConfigError(f"expected a transcoder for every layer from 0 on, got layers {sorted(layers)}")
-    every = {i: _common(t, i) for i, t in layers.items()}
+    every = {i: _common(t, i, model) for i, t in layers.items()}
     if odd := [i for i, c in every.items() if c != every[0]]:
         raise ConfigError(f"layer {odd[0]} differs from layer 0: {every[odd[0]]} is not {every[0]}")
     if more := {p.name for p in Path(path).glob('layer_*.safetensors')} - {f'layer_{i}.safetensors' for i in layers}:

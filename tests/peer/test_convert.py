@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from fakehub import FakeHub
-from producers import PRODUCERS, D
+from producers import PRODUCERS
 from safetensors.torch import load_file, save_file
 from sae_workbench import SAE, get_pretrained_saes_directory
 from sae_workbench.apps.cli import main
