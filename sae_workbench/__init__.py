@@ -80,6 +80,8 @@ _PUBLIC = {
     'formats.weights': ['convert_to_safetensors'],
     'formats.layouts': ['Format', 'register_format', 'find_saes'],
     'saes.transcoder_sets': ['save_transcoder_set'],
+    'saes.cross_layer': ['CrossLayerTranscoder', 'CrossLayerTranscoderConfig', 'load_lazily'],
+    'saes.cross_layer_training': ['CrossLayerTrainingTranscoder', 'CrossLayerTrainingTranscoderConfig'],
     'formats.releases': ['list_releases', 'search', 'get_pretrained_saes_directory'],
     'saes.neuronpedia': ['neuronpedia_url', 'neuronpedia_id'],
     'saes.sharing': ['upload_saes_to_huggingface'],

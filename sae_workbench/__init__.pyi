@@ -206,6 +206,15 @@ from .formats.layouts import (
     find_saes as find_saes,
 )
 from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.cross_layer import (
+    CrossLayerTranscoder as CrossLayerTranscoder,
+    CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
+    load_lazily as load_lazily,
+)
+from .saes.cross_layer_training import (
+    CrossLayerTrainingTranscoder as CrossLayerTrainingTranscoder,
+    CrossLayerTrainingTranscoderConfig as CrossLayerTrainingTranscoderConfig,
+)
 from .formats.releases import (
     list_releases as list_releases,
     search as search,
@@ -417,6 +426,11 @@ __all__ = [
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'CrossLayerTranscoder',
+    'CrossLayerTranscoderConfig',
+    'load_lazily',
+    'CrossLayerTrainingTranscoder',
+    'CrossLayerTrainingTranscoderConfig',
     'list_releases',
     'search',
     'get_pretrained_saes_directory',

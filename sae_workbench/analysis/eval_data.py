@@ -104,7 +104,7 @@ class RowData:
         fit_rows:int=0, # Rows to fit the baselines on
     ):
         self.source, self.n, self.every, self.after = source, n, 1, []
-        self.widths = (sae.cfg.d_in, sae.cfg.d_out) if writes_elsewhere(sae.cfg) else (sae.cfg.d_in,)
+        self.widths = (sae.d_in, sae.d_out) if writes_elsewhere(sae.cfg) else (sae.d_in,)
         if fit_rows: self._look(fit_rows)
 
     def _look(self, rows:int):

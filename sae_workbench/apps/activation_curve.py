@@ -27,6 +27,7 @@ class ActivationCurve(NamedTuple):
 def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
     plain_inputs = dict(normalize_activations='none', reshape_activations='none', apply_b_dec_to_input=False)
     if hasattr(cfg, 'd_out'): plain_inputs['d_out'] = 1   # a transcoder's
+    if hasattr(cfg, 'n_layers'): plain_inputs['n_layers'] = 1   # of layers that are all alike
     if hasattr(cfg, 'd_views'): plain_inputs |= dict(d_views=None, view_names=None)   # a crosscoder's
     return dataclasses.replace(cfg, d_in=1, dtype='float32', device='cpu', metadata=SAEMetadata(), **plain_inputs)
 
@@ -46,7 +47,8 @@ def _few(pre:torch.Tensor, *drawn:torch.Tensor, n:int=240)->torch.Tensor:
 def _drawn(cfg:TrainingSAEConfig)->ActivationCurve:
     sae, pre = get_sae_training_class(cfg.architecture())[0](_one_dimensional(cfg)), _spread(cfg)
     for p in sae.parameters(): p.requires_grad_(False)
-    sae.W_enc.data, sae.W_dec.data = pre[None].clone(), torch.ones_like(sae.W_dec)
+    part = sae.layers[0] if hasattr(sae, 'layers') else sae
+    part.W_enc.data, part.W_dec.data = pre[None].clone(), torch.ones_like(part.W_dec)
     threshold = getattr(sae, 'threshold', None)
     if threshold is not None: threshold.requires_grad_()
     f, seen = sae.encode_with_hidden_pre(torch.ones(1, 1))

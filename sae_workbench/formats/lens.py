@@ -21,7 +21,7 @@ from .weights import CheckedConfig
 # %% ../../nbs/formats/lens.ipynb #d57ea2f3
 CFG_FILE, WEIGHTS_FILE, SPARSITY_FILE = 'cfg.json', 'sae_weights.safetensors', 'sparsity.safetensors'
 FORMAT_VERSION = '6.54.12'   # the release of SAELens whose file layout this is
-NOT_IN_V6 = ('topk_transcoder', 'topk_skip_transcoder', 'crosscoder', 'topk_crosscoder')   # architectures that SAELens v6 does not have
+NOT_IN_V6 = ('topk_transcoder', 'topk_skip_transcoder', 'crosscoder', 'topk_crosscoder', 'cross_layer_transcoder')   # SAELens v6 does not have them
 MOVED_TO_METADATA = (
     'model_name', 'hook_name', 'hook_name_out', 'hook_head_index', 'hook_head_index_out', 'model_class_name',
     'model_from_pretrained_kwargs', 'prepend_bos', 'exclude_special_tokens', 'neuronpedia_id', 'context_size',

@@ -130,6 +130,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     use_error_term = False
     latent_biases = ('b_enc',)   # tensors in the units of the pre-activations, scaled when decoder norms are folded
     readers, writers = ('W_enc',), ('W_dec', 'b_dec')   # those in units of the input, and in units of the output
+    some_weight = property(lambda self: self.W_dec, doc="A tensor that shows the dtype and the device of all")
 
     @checked
     def __init__(self,
@@ -141,10 +142,9 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
         if cfg.reshape_activations=='hook_z': check_heads(cfg)
         self.cfg, self.last, self.use_error_term = copy.deepcopy(cfg), LastInput(), use_error_term
         self.dtype, self.device = as_dtype(cfg.dtype), torch.device(cfg.device)
-        self.d_out, self.activation_fn = getattr(cfg, 'd_out', cfg.d_in), self.get_activation_fn()
+        self.d_in, self.d_out, self.activation_fn = cfg.d_in, getattr(cfg, 'd_out', cfg.d_in), self.get_activation_fn()
         self.initialize_weights()
-        for point in ('input', 'acts_pre', 'acts_post', 'recons', 'error', 'output'):
-            setattr(self, f'hook_sae_{point}', HookPoint())
+        for p in 'input acts_pre acts_post recons error output'.split(): setattr(self, f'hook_sae_{p}', HookPoint())
         self.setup()
         self.hook_z_reshaping_mode = cfg.reshape_activations=='hook_z'
 
@@ -174,7 +174,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     def _apply(self, fn, recurse=True):   # what `.to(...)`, `.half()`, `.cuda()` go through
         check_range(self, fn)
         out = super()._apply(fn, recurse)
-        self.dtype, self.device = self.W_dec.dtype, self.W_dec.device
+        self.dtype, self.device = self.some_weight.dtype, self.some_weight.device
         self.cfg.dtype, self.cfg.device = dtype_name(self.dtype), str(self.device)
         return out
 
@@ -191,9 +191,9 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
 
     def prepare_input(self, x:Tensor)->Tensor:
         "Dtype, heads, hook and normalisation: all that happens before `b_in` is subtracted"
-        x = self.hook_sae_input(self.reshape_fn_in(floats(x, 'x', self.W_dec.device).to(self.dtype)))
-        if x.shape[-1] == self.cfg.d_in: return self.run_time_activation_norm_fn_in(x)
-        raise DataError(f"this SAE reads activations of width d_in={self.cfg.d_in}, got {tuple(x.shape)}")
+        x = self.hook_sae_input(self.reshape_fn_in(floats(x, 'x', self.some_weight.device).to(self.dtype)))
+        if x.shape[-1] == self.d_in: return self.run_time_activation_norm_fn_in(x)
+        raise DataError(f"this SAE reads activations of width d_in={self.d_in}, got {tuple(x.shape)}")
 
     def process_sae_in(self, sae_in:Tensor)->Tensor:
         "The input of the product with `W_enc`, (…, d_in)"
@@ -245,7 +245,7 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
 
     def decode(self, feature_acts:Tensor)->Tensor:
         "Reconstruct activations (…, d_in) from latents (…, d_sae)"
-        feature_acts = floats(feature_acts, 'feature_acts', self.W_dec.device)
+        feature_acts = floats(feature_acts, 'feature_acts', self.some_weight.device)
         if feature_acts.shape[-1] == self.cfg.d_sae: return self.process_sae_out(self.decode_linear(feature_acts))
         raise DataError(f"this SAE has d_sae={self.cfg.d_sae} latents, got {tuple(feature_acts.shape)}")
 
@@ -261,12 +261,12 @@ class SAE(HookedModule, SAEFiles, Generic[T]):
     def reconstruct(self, x:Tensor)->Tensor:
         "Encode and decode, by the cheaper way where one is registered for this very class"
         way = SPARSE_FORWARDS.get(type(self))
-        if way is None or self.is_watched or not sparse_here(self.W_dec, x, *self.parameters()): return self.decode(self.encode(x))
+        if way is None or self.is_watched or not sparse_here(self.some_weight, x, *self.parameters()): return self.decode(self.encode(x))
         return way(self, x)
 
     def forward(self, x:Tensor)->Tensor:
         "Encode and decode; with the error term, plus what a pass without hooks misses"
-        x = floats(x, 'x', self.W_dec.device)
+        x = floats(x, 'x', self.some_weight.device)
         out = self.reconstruct(x)
         if self.adds_error: out = out + self.hook_sae_error(error_of(self, x))
         return self.hook_sae_output(out)

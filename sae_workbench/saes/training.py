@@ -190,7 +190,7 @@ def step_of(
 )->Callable: # A function (sae, step_input)
     "The step that a batch takes"
     sparse = SPARSE_STEPS.get(type(sae))
-    dense = sparse is None or sae.is_watched or step_input.sae_in.dim() != 2 or not can_be_sparse(sae.W_dec)
+    dense = sparse is None or sae.is_watched or step_input.sae_in.dim() != 2 or not can_be_sparse(sae.some_weight)
     return dense_step if dense else sparse
 
 # %% ../../nbs/saes/training.ipynb #0008cc67

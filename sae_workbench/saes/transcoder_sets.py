@@ -26,7 +26,7 @@ _KINDS = {'transcoder': 'relu', 'skip_transcoder': 'relu', 'jumprelu_transcoder'
 def _common(transcoder:SAE, layer:int)->dict[str, Any]:
     "What must be the same in all layers"
     c, m = transcoder.cfg, transcoder.cfg.metadata
-    if c.architecture() in NOT_IN_V6: raise ConfigError(
+    if c.architecture() in NOT_IN_V6 and hasattr(c, 'k') and c.architecture() != 'cross_layer_transcoder': raise ConfigError(
         f"layer {layer}: a {c.architecture()}, but circuit-tracer runs ReLU and JumpReLU: it would take this one for ReLU, "
         f"with far more than k={c.k} latents active. Write it with save_model, which sae_workbench opens")
     if c.architecture() not in _KINDS: raise ConfigError(f"layer {layer}: a {c.architecture()} is not a transcoder")

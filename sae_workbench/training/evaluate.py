@@ -41,7 +41,7 @@ def reconstruct(
     scaled = scaler.scale((part if with_heads else flat).to(sae.device))
     f = sae.encode(scaled)
     out = scaler.unscale(sae.write(scaled, f)).to(x)
-    if sae.d_out == sae.cfg.d_in: out = out.reshape(part.shape)
+    if sae.d_out == flat.shape[-1]: out = out.reshape(part.shape)
     if head_index is not None: out = torch.cat([x[:, :, :head_index], out.unsqueeze(2), x[:, :, head_index+1:]], 2)
     return flat.flatten(0, 1), f.flatten(0, 1), out
 

@@ -17,7 +17,7 @@ from ..formats.lens import read_sae_folder
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 
 # %% ../../nbs/training/start.ipynb #69ec93e1
-WEIGHTS_DEPEND_ON = ('architecture', 'd_in', 'd_sae', 'd_out', 'normalize_activations', 'apply_b_dec_to_input',
+WEIGHTS_DEPEND_ON = ('architecture', 'd_in', 'd_sae', 'd_out', 'n_layers', 'window', 'causal', 'normalize_activations', 'apply_b_dec_to_input',
          'reshape_activations', 'tied_weights')   # what the weights depend on
 FRESH = ('decoder_init_norm', 'jumprelu_init_threshold')   # how fresh weights are drawn
 PLACES = ('device', 'dtype', 'metadata')   # may differ

@@ -66,6 +66,7 @@ def sae(cls=TopKSAE, **options):
 
 def learner(cls=TopKTrainingSAE): return cls(TopKTrainingSAEConfig(D_IN, D_SAE, k=2, metadata=SAEMetadata(hook_name='layer')))
 def transcoder(): return TopKTranscoder(TopKTranscoderConfig(D_IN, D_SAE, k=2, d_out=D_IN, metadata=SAEMetadata(hook_name='embed', hook_name_out='layer')))
+def cross_layer(): return CrossLayerTranscoder(CrossLayerTranscoderConfig(D_IN, D_SAE, d_out=D_IN, n_layers=2))
 def loop(**options): return SAETrainerConfig(total_training_samples=8, train_batch_size_samples=4, **options)
 def trainer(): return SAETrainer(loop(), learner(), iter(rows().split(4)))
 def stats(): return latent_stats(RowLatents(sae(), rows()))
@@ -312,6 +313,8 @@ GOOD = {
         learner().load_weights_from_checkpoint, dict(checkpoint_path=(learner().save_model(at/'w'), at/'w')[1])),
     'Crosscoder.views': lambda at: (Crosscoder(CrosscoderConfig([D_IN - 1, 1], D_SAE)).views, dict(x=rows())),
     'Transcoder.forward': lambda at: (transcoder(), dict(x=rows(), y=rows())),
+    'CrossLayerTranscoder.decoder': lambda at: (cross_layer().decoder, dict(layer=0, target=1)),
+    'load_lazily': lambda at: (load_lazily, dict(path=(cross_layer().save_model(at/'clt'), at/'clt')[1], device='cpu', dtype=None)),
     'Transcoder.forward_with_activations': lambda at: (transcoder().forward_with_activations, dict(x=rows())),
     'TemporalSAE.encode_with_predictions': lambda at: (temporal().encode_with_predictions, dict(x=rows())),
     'SAETransformerBridge': bridge, **{f'SAETransformerBridge.{n}': bridge for n in (
@@ -330,7 +333,8 @@ INNER = {
     'elsewhere', 'cfg', 'state', 'batches', 'example', 'texts', 'label', 'update', 'sources', 'options', 'in_reach', 'run', 'warn', 'go_to', 'again',
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
     'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'write', 'with_skip', 'missing', 'encoder_at_start', 'start_from_rows',
-    'split', 'all_losses', 'warn_of', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss'}
+    'split', 'all_losses', 'warn_of', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss',
+    'layer_at_start', 'by_layer', 'scale_latents', 'note_smallest', 'averaged', 'learnt_threshold'}
 INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {

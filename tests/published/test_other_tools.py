@@ -30,7 +30,7 @@ def test_there_are_configs_to_look_at():
 def test_a_config_becomes_a_dictionary(cls):
     "`dataclasses.asdict` is what W&B, Lightning and SAEBench call"
     known = {f.name for f in dataclasses.fields(cls)}
-    more = dict(k=4, matryoshka_widths=[8, 16], n_heads=2, bottleneck_factor=2, d_out=6)
+    more = dict(k=4, matryoshka_widths=[8, 16], n_heads=2, bottleneck_factor=2, d_out=6, n_layers=2)
     cfg = cls(**SIZES, **{n: v for n, v in more.items() if n in known}, metadata=sae_workbench.SAEMetadata(model_name='gpt2'))
     found = dataclasses.asdict(cfg)
     assert found['metadata']['model_name'] == 'gpt2' and found['d_sae'] == 16

@@ -11,7 +11,8 @@ OPTIONS = dict(topk=dict(k=3), abstopk=dict(k=3), batchtopk=dict(k=2.5),
                matryoshka_batchtopk=dict(k=2.5, matryoshka_widths=[8]),
                matching_pursuit=dict(max_iterations=3), temporal=dict(n_heads=2, bottleneck_factor=4, kval_topk=3),
                topk_transcoder=dict(k=3), topk_skip_transcoder=dict(k=3), batchtopk_transcoder=dict(k=2.5),
-               matryoshka_batchtopk_transcoder=dict(k=2.5, matryoshka_widths=[8]))
+               matryoshka_batchtopk_transcoder=dict(k=2.5, matryoshka_widths=[8]), cross_layer_transcoder=dict(activation='topk', k=3))
+TWO_LAYERS = dict(d_in=4, d_out=3, n_layers=2)   # of which a row has both, so that the whole is as wide as the others
 PARTS = dict(d_views=[3, 5])   # a crosscoder's views
 OPTIONS |= {f'{name}crosscoder': OPTIONS.get(name.rstrip('_'), {}) | PARTS for name in ('', 'jumprelu_', 'topk_', 'batchtopk_', 'matryoshka_batchtopk_')}
 REGISTRIES = dict(inference=SAE_CLASS_REGISTRY, training=SAE_TRAINING_CLASS_REGISTRY)
@@ -20,12 +21,21 @@ OURS = [(kind, name) for kind, registry in REGISTRIES.items() for name, (cls, _)
 TRAINED = [name for kind, name in OURS if kind == 'training']
 
 
+def sizes(name):
+    "Widths with which it takes rows of 8"
+    return dict(d_in=8, d_sae=16) | (TWO_LAYERS if name == 'cross_layer_transcoder' else dict(d_out=6) if 'transcoder' in name else {})
+
+
+def decoder(sae):
+    "A decoder's name"
+    return next(n for n, _ in sae.named_parameters() if n.endswith('W_dec'))
+
+
 def make(kind, name, **options):
     "A small SAE in double precision, with no weight at zero"
     torch.manual_seed(0)
     cls, cfg = REGISTRIES[kind][name]
-    writes = dict(d_out=6) if 'transcoder' in name else {}
-    sae = cls(cfg(d_in=8, d_sae=16, dtype='float64', **OPTIONS.get(name, {}), **writes, **options))
+    sae = cls(cfg(**sizes(name), dtype='float64', **OPTIONS.get(name, {}), **options))
     for p in sae.parameters(): p.data.add_(torch.randn_like(p), alpha=.3)
     return sae
 
@@ -58,8 +68,8 @@ def test_second_derivatives(kind, name):
 @pytest.mark.parametrize('kind,name', OURS)
 def test_derivatives_by_input_and_weights(kind, name):
     sae = make(kind, name)
-    def f(x, W_dec): return torch.func.functional_call(sae, dict(W_dec=W_dec), x)
-    args = row(sae).requires_grad_(), sae.W_dec.detach().clone().requires_grad_()
+    def f(x, W_dec): return torch.func.functional_call(sae, {decoder(sae): W_dec}, x)
+    args = row(sae).requires_grad_(), sae.get_parameter(decoder(sae)).detach().clone().requires_grad_()
     assert torch.autograd.gradgradcheck(f, args, atol=1e-4)
 
 
@@ -113,7 +123,7 @@ def test_shapes(kind, name, grad):
 def few_fire(sae):
     "Let so few latents fire that the step is sparse"
     wide = 1.9 if hasattr(sae.cfg, 'd_out') else 1.   # a transcoder's encoder begins with longer columns
-    if hasattr(sae, 'threshold'): sae.threshold.data.fill_(2.2*wide); sae.b_enc.data.zero_()
+    if getattr(sae, 'threshold', None) is not None: sae.threshold.data.fill_(2.2*wide); sae.b_enc.data.zero_()
     elif hasattr(sae, 'b_gate'): sae.b_gate.data.fill_(-2.5)
     elif sae.cfg.architecture() in ('standard', 'transcoder', 'crosscoder'): sae.b_enc.data.fill_(-2.5*wide)
 
@@ -159,8 +169,8 @@ def test_a_step_can_be_differentiated_twice(name):
     class Loss(torch.nn.Module):
         def __init__(self): super().__init__(); self.sae = sae
         def forward(self, x): return self.sae.training_forward_pass(step_input(self.sae, x)).loss
-    def loss(x, W_dec): return torch.func.functional_call(Loss(), {'sae.W_dec': W_dec}, x)
-    args = x.requires_grad_(), sae.W_dec.detach().clone().requires_grad_()
+    def loss(x, W_dec): return torch.func.functional_call(Loss(), {f'sae.{decoder(sae)}': W_dec}, x)
+    args = x.requires_grad_(), sae.get_parameter(decoder(sae)).detach().clone().requires_grad_()
     assert torch.autograd.gradgradcheck(loss, args, atol=1e-4)
 
 

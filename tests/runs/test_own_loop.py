@@ -4,7 +4,7 @@ import torch
 from sae_workbench import SAE, NonFiniteError, SAETrainer, SAETrainerConfig
 from sae_workbench.saes.training import TrainStepInput
 from sae_workbench.training.optim import clip_and_step
-from test_derivatives import OPTIONS, TRAINED
+from test_derivatives import OPTIONS, TRAINED, sizes
 from sae_workbench.core.registry import SAE_TRAINING_CLASS_REGISTRY
 
 
@@ -12,8 +12,8 @@ def trainer(name, steps=30):
     "A trainer whose thresholds leave their range now and then"
     torch.manual_seed(0)
     cls, cfg = SAE_TRAINING_CLASS_REGISTRY[name]
-    writes = dict(d_out=6) if 'transcoder' in name else dict(normalize_activations='none') if 'crosscoder' in name else {}   # not scaled by hand
-    sae = cls(cfg(d_in=8, d_sae=16, **OPTIONS.get(name, {}), **writes))
+    more = dict(normalize_activations='none') if 'crosscoder' in name else {}   # not scaled by hand
+    sae = cls(cfg(**sizes(name), **OPTIONS.get(name, {}), **more))
     batches = [torch.randn(50, sum(sae.row_blocks)) for _ in range(steps)]
     return SAETrainer(SAETrainerConfig(steps*50, 50, lr=.05), sae, iter(batches)), batches
 

@@ -97,6 +97,9 @@ def configs(draw, cls):
     given = {n: draw(values(hints[n])) for n in names}
     if cls.__name__ == 'TemporalSAEConfig':   # its width must be a multiple of two other options
         given['d_sae'] = 512*draw(st.integers(1, 9))
+    if 'n_layers' in given:   # which share the latents equally
+        given['n_layers'] = draw(st.integers(1, 9))
+        given['d_sae'] = given['n_layers']*draw(st.integers(1, 99))
     if cls.__name__.startswith('MatryoshkaBatchTopKTraining'):   # nested widths ascend
         given['matryoshka_widths'] = sorted(draw(st.sets(st.integers(1, given['d_sae']), min_size=1, max_size=3)))
     try:

@@ -87,7 +87,7 @@ def examples() -> dict:
             options = {f.name: f.default for f in dataclasses.fields(config)}
             more = dict(k=2) if 'k' in options else {}
             more |= dict(matryoshka_widths=[4, 8]) if 'matryoshka_widths' in options else {}
-            more |= dict(d_out=4) if 'd_out' in options else {}
+            more |= {n: v for n, v in dict(d_out=4, n_layers=2).items() if n in options}
             more |= dict(n_heads=1, bottleneck_factor=1, tied_weights=False) if 'bottleneck_factor' in options else {}
             made[cls.__name__] = cls(config(**size, **more))
     made |= dict(SAE=made['StandardSAE'], TrainingSAE=made['StandardTrainingSAE'], TopK=TopK(2), AbsTopK=AbsTopK(2), BatchTopK=BatchTopK(2.))
