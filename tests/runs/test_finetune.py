@@ -399,6 +399,89 @@ def test_another_thread_sees_the_whole_model():
     assert torch.equal(found[0], right)
 
 
+# In the runner
+def texts(): return [{'tokens': t} for t in tokens(60, 5).tolist()]
+
+
+def config(folder, model='llama', **options):
+    given = dict(d_in=D, d_sae=64, k=4, normalize_activations='expected_average_only_in') | options.pop('sae', {})
+    made = sw.TopKTrainingTranscoderConfig(d_out=D, **given) if 'hook_name_out' in options else sw.BatchTopKTrainingSAEConfig(**given)
+    return sw.LanguageModelSAERunnerConfig(**dict(
+        sae=made, model_name='toy', model_class_name='AutoModelForCausalLM', hook_name='model.layers.1', dataset_path='none', context_size=CONTEXT,
+        training_tokens=40*48, train_batch_size_tokens=48, store_batch_size_prompts=4, n_eval_batches=2, prepend_bos=False, verbose=False, lr=3e-3,
+        finetune_loss='kl+mse', finetune_share=.25, output_path=str(folder/'out'), checkpoint_path=str(folder/'checkpoints'),
+        logger=sw.LoggingConfig(wandb_log_frequency=1, eval_every_n_wandb_logs=20)) | options)
+
+
+def runner(cfg, **options):
+    model = llama(layers=3)
+    model.tokenizer = None
+    return sw.LanguageModelSAETrainingRunner(cfg, texts(), model, **options)
+
+
+class StopsAt(sw.Callback):
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer):
+        if trainer.n_training_steps == self.step: trainer.stop('a test')
+
+
+@pytest.mark.filterwarnings('ignore:the dataset', 'ignore:the layout')
+@pytest.mark.parametrize('places', [{}, dict(hook_name=MLP['llama'][0], hook_name_out=MLP['llama'][1])], ids=['sae', 'transcoder'])
+def test_the_runner_ends_on_the_models_output(places, tmp_path):
+    whole = runner(config(tmp_path/'whole', **places)).run()
+    log = sw.read_log(tmp_path/'whole'/'out')
+    kinds = ['losses/kl_loss' in line for line in log if 'losses/mse_loss' in line]
+    assert kinds == [False]*30 + [True]*10
+    assert SAE.load_from_disk(tmp_path/'whole'/'out').cfg.metadata.finetuned == dict(loss='kl+mse', tokens=10*48)
+    assert sw.LanguageModelSAERunnerConfig.from_dict((cfg := config(tmp_path)).to_dict()) == cfg
+    for step in (12, 30, 36):   # among the rows, at the change, among the contexts
+        cut = config(tmp_path/str(step), n_checkpoints=2, resume='auto', **places)
+        with pytest.raises(Interrupted): runner(cut, callbacks=[StopsAt(step)]).run()
+        again = runner(config(tmp_path/str(step), n_checkpoints=2, resume='auto', **places)).run()
+        for k, t in weights(whole).items(): assert torch.equal(t, weights(again)[k]), (step, k)
+
+
+@pytest.mark.filterwarnings('ignore:the dataset')
+def test_a_run_from_pretrained_weights_honours_or_refuses_every_option(tmp_path):
+    "The weights are the folder's; the loss, k and the rest are the config's, which refuses what the weights cannot have"
+    sae('BatchTopK').save_model(tmp_path/'sae')
+    options = dict(from_pretrained_path=str(tmp_path/'sae'), output_path=None, checkpoint_path=None, finetune_share=.5)
+    made = runner(config(tmp_path, sae=dict(k=2, topk_threshold_lr=.2, normalize_activations='none'), **options))
+    assert (made.sae.cfg.k, made.sae.cfg.topk_threshold_lr) == (2, .2) and torch.equal(made.sae.W_enc, sae('BatchTopK').W_enc)
+    lines = []
+    class Keeps(sw.Callback):
+        def on_log(self, trainer, metrics): lines.append(metrics)
+    made.callbacks.append(Keeps())
+    assert made.run().cfg.metadata.finetuned['tokens'] == 20*48
+    assert all(line['metrics/l0'] <= 2 for line in lines if 'metrics/l0' in line)
+    with pytest.raises(sw.ConfigError, match='d_sae: 64 in the folder, 32 in the run'):
+        runner(config(tmp_path, sae=dict(d_sae=32, normalize_activations='none'), **options))
+
+
+CONFIGS = {
+    'a share of nothing': (dict(finetune_share=0.), 'does nothing'), 'a share alone': (dict(finetune_loss=None), 'needs a finetune_loss'),
+    'an unknown loss': (dict(finetune_loss='mse'), "not one of 'kl', 'ce' or"), 'too much': (dict(finetune_share=1.5), 'finetune_share=1.5'),
+    'several outputs': (dict(hook_name_out=['model.layers.0', 'model.layers.2']), 'names several'),
+    'a cache alone': (dict(use_cached_activations=True, cached_activations_path='.', dataset_path=''), 'set dataset_path beside the cache')}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_wrong_config_is_refused(name, tmp_path):
+    options, says = CONFIGS[name]
+    with pytest.raises(sw.ConfigError, match=says): config(tmp_path, **options)
+
+
+def test_the_command_line_and_the_form_know_the_options():
+    from sae_workbench.apps.options import options_of
+    form = {o.path: o for o in options_of(sw.LanguageModelSAERunnerConfig)}
+    assert form['finetune_loss'].choices == ('kl', 'ce', 'kl+mse') and form['finetune_loss'].optional and form['finetune_share'].default == .05
+    assert all(form[n].about for n in ('finetune_loss', 'finetune_share'))
+    from sae_workbench.apps.cli import parse_config
+    given = ['--architecture', 'topk', '--sae.d-in', '16', '--sae.d-sae', '64', '--sae.k', '4', '--finetune-loss', 'kl+mse', '--finetune-share', '.1']
+    made = parse_config([*given, '--hook-name', 'model.layers.1'])
+    assert (made.finetune_loss, made.finetune_share) == ('kl+mse', .1)
+
+
 WRONG = {
     'two at one place': (lambda: finetuner({'model.layers.1': sae(), ('model.layers.0', 'model.layers.1'): transcoder()}, llama(), tokens()), 'two SAEs write'),
     'wrong width': (lambda: run(sae(d_in=8)), 'are 16 wide'),
