@@ -144,6 +144,10 @@ from .activations.sources import (
 )
 from .activations.modules import ModuleSource as ModuleSource
 from .activations.layers import LayerSources as LayerSources
+from .activations.paired import (
+    PairedSource as PairedSource,
+    Difference as Difference,
+)
 from .activations.synthetic import (
     SyntheticSource as SyntheticSource,
     grouped as grouped,
@@ -187,6 +191,7 @@ from .training.trainer import (
     train_together as train_together,
 )
 from .training.evaluate import evaluate_sae as evaluate_sae
+from .training.replacement import evaluate_replacement as evaluate_replacement
 from .training.finetune import (
     finetune_on_model as finetune_on_model,
     finetuner as finetuner,
@@ -199,13 +204,20 @@ from .training.runner import (
     LanguageModelSAETrainingRunner as LanguageModelSAETrainingRunner,
     SAETrainingRunner as SAETrainingRunner,
 )
+from .training.several import (
+    MultiSAETrainingRunner as MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig as MultiSAETrainingRunnerConfig,
+)
 from .formats.weights import convert_to_safetensors as convert_to_safetensors
 from .formats.layouts import (
     Format as Format,
     register_format as register_format,
     find_saes as find_saes,
 )
-from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.transcoder_sets import (
+    save_transcoder_set as save_transcoder_set,
+    save_cross_layer_set as save_cross_layer_set,
+)
 from .saes.cross_layer import (
     CrossLayerTranscoder as CrossLayerTranscoder,
     CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
@@ -250,6 +262,12 @@ from .analysis.attach import (
 from .analysis.bridge import (
     SAETransformerBridge as SAETransformerBridge,
     HookedSAETransformer as HookedSAETransformer,
+)
+from .analysis.crosscoders import (
+    compare_views as compare_views,
+    swap_latents as swap_latents,
+    swap_check as swap_check,
+    norm_shares as norm_shares,
 )
 from .analysis.baselines import (
     random_dictionary as random_dictionary,
@@ -386,6 +404,8 @@ __all__ = [
     'LanguageModelSource',
     'ModuleSource',
     'LayerSources',
+    'PairedSource',
+    'Difference',
     'SyntheticSource',
     'grouped',
     'trees',
@@ -415,17 +435,21 @@ __all__ = [
     'SAETrainer',
     'train_together',
     'evaluate_sae',
+    'evaluate_replacement',
     'finetune_on_model',
     'finetuner',
     'Callback',
     'read_log',
     'LanguageModelSAETrainingRunner',
     'SAETrainingRunner',
+    'MultiSAETrainingRunner',
+    'MultiSAETrainingRunnerConfig',
     'convert_to_safetensors',
     'Format',
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'save_cross_layer_set',
     'CrossLayerTranscoder',
     'CrossLayerTranscoderConfig',
     'load_lazily',
@@ -452,6 +476,10 @@ __all__ = [
     'attach',
     'intervene',
     'SAETransformerBridge',
+    'compare_views',
+    'swap_latents',
+    'swap_check',
+    'norm_shares',
     'random_dictionary',
     'frozen_encoder',
     'run_evals',

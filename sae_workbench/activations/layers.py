@@ -11,7 +11,7 @@ from torch import Tensor
 from .columns import as_columns, side_by_side
 from .positions import no_way_back, position_of, read_up_to
 from .sources import ModelSource
-from ..core.arguments import checked
+from ..core.arguments import as_list, checked
 from ..core.errors import ConfigError, NonFiniteError, unknown, warn
 
 # %% ../../nbs/activations/layers.ipynb #a1c7c4e2
@@ -19,23 +19,23 @@ class LayerSource:
     "The activations at one hook, or at a pair of them, from passes that others share"
     def __init__(self,
         shared:'LayerSources', # Who runs the model
-        name:str, # The hook, of a pair the one that is read
-        hooks:Sequence[str], # Those whose activations lie side by side in a row
+        name:str, # Of the layer; usually the hook, of a pair the one that is read
+        hooks:Sequence[str], # One, or those whose activations lie side by side in a row
+        widths:Mapping[str, int], # Hook to width, where there are several
     ):
         self.shared, self.name, self.hooks = shared, name, hooks
         self.n_pass, self.token_ids = 0, None   # token_ids: of the rows given last
-        widths = {} if len(hooks)==1 else shared.source.activations.widths()
-        self.columns = as_columns({n: widths[n] for n in hooks}) if widths else {}
+        self.columns = as_columns({n: widths[n] for n in hooks}) if len(hooks) > 1 else {}
 
     @property
     def d_in(self)->int:
         "Width of the rows, where the shared source knows it"
         if self.columns: return max(s.stop for s in self.columns.values())
-        return self.shared.source.widths[self.name]
+        return self.shared.source.activations.widths()[self.hooks[0]]
 
     def rows(self, by_hook:Mapping[str, Tensor])->Tensor: # (rows, d_in)
         "This layer's part of a pass"
-        return side_by_side({n: by_hook[n] for n in self.hooks}) if self.columns else by_hook[self.name]
+        return side_by_side({n: by_hook[n] for n in self.hooks}) if self.columns else by_hook[self.hooks[0]]
 
     def __iter__(self)->Iterator[Tensor]: return self
     def __next__(self)->Tensor: return self.shared.take(self) # (rows, d_in)
@@ -55,14 +55,16 @@ class LayerSource:
 # %% ../../nbs/activations/layers.ipynb #74c86c0a
 def hooks_by_layer(
     names:Sequence[str], # Of the source
-    pairs:Sequence[tuple[str, str]]|None=None, # What is read and what is written in each layer; single hooks if None
-)->dict[str, tuple[str, ...]]: # By what is read
+    pairs:Sequence[tuple[str, str]]|Mapping[str, str|Sequence[str]]|None=None, # See `LayerSources`
+)->dict[str, tuple[str, ...]]: # By the layer's name
     "The hooks of each layer's rows; a `ConfigError` if they are not the source's"
     if pairs is None: return {name: (name,) for name in names}
-    found = {pair[0]: tuple(pair) for pair in pairs}
-    if len(found) < len(pairs): raise ConfigError(f"pairs={[*pairs]}: a hook is read twice")
-    if any(len(pair) != 2 for pair in pairs): raise ConfigError(f"pairs={[*pairs]} must be pairs of a hook that is read and one that is written")
-    if (missing := [n for pair in pairs for n in pair if n not in names]):
+    named = isinstance(pairs, Mapping)
+    found = {k: tuple(as_list(v)) for k, v in pairs.items()} if named else {pair[0]: tuple(pair) for pair in pairs}
+    if len(found) < len(pairs): raise ConfigError(f"pairs={[*pairs]}: a hook is read twice; give the layers names, as a dict")
+    if not named and any(len(pair) != 2 for pair in pairs):
+        raise ConfigError(f"pairs={[*pairs]} must be pairs of a hook that is read and one that is written")
+    if (missing := [n for hooks in found.values() for n in hooks if n not in names]):
         raise ConfigError(f"pairs: {', '.join(map(repr, missing))} {'is' if len(missing)==1 else 'are'} not among the hooks "
                           f"of the source, {', '.join(map(repr, names))}")
     return found
@@ -74,11 +76,13 @@ class LayerSources(Mapping):
     def __init__(self,
         source:ModelSource, # A `ModuleSource` or `LanguageModelSource` that was made with several names
         max_ahead:int=64, # Passes that may wait for a layer
-        pairs:Sequence[tuple[str, str]]|None=None, # What is read and what is written in each layer; single hooks if None
+        pairs:Sequence[tuple[str, str]]|Mapping[str, str|Sequence[str]]|None=None, # What is read and written; each hook alone if None
     ):
         if max_ahead < 1: raise ConfigError(f"max_ahead={max_ahead} must be at least 1")
         self.source, self.max_ahead, self.warned = source, max_ahead, False
-        self.layers = {name: LayerSource(self, name, hooks) for name, hooks in hooks_by_layer(source.names, pairs).items()}
+        by_layer = hooks_by_layer(source.names, pairs)
+        widths = source.activations.widths() if any(len(hooks) > 1 for hooks in by_layer.values()) else {}
+        self.layers = {name: LayerSource(self, name, hooks, widths) for name, hooks in by_layer.items()}
         self.at = 0                               # number of the pass that the source runs next; None if not known
         self.before = {0: source.state_dict()}    # number of a pass to the source's state before it
         self.rows = {}                            # number of a pass to the rows and tokens not taken yet, by layer
@@ -97,7 +101,7 @@ class LayerSources(Mapping):
     def run(self, n:int):
         "Run pass `n` and keep its rows for those who will want them soon"
         if self.at != n:
-            if self.at is not None: self.warn(n)
+            if self.at is not None: self.warn(n)   # else a layer was sent there
             self.source.load_state_dict(self.before[n])
         self.at = None                            # until the pass has gone well
         try: rows = self.source.next_pass()
@@ -110,10 +114,11 @@ class LayerSources(Mapping):
         self.rows[n] = {k: (layer.rows(rows), ids) for k, layer in self.layers.items() if self.in_reach(n, layer)}
 
     def warn(self, n:int):
-        if not self.warned: warn(
+        far = max(layer.n_pass for layer in self.layers.values()) - n >= self.max_ahead   # else they were resumed apart
+        if far and not self.warned: warn(
             f"a layer is more than max_ahead={self.max_ahead} passes behind another one, so passes are run twice, from "
             f"number {n} on; take from all layers in step (train_together), or raise max_ahead")
-        self.warned = True
+        self.warned = self.warned or far
 
     # rows in order, for one layer
     def take(self, layer:LayerSource)->Tensor: # (rows, d_in)

@@ -274,7 +274,7 @@ class TokenActivations:
         model:nn.Module, # Any language model: called with token ids (prompts, positions)
         hook_name:str|Sequence[str], # A hook or submodule name, or several
         excluded:Tensor|None=None, # Token ids to leave out
-        hook_head_index:int|None=None, # Only this head
+        hook_head_index:int|Mapping[str, int|None]|None=None, # Only this head; by hook where it is not the same for all
         seqpos:slice=slice(None), # Positions to keep
         autocast_lm:bool=False, # Run the model in bfloat16
         device:str|torch.device|None=None, # Where the activations go; by default they stay
@@ -302,15 +302,19 @@ class TokenActivations:
             hook_head_index=self.head, seqpos_slice=[s.start, s.stop, s.step],
             excluded_tokens=None if self.excluded is None else self.excluded.tolist())
 
+    def head_at(self, name:str)->int|None:
+        "The one head that is read at a hook; None for all of them"
+        return self.head.get(name) if isinstance(self.head, Mapping) else self.head
+
     def widths(self)->dict[str, int]: # Hook name to width
         "The widths at the hooks, measured on a few tokens"
-        return {n: model_d_in(self.model, n, self.head, self.kwargs) for n in self.names}
+        return {n: model_d_in(self.model, n, self.head_at(n), self.kwargs) for n in self.names}
 
     # all activations of some contexts
     def by_hook(self, tokens:Tensor)->dict[str, Tensor]: # Hook name to (prompts, positions, d_in)
         "Run the model as far as the hooks"
         acts = self.hooked.acts(tokens.to(self.hooked.device), **self.kwargs)
-        return {n: at_positions(x, n, self.seqpos, self.head).to(**self.hooked.to) for n, x in acts.items()}
+        return {n: at_positions(x, n, self.seqpos, self.head_at(n)).to(**self.hooked.to) for n, x in acts.items()}
 
     def __call__(self,
         tokens:Tensor, # (prompts, positions)

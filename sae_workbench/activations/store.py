@@ -103,7 +103,7 @@ class ActivationsStore:
         no_tokens = dataset is None and self.cache is not None
         self.contexts = None if no_tokens else open_contexts(dataset, self.tokenizer, self.options)
         self.dataset = None if no_tokens else self.contexts.dataset
-        self._source, self.buffer = None, None   # made when they are first needed
+        self._source, self.buffer, self.shares = None, None, False   # the first two are made when they are first needed
 
     def need(self, part:str): # contexts or activations
         "A part of the store; an error if the store was made without it"
@@ -122,6 +122,12 @@ class ActivationsStore:
         live = self.cache is None
         self._source = (make_source(self.options, self.activations, self.contexts, self.team) if live else
                         cached_source(self.options, self.cache, self.exclude_special_tokens))
+
+    def read_from(self,
+        source, # Gives rows (rows, d_in), and has a state; such as a layer of `LayerSources`
+    ):
+        "Read a source that others share, in place of passes of one's own"
+        self._source, self.buffer, self.shares = source, None, True
 
     @property
     def columns(self)->dict[str, slice]: return columns_of(self.source)
@@ -148,7 +154,8 @@ class ActivationsStore:
     def state_dict(self)->dict:
         "All that the next batches depend on: the position in the data, the buffer, its generator"
         if self.buffer is not None: return dict(buffer=self.buffer.state_dict())
-        return dict(source=self.source.state_dict()) if self.cache else dict(contexts=self.contexts.state_dict())
+        elsewhere = self.shares or self.cache
+        return dict(source=self.source.state_dict()) if elsewhere else dict(contexts=self.contexts.state_dict())
 
     def load_state_dict(self, state:dict):
         "Restore a saved state; an error if the model or the data differ"

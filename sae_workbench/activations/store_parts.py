@@ -9,7 +9,7 @@ __all__ = ['min_batches_in_buffer', 'check_buffer', 'packing', 'cached_facts', '
 
 # %% ../../nbs/activations/store_parts.ipynb #f644dd28
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,12 +161,15 @@ def make_reader(
     model:nn.Module, # Any language model: called with token ids
     options:StoreOptions, # Hook, positions, device and type
     excluded:Tensor|None=None, # Token ids to leave out
+    heads:Mapping[str, int|None]|None=None, # Hook to head, to read the hooks of several stores; only the options' own if None
 )->TokenActivations:
     "What makes rows of contexts; an error if the activations are not as wide as the options say"
     check_d_in(model, options.hook_name, options.d_in, options.hook_head_index, options.model_kwargs)
     hooks, together = hooks_of(options.hook_name, options.hook_name_out), options.hook_name_out is not None
+    head = options.hook_head_index
+    if heads is not None: hooks, together, head = [*heads], False, dict(heads)
     return TokenActivations(
-        model, hooks, excluded, hook_head_index=options.hook_head_index, seqpos=options.seqpos, together=together,
+        model, hooks, excluded, hook_head_index=head, seqpos=options.seqpos, together=together,
         autocast_lm=options.autocast_lm, device=options.device, dtype=options.dtype, model_kwargs=options.model_kwargs)
 
 # %% ../../nbs/activations/store_parts.ipynb #6ad3f096

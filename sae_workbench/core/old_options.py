@@ -191,12 +191,12 @@ _NAMES = (
     OldName('LMSparseAutoencoderSessionloader', 'SAE.from_pretrained gives the SAE, '
             'SAETransformerBridge.boot_transformers the model, ActivationsStore.from_sae the activations'),
     OldName('SparseAutoencoderDictionary',
-            'use a dict of SAEs; LayerSources and train_together train several from one pass of the model'),
-    *_alike('MultiSAETrainingRunner MultiSAETrainingRunnerConfig MultiSAETrainer multi_hook_concat_split_iter',
-            'use a dict of SAEs; LayerSources and train_together train several from one pass of the model: '
+            'MultiSAETrainingRunner trains several from one pass of the model, and gives a dict of SAEs'),
+    *_alike('MultiSAETrainer multi_hook_concat_split_iter',
+            'MultiSAETrainingRunner trains several from one pass of the model; with sources of your own: '
             'layers = LayerSources(LanguageModelSource(model, hook_names, contexts)); '
             'train_together([SAETrainer(cfg, sae, layers[name]) for name, sae in saes.items()])'),
-    OldName('MultiSAEEvaluator', 'call run_evals for each SAE'),
+    OldName('MultiSAEEvaluator', 'MultiSAETrainingRunner evaluates each of its SAEs; or call run_evals for each'),
     *_alike('ToyModelSAERunnerConfig SAEToyModelRunnerConfig toy_model_sae_runner SAEToyModelRunner',
             'no toy model is trained any more: SAETrainer(SAETrainerConfig(…), sae, SyntheticSource(…)).fit()'),
     OldName('ReluOutputModel', 'SyntheticSource(…) gives batches of known features'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'ROOTS', 'GPT2', 'NEOX', 'GEMMA', 'LLAMA_LIKE', 'FAMILIES', 'POINTS', 'Point', 'normalized', 'bare_name',
-           'unwrapped', 'Family', 'Decoder', 'decoder_of', 'resolve', 'same_tensor']
+           'unwrapped', 'Family', 'Decoder', 'decoder_of', 'resolve', 'same_tensor', 'lens_name']
 
 # %% ../../nbs/core/points.ipynb #e56015b3
 import re
@@ -241,3 +241,17 @@ def same_tensor(
     "Whether two points of a model are the same tensor, whatever shape it is shown in"
     a, b = (_reader(decoder_of(model), p) for p in (a, b))
     return (a.module, a.side, a.onto)==(b.module, b.side, b.onto)
+
+# %% ../../nbs/core/points.ipynb #77e2dbc8
+def lens_name(
+    model:nn.Module, # Any model
+    name:str, # A point in one of its blocks
+)->str|None: # None where TransformerLens has no name for it, or it is not known
+    "What TransformerLens calls a point"
+    if re.match(r'blocks\.\d+\.', name): return name
+    if (decoder := decoder_of(model)) is None: return None
+    point = resolve(model, name)
+    for layer in range(len(decoder.blocks)):
+        for what in ('hook_resid_pre', 'hook_resid_post', *POINTS):
+            there = _part(decoder, layer, what)
+            if there is not None and same_tensor(model, point, there): return f'blocks.{layer}.{what}'

@@ -30,8 +30,8 @@ V6_PATHS = '''config constants registry util load_model tokenization_and_batchin
 
 # %% ../../nbs/core/v6_modules.ipynb #700937c9
 _ELSEWHERE = {
-    'core.v6_util': '''DataProvider MultiHookDataProvider Evaluator SaveCheckpointFn HfDataset=hf_dataset_types()
-        T_SAE T_SAE_CONFIG T_TRAINING_SAE T_TRAINING_SAE_CONFIG DTYPE_MAP DTYPE_TO_STR
+    'core.v6_util': '''DataProvider MultiHookDataProvider Evaluator PerSAEEvaluator=Evaluator SaveCheckpointFn
+        HfDataset=hf_dataset_types() T_SAE T_SAE_CONFIG T_TRAINING_SAE T_TRAINING_SAE_CONFIG DTYPE_MAP DTYPE_TO_STR
         ACTIVATION_SCALER_CFG_FILENAME ACTIVATION_WHITENING_FILENAME SPARSIFY_WEIGHTS_FILENAME temporary_seed path_or_tmp_dir
         extract_layer_from_tlens_hook_name extract_stop_at_layer_from_tlens_hook_name
         filter_valid_dataclass_fields cosine_similarities''',

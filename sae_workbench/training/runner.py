@@ -143,6 +143,7 @@ class LanguageModelSAETrainingRunner:
     ):
         self.cfg, self.resume_from = cfg, resume_from_checkpoint or cfg.resume_from_checkpoint
         self.stopping, self.trainer, self.team = StopRequest(), None, processes()
+        self.metrics = None   # of the last evaluation, once the SAE was saved
         self.callbacks:list[Callback] = list(callbacks)
         self.verbose = cfg.verbose and self.team.is_first
         try:
@@ -189,14 +190,17 @@ class LanguageModelSAETrainingRunner:
         with self.folders.forgotten_if_empty():
             try:
                 with self.stopping.signals():
-                    with self.stopping.interruptible(): trainer = self._prepare(auto, must)
+                    with self.stopping.interruptible(): trainer = self.prepare(auto, must)
                     self.trainer = trainer
                     return self._train()
             except Interrupted as e:   # after the end of the run nobody was left to answer
                 if self.trainer is None or not self.trainer.ended: raise
                 raise stopped(e, self.trainer) from None
 
-    def _prepare(self, auto:bool, must:bool)->SAETrainer:
+    def prepare(self,
+        auto:bool=False, # Look for a run that began already
+        must:bool=False, # There has to be one
+    )->SAETrainer:
         "A trainer where a checkpoint is, or, if it need not be, at the start"
         cfg, given = self.cfg, self.cfg.checkpoint_path
         began = self.folders.settle(auto, self.team)
@@ -251,10 +255,10 @@ class LanguageModelSAETrainingRunner:
         def write(): return write_results(self.sae, trainer, folder, self.cfg)
         def write_first():   # not if the run is asked to stop and a checkpoint will be written
             nonlocal written
-            if not self.stopping.requested or trainer.callbacks.get(Checkpointing) is None: written = write()
+            if not trainer.stop.requested or trainer.callbacks.get(Checkpointing) is None: written = write()
             return written is not None
         early = self.team.first_does(write_first)   # before an evaluation that may fail
-        try: metrics = last_metrics(trainer)
+        try: metrics = self.metrics = last_metrics(trainer)
         except BaseException as e:
             if early: e.add_note(f"The trained SAE is in {folder}, without the metrics of a last evaluation")
             raise

@@ -74,6 +74,7 @@ def examples() -> dict:
     from sae_workbench import ActivationsStore, SAETrainer, SAETrainerConfig, StandardSAE, StandardSAEConfig, TopKTrainingSAEConfig
     from sae_workbench import CacheActivationsRunner, CacheActivationsRunnerConfig, PretokenizeRunner, PretokenizeRunnerConfig
     from sae_workbench import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAEMetadata, TopKTrainingSAE
+    from sae_workbench import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
     from sae_workbench import synthetic as s
     from sae_workbench.activations.example_data import toy_model
     from sae_workbench.saes.abstopk import AbsTopK
@@ -100,6 +101,10 @@ def examples() -> dict:
     made['LanguageModelSAETrainingRunner'] = LanguageModelSAETrainingRunner(LanguageModelSAERunnerConfig(
         sae=TopKTrainingSAEConfig(k=2, **size), hook_name='blocks.0.hook_resid_post', training_tokens=8, train_batch_size_tokens=8, context_size=8,
         store_batch_size_prompts=2, output_path=None, checkpoint_path=None, device='cpu'), override_dataset=texts, override_model=model)
+    made['MultiSAETrainingRunner'] = several = MultiSAETrainingRunner(MultiSAETrainingRunnerConfig(
+        saes=dict(a=TopKTrainingSAEConfig(k=2, **size)), hook_names='blocks.0.hook_resid_post', training_tokens=8, train_batch_size_tokens=8,
+        context_size=8, store_batch_size_prompts=2, output_path=None, checkpoint_path=None), override_dataset=texts, override_model=model)
+    made['MultiSAETrainingRunnerConfig'] = several.cfg
     made['CacheActivationsRunner'] = CacheActivationsRunner(CacheActivationsRunnerConfig(
         dataset_path='', model_name='toy', model_batch_size=2, hook_name='blocks.0.hook_resid_post', d_in=4, training_tokens=8, context_size=8,
         new_cached_activations_path='cache'), override_dataset=texts, override_model=model)
