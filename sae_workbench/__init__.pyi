@@ -144,6 +144,10 @@ from .activations.sources import (
 )
 from .activations.modules import ModuleSource as ModuleSource
 from .activations.layers import LayerSources as LayerSources
+from .activations.paired import (
+    PairedSource as PairedSource,
+    Difference as Difference,
+)
 from .activations.synthetic import (
     SyntheticSource as SyntheticSource,
     grouped as grouped,
@@ -210,7 +214,10 @@ from .formats.layouts import (
     register_format as register_format,
     find_saes as find_saes,
 )
-from .saes.transcoder_sets import save_transcoder_set as save_transcoder_set
+from .saes.transcoder_sets import (
+    save_transcoder_set as save_transcoder_set,
+    save_cross_layer_set as save_cross_layer_set,
+)
 from .saes.cross_layer import (
     CrossLayerTranscoder as CrossLayerTranscoder,
     CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
@@ -255,6 +262,12 @@ from .analysis.attach import (
 from .analysis.bridge import (
     SAETransformerBridge as SAETransformerBridge,
     HookedSAETransformer as HookedSAETransformer,
+)
+from .analysis.crosscoders import (
+    compare_views as compare_views,
+    swap_latents as swap_latents,
+    swap_check as swap_check,
+    norm_shares as norm_shares,
 )
 from .analysis.baselines import (
     random_dictionary as random_dictionary,
@@ -391,6 +404,8 @@ __all__ = [
     'LanguageModelSource',
     'ModuleSource',
     'LayerSources',
+    'PairedSource',
+    'Difference',
     'SyntheticSource',
     'grouped',
     'trees',
@@ -434,6 +449,7 @@ __all__ = [
     'register_format',
     'find_saes',
     'save_transcoder_set',
+    'save_cross_layer_set',
     'CrossLayerTranscoder',
     'CrossLayerTranscoderConfig',
     'load_lazily',
@@ -460,6 +476,10 @@ __all__ = [
     'attach',
     'intervene',
     'SAETransformerBridge',
+    'compare_views',
+    'swap_latents',
+    'swap_check',
+    'norm_shares',
     'random_dictionary',
     'frozen_encoder',
     'run_evals',

@@ -62,7 +62,7 @@ class Format:
     name:str # In the registry, and for `converter=`
     configs:dict[str, tuple[str, ...]] = {} # Config files by role: the names to try
     optional:tuple[str, ...] = () # Roles that may be missing
-    weights:tuple[str, ...] = () # Weight files
+    weights:tuple[str, ...] = () # Weight files; {i} in a name stands for a layer's number, and begins its tensors' names: 0/…
     path_like:str = '' # A pattern in repository and path, where files' names alone do not tell
     ignored:str = '(?!)' # Tensors that inference does not need, as a pattern
     sparsity:str = '' # A file with the log10 of each latent's firing frequency, if there is one
@@ -87,6 +87,10 @@ class Format:
         "The canonical tensors"
         raise NotImplementedError
 
+    def settled(self, cfg:dict, state:dict[str, Tensor])->dict:
+        "The config, where tensors decide what it says"
+        return cfg
+
 # %% ../../nbs/formats/layouts.ipynb #3a57067a
 FORMATS = Registry('format')
 
@@ -106,11 +110,11 @@ def get_format(
     return format() if isinstance(format, type) else format
 
 # %% ../../nbs/formats/layouts.ipynb #27990a80
-def _fill(template:str, path:str)->str:
+def _fill(template:str, path:str, i:int|str=0)->str:
     at = PurePosixPath(path)
     stem = re.sub(r'\.[A-Za-z]+$', '', path)
     folder = '' if str(at.parent)=='.' else str(at.parent)
-    return template.format(path=path, folder=folder, stem=stem).lstrip('/')
+    return template.format(path=path, folder=folder, stem=stem, i=i).lstrip('/')
 
 def _weights_names(template:str, path:str)->list[str]:
     "A pickle's and an npz's rewritten sibling comes first"
@@ -137,11 +141,27 @@ def _read_configs(fmt:Format, place:Place, path:str)->dict[str, CheckedConfig]:
     return files
 
 # %% ../../nbs/formats/layouts.ipynb #76459184
-def _looked(files:list[Path], allow_pickle:bool)->tuple[TensorShapes, CheckedConfig]:
+def _layers(template:str, place:Place, path:str)->list[int]:
+    "The numbers of the layers that have a file, which must be all from 0 on"
+    start, end = _fill(template, path, '\0').split('\0')
+    names = place.names(start.rpartition('/')[0], deep=False)
+    middle = [n[len(start):len(n) - len(end)] for n in names if n.startswith(start) and n.endswith(end)]
+    found = sorted(int(m) for m in middle if re.fullmatch(r'\d{1,4}', m))
+    if found and found == list(range(len(found))): return found
+    raise LoadError(f"{place.repo}: expected files {start}0{end}, {start}1{end} and so on, found the layers {found or 'none'}")
+
+def _weight_files(fmt:Format, place:Place, path:str)->list[tuple[str, Path]]:
+    "What the names of a file's tensors begin with here, and the file"
+    if not any('{i}' in w for w in fmt.weights): return [('', place.find(*_weights_names(w, path))) for w in fmt.weights]
+    layers = _layers(fmt.weights[0], place, path)
+    return [(f'{i}/', place.find(_fill(w, path, i))) for i in layers for w in fmt.weights]
+
+def _looked(files:list[tuple[str, Path]], allow_pickle:bool)->tuple[TensorShapes, CheckedConfig]:
     "Shapes of all weight files together"
-    shapes, values = TensorShapes({}, ' and '.join(map(str, files))), CheckedConfig({}, files[0])
-    for file in files:
+    shapes, values = TensorShapes({}, ' and '.join(str(f) for _, f in files[:4])), CheckedConfig({}, files[0][1])
+    for start, file in files:
         found, rest = read_shapes(file, allow_pickle)
+        found = {start + k: shape for k, shape in found.items()}
         if twice := shapes.keys() & found.keys(): raise LoadError(f"{file}: {', '.join(twice)}: found in two files")
         shapes.update(found)
         values.update(rest)
@@ -161,12 +181,12 @@ def read_config_of(
     path:str='', # The SAE's path there
     allow_pickle:bool=False, # Read pickles, with torch's weights_only
     **facts, # The registry's `scale` and `model`
-)->tuple[dict, PublishedFiles, list[Path]]: # The config's dict, what the reader saw, and the weight files
+)->tuple[dict, PublishedFiles, list[tuple[str, Path]]]: # The config's dict, what the reader saw, and its `_weight_files`
     "Everything about an SAE but its tensors"
     fmt = get_format(format)
     path = fmt.tidy(path)
     raw = PublishedFiles(place.repo, path, _read_configs(fmt, place, path), **facts)
-    files = [place.find(*_weights_names(w, path)) for w in fmt.weights]
+    files = _weight_files(fmt, place, path)
     shapes, raw.values = _looked(files, allow_pickle)
     with _fits(fmt, raw): cfg = fmt.cfg(raw, shapes)
     return cfg, raw, files
@@ -192,9 +212,9 @@ def read_sae(
     fmt = get_format(format)
     if not fmt.weights: return _read_elsewhere(fmt, place, fmt.tidy(path), device, allow_pickle)
     cfg, raw, files = read_config_of(fmt, place, path, allow_pickle, **facts)
-    t = TensorFile({}, ' and '.join(map(str, files)))
-    for file in files: t.update(read_weights(file, device, allow_pickle))
-    with _fits(fmt, raw): state = fmt.state(t, raw)
+    t = TensorFile({}, ' and '.join(str(f) for _, f in files[:4]))
+    for start, file in files: t.update({start + k: v for k, v in read_weights(file, device, allow_pickle).items()})
+    with _fits(fmt, raw): cfg = fmt.settled(cfg, state := fmt.state(t, raw))
     if left := [k for k in t if k not in t.asked and not re.fullmatch(fmt.ignored, k)]:
         raise LoadError(f"{t.file}: the format {fmt.name!r} has no tensor {', '.join(sorted(left)[:8])}")
     if bad := not_finite(state): raise LoadError(f"{t.file}: NaN or infinity in {', '.join(bad)}")
@@ -228,9 +248,8 @@ def find_saes(
 
 # %% ../../nbs/formats/layouts.ipynb #46aa5b55
 NOT_YET = {   # layouts that are known, by a file's name, and what to say of them
-    r'(^|/)clt/.*params_layer_\d+\.safetensors$': "a cross-layer transcoder of Gemma Scope 2, which cannot be read yet",
-    r'(^|/)crosscoder/.*params_layer_\d+\.safetensors$': "a crosscoder of Gemma Scope 2, which cannot be read yet",
-    r'(^|/)W_enc_\d+\.safetensors$': "a cross-layer transcoder: name a layer, such as '0', to read its latents",
+    r'params_layer_\d+\.safetensors$': "one layer of several, of Gemma Scope 2: name the folder that has all of them",
+    r'(^|/)W_enc_\d+\.safetensors$': "one layer of a cross-layer transcoder: name the folder that has all of them",
     r'\.dcp(/|$)': "a checkpoint of Llamascopium in torch's distributed format; safetensors can be read",
     r'(^|/)n_images_\d+\.pt$': "an SAE of ViT-Prisma, which cannot be read yet"}
 

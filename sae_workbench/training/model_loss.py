@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LossKind', 'LEAST_KL', 'kl_weight', 'combined', 'Place', 'kept_rows', 'put_back', 'splice', 'StepOnRows', 'frozen',
-           'blocks_before', 'Prefix', 'ModelLoss']
+           'blocks_before', 'Prefix', 'summed_kl', 'ModelLoss']
 
 # %% ../../nbs/training/model_loss.ipynb #f362100f
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from threading import get_ident
 from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from ..core.batches import first_of
 from ..core.capture import replacing
 from ..core.errors import DataError, HookError
@@ -24,7 +25,7 @@ from ..activations.hooked import evaluating
 from ..activations.sources import TokenActivations, at_positions
 from ..saes.base import SAE
 from ..saes.training import TrainStepOutput
-from .evaluate import logits_of, token_kl, token_losses
+from .evaluate import logits_of, token_kl, token_losses, wide
 from .sae_group import GroupOutput, SAEGroup, any_step
 from .train_state import RowLoss, TrainState, autocast_of
 
@@ -181,6 +182,21 @@ class Prefix:
                 if fn is not None: vars(b)['forward'] = fn
             self.out = None if self.works else self.out
 
+# %% ../../nbs/training/model_loss.ipynb #82f37d33
+def _piece(clean:Tensor, changed:Tensor)->Tensor: return token_kl(clean, changed).sum()
+
+def summed_kl(
+    clean:Tensor, # (contexts, positions, vocabulary) logits of the untouched model
+    changed:Tensor, # The same, with the SAEs
+    keep:Tensor, # (contexts, positions) true for the predictions that count
+    size:int=512, # Predictions at once
+)->Tensor: # Nats
+    "The divergence of all predictions together"
+    total = wide(changed).new_zeros(())
+    for contexts, positions in zip(*(at.split(size) for at in keep.nonzero(as_tuple=True))):
+        total = total + checkpoint(_piece, clean[contexts, positions], changed[contexts, positions], use_reentrant=False)
+    return total
+
 # %% ../../nbs/training/model_loss.ipynb #77e0c273
 class ModelLoss(RowLoss):
     "The losses of contexts: what a model predicts with the SAEs in it; remembers nothing"
@@ -261,8 +277,8 @@ class ModelLoss(RowLoss):
     def terms(self, clean:Tensor, changed:Tensor, tokens:Tensor, keep:Tensor, team:Processes)->dict[str, Tensor]:
         "This process's part of the mean divergence and the mean cross-entropy of the batch"
         k = keep.to(changed.device)
-        kl, ce = token_kl(clean[k], changed[k]), token_losses(changed, tokens)[k[:, :-1]]
-        return dict(kl_loss=kl.sum()/team.total(len(kl)), ce_loss=ce.sum()/max(1, team.total(len(ce))))
+        kl, ce = summed_kl(clean, changed, k), token_losses(changed, tokens)[k[:, :-1]]
+        return dict(kl_loss=kl/team.total(int(k.sum())), ce_loss=ce.sum()/max(1, team.total(len(ce))))
 
     def output(self, outs:list[TrainStepOutput|None], terms:dict[str, Tensor], team:Processes)->TrainStepOutput:
         "What a step gives: the loss with the value of the whole batch, and the gradient of this process's part"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTED', 'ORIGIN', 'load_run_model', 'make_sae', 'check_rows_of', 'check_target', 'note_origin', 'draw_eval_tokens',
-           'make_evaluator', 'compile_parts', 'RunParts', 'make_parts', 'runs_folder', 'find_checkpoints', 'RunFolders']
+           'make_evaluator', 'compile_parts', 'RunParts', 'make_parts', 'finetune_parts', 'runs_folder',
+           'find_checkpoints', 'RunFolders']
 
 # %% ../../nbs/training/run_parts.ipynb #a4c66af8
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ..activations.datasets import can_be_shuffled
 from ..activations.models import load_model, tokenizer_of
 from ..activations.example_data import official_name
 from ..activations.scale import ESTIMATES, most_norm_batches
+from ..activations.sources import as_slice
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import open_cache
 from ..saes.config import writes_elsewhere
@@ -34,6 +36,8 @@ from ..saes.training import TrainingSAE
 from .config import LanguageModelSAERunnerConfig
 from .evaluate import LanguageModelEvaluator
 from .feed import check_blocks
+from .finetune import RowsThenContexts
+from .model_loss import ModelLoss, Place
 from .run_folder import find_run, noted
 from .start import check_override, start_from
 from .wandb_log import import_wandb
@@ -181,6 +185,24 @@ def make_parts(
     one_place = cfg.hook_name_out is None or isinstance(cfg.hook_name_out, str) and writes_elsewhere(sae.cfg)
     evaluates = not no_data and model is not None and one_place   # where an output is put back into the model
     return RunParts(model, store, sae, make_evaluator(cfg, model, store) if evaluates else None)
+
+# %% ../../nbs/training/run_parts.ipynb #cd2ed00b
+def finetune_parts(
+    cfg:LanguageModelSAERunnerConfig, # All options of the run
+    model:nn.Module|None, # The language model
+    store:ActivationsStore, # Where the rows come from
+)->tuple[ActivationsStore|RowsThenContexts, ModelLoss|None]: # Where batches come from, and the loss; None for that of rows
+    "What a run trains on, and how"
+    if cfg.finetune_loss is None: return store, None
+    if model is None or store.contexts is None: raise ConfigError(
+        f"finetune_loss={cfg.finetune_loss!r} runs the model on contexts: it needs a model and a dataset")
+    seqpos = as_slice(cfg.seqpos_slice, cfg.context_size)
+    data = RowsThenContexts(store, max(1, cfg.train_batch_size_tokens // len(range(cfg.context_size)[seqpos])))
+    loss = ModelLoss(
+        model, [Place(cfg.hook_name, cfg.hook_name_out, cfg.hook_head_index)], cfg.finetune_loss, store.exclude_special_tokens,
+        seqpos, cfg.model_kwargs, cfg.autocast_lm, reuse_prefix=not cfg.compile_llm,
+        after=cfg.training_tokens - round(cfg.finetune_share*cfg.training_tokens))
+    return data, loss
 
 # %% ../../nbs/training/run_parts.ipynb #a622c2ee
 _NO_CHECKPOINTS_MESSAGE = ("resume='auto' with n_checkpoints=0: checkpoints are written when the run is asked to stop or ends with an "

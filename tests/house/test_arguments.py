@@ -66,6 +66,8 @@ def sae(cls=TopKSAE, **options):
 
 def learner(cls=TopKTrainingSAE): return cls(TopKTrainingSAEConfig(D_IN, D_SAE, k=2, metadata=SAEMetadata(hook_name='layer')))
 def transcoder(): return TopKTranscoder(TopKTranscoderConfig(D_IN, D_SAE, k=2, d_out=D_IN, metadata=SAEMetadata(hook_name='embed', hook_name_out='layer')))
+def crosscoder(): return Crosscoder(CrosscoderConfig(dict(a=D_IN, b=D_IN), D_SAE, metadata=SAEMetadata(hook_name='layer')))
+def paired(): return PairedSource(dict(a=model(), b=model()), 'layer', contexts(), batch_size_prompts=2)
 def cross_layer(): return CrossLayerTranscoder(CrossLayerTranscoderConfig(D_IN, D_SAE, d_out=D_IN, n_layers=2))
 def loop(**options): return SAETrainerConfig(total_training_samples=8, train_batch_size_samples=4, **options)
 def trainer(): return SAETrainer(loop(), learner(), iter(rows().split(4)))
@@ -311,6 +313,16 @@ GOOD = {
     'TrainingSAE.save_inference_model': lambda at: (learner().save_inference_model, dict(path=at/'new')),
     'TrainingSAE.load_weights_from_checkpoint': lambda at: (
         learner().load_weights_from_checkpoint, dict(checkpoint_path=(learner().save_model(at/'w'), at/'w')[1])),
+    'PairedSource': lambda at: (PairedSource, dict(
+        models=dict(a=model(), b=model()), hook_name='layer', contexts=contexts(), batch_size_prompts=2, seqpos_slice=(None,),
+        exclude_special_tokens=False, without_adapter=[], autocast_lm=False, device=None, dtype=None, model_kwargs=None)),
+    'Difference': lambda at: (Difference, dict(source=paired(), tuned='b', base='a')),
+    'compare_views': lambda at: (compare_views, dict(cc=crosscoder(), data=[rows(), rows()], base=0, tuned='b', n_batches=None)),
+    'norm_shares': lambda at: (norm_shares, dict(cc=crosscoder())),
+    'swap_latents': lambda at: (swap_latents, dict(cc=crosscoder(), x=[rows(), rows()], latents=torch.tensor([1]), base='a', tuned=1)),
+    'swap_check': lambda at: (swap_check, dict(
+        cc=crosscoder(), base_model=model(), tuned_model=model(), contexts=tokens(), ranking=torch.tensor([1, 0]), hook_name='layer', sizes=[1],
+        base='a', tuned=1, batch_size_prompts=2, skip_first=0, seed=0)),
     'Crosscoder.views': lambda at: (Crosscoder(CrosscoderConfig([D_IN - 1, 1], D_SAE)).views, dict(x=rows())),
     'Transcoder.forward': lambda at: (transcoder(), dict(x=rows(), y=rows())),
     'CrossLayerTranscoder.decoder': lambda at: (cross_layer().decoder, dict(layer=0, target=1)),

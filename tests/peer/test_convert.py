@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from fakehub import FakeHub
-from producers import PRODUCERS, D
+from producers import PRODUCERS
 from safetensors.torch import load_file, save_file
 from sae_workbench import SAE, get_pretrained_saes_directory
 from sae_workbench.apps.cli import main
@@ -32,7 +32,7 @@ def run(capsys, *args) -> tuple[int, str]:
 
 
 def same(a: SAE, b: SAE) -> None:
-    x = torch.randn(3, 5, D).to(a.dtype)
+    x = torch.randn(3, 5, a.d_in).to(a.dtype)
     assert type(a) is type(b) and a.dtype == b.dtype and torch.equal(a.encode(x), b.encode(x)) and torch.equal(a(x), b(x))
     facts = a.cfg.to_dict() | dict(device=None)
     assert facts == b.cfg.to_dict() | dict(device=None)

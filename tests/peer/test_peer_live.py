@@ -3,7 +3,7 @@ import json, os, subprocess
 from pathlib import Path
 import pytest, torch
 from fakehub import FakeHub
-from producers import PRODUCERS, D
+from producers import PRODUCERS
 from safetensors.torch import load_file, save_file
 from sae_workbench import SAE, upload_saes_to_huggingface
 from sae_workbench.core.registry import SAE_CLASS_REGISTRY
@@ -69,7 +69,7 @@ def test_sae_lens_opens_what_we_upload(tmp_path):
         at = tmp_path/name.replace(' ', '-')
         sae = SAE.from_pretrained(at, write(at), allow_pickle=True)
         if sae.cfg.architecture() in NOT_IN_V6: continue
-        saes[at.name], x = sae, torch.randn(2, 5, D)
+        saes[at.name], x = sae, torch.randn(2, 5, sae.d_in)
         if sae.hook_z_reshaping_mode: x = x.unflatten(-1, (2, -1))      # heads, which the peer wants apart
         with torch.no_grad(): save_file(dict(x=x, latents=sae.encode(x), out=sae(x)), tmp_path/f'{at.name}.safetensors')
     with FakeHub() as hub, hub.used_here(tmp_path/'cache'):

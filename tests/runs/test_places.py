@@ -266,7 +266,8 @@ def direct(model, place: str) -> torch.Tensor:
 
 
 def test_every_producer_has_a_place():
-    assert {p.split()[0] for p in PRODUCERS} == {p for p, *_ in PLACES}
+    every_layer = {'circuit_tracer_clt', 'gemma_3_cross_layer', 'llamascopium_clt'}   # have a list of places
+    assert {p.split()[0] for p in PRODUCERS} - every_layer == {p for p, *_ in PLACES}
 
 
 @pytest.mark.parametrize('producer,path,said,model_type,layers,expected', PLACES)

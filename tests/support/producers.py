@@ -136,6 +136,35 @@ def mntss_clt_layer_transcoder():
             'config.yaml': dict(model_name='a', feature_input_hook='b', feature_output_hook='c')}
 
 
+@producer('circuit_tracer_clt', 'clt-gemma')
+def circuit_tracer_clt():
+    files = {'{path}/config.yaml': dict(model_kind='cross_layer_transcoder', model_name='a', feature_input_hook='b', feature_output_hook='c')}
+    for i in range(3):
+        files[f'{{path}}/W_enc_{i}.safetensors'] = {f'W_enc_{i}': r(N, D), f'b_enc_{i}': r(N), f'b_dec_{i}': r(12), f'threshold_{i}': r(N), f'W_skip_{i}': r(D, 12)}
+        files[f'{{path}}/W_dec_{i}.safetensors'] = {f'W_dec_{i}': r(N, 3 - i, 12)}
+    return files
+
+
+@producer('gemma_3_cross_layer', 'clt/l0_big_affine')
+def gemma_3_cross_layer():
+    files = {'{path}/config.json': dict(architecture='jump_relu', model_name='gemma-v3-1b', hf_hook_point_in='a{all}', hf_hook_point_out='b{all}', type='clt')}
+    for i in range(3):
+        decoder = r(N, 3, 12)
+        decoder[:, :i] = 0
+        files[f'{{path}}/params_layer_{i}.safetensors'] = dict(
+            w_enc=r(D, N), w_dec=decoder, b_enc=r(N), b_dec=r(12), threshold=r(N), affine_skip_connection=r(D, 12))
+    return files
+
+
+@producer('llamascopium_clt', 'CLT')
+def llamascopium_clt():
+    cfg = dict(sae_type='clt', d_model=D, expansion_factor=2, hook_points_in=['a', 'b'], hook_points_out=['c', 'd'], act_fn='jumprelu', top_k=3,
+               norm_activation='dataset-wise', sparsity_include_decoder_norm=True, use_decoder_bias=True)
+    tensors = {'W_E': r(2, D, N), 'b_E': r(2, N), 'W_D.0': r(1, N, D), 'W_D.1': r(2, N, D), 'b_D.0': r(D), 'b_D.1': r(D),
+               'activation_function.log_jumprelu_threshold': r(2, N)}
+    return {'{path}/config.json': cfg, '{path}/sae_weights.safetensors': tensors | {f'dataset_average_activation_norm.{h}': torch.tensor(3.) for h in 'abcd'}}
+
+
 @producer('qwen_scope', 'SAE-Res-Qwen3-8B-Base-W1K-L0_3/layer3.sae.pt')
 def qwen_scope(): return {'{path}': dict(W_enc=r(1024, D), b_enc=r(1024), W_dec=r(D, 1024), b_dec=r(D))}
 
