@@ -47,6 +47,7 @@ _PUBLIC = {
                         'TopKTrainingCrosscoder', 'TopKTrainingCrosscoderConfig',
                         'BatchTopKTrainingCrosscoder', 'BatchTopKTrainingCrosscoderConfig',
                         'MatryoshkaBatchTopKTrainingCrosscoder', 'MatryoshkaBatchTopKTrainingCrosscoderConfig'],
+    'saes.crosscoder_files': ['save_crosscoder'],
     'saes.matching_pursuit': ['MatchingPursuitSAE', 'MatchingPursuitSAEConfig',
                               'MatchingPursuitTrainingSAE', 'MatchingPursuitTrainingSAEConfig'],
     'saes.temporal': ['TemporalSAE', 'TemporalSAEConfig'],

@@ -120,6 +120,7 @@ from .saes.crosscoder import (
     MatryoshkaBatchTopKTrainingCrosscoder as MatryoshkaBatchTopKTrainingCrosscoder,
     MatryoshkaBatchTopKTrainingCrosscoderConfig as MatryoshkaBatchTopKTrainingCrosscoderConfig,
 )
+from .saes.crosscoder_files import save_crosscoder as save_crosscoder
 from .saes.matching_pursuit import (
     MatchingPursuitSAE as MatchingPursuitSAE,
     MatchingPursuitSAEConfig as MatchingPursuitSAEConfig,
@@ -393,6 +394,7 @@ __all__ = [
     'BatchTopKTrainingCrosscoderConfig',
     'MatryoshkaBatchTopKTrainingCrosscoder',
     'MatryoshkaBatchTopKTrainingCrosscoderConfig',
+    'save_crosscoder',
     'MatchingPursuitSAE',
     'MatchingPursuitSAEConfig',
     'MatchingPursuitTrainingSAE',

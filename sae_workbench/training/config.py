@@ -225,6 +225,14 @@ def _warm_up(c)->tuple[str, int]:
     own = [(n, v) for n, v in vars(c.sae).items() if n.endswith('_warm_up_steps') and isinstance(v, int)]
     return max(own, key=lambda nv: nv[1], default=('', 0))
 
+_FINETUNE_RULES = (
+    Rule(lambda c: not c.finetune_loss or c.finetune_share > 0, "finetune_loss={c.finetune_loss!r} with finetune_share=0 does nothing"),
+    Rule(lambda c: c.finetune_loss or c.finetune_share==.05, "finetune_share={c.finetune_share} needs a finetune_loss: 'kl', 'ce' or 'kl+mse'"),
+    Rule(lambda c: not c.finetune_loss or c.dataset_path or not c.use_cached_activations,
+         "finetune_loss={c.finetune_loss!r} runs the model on contexts: set dataset_path beside the cache"),
+    Rule(lambda c: not c.finetune_loss or not isinstance(c.hook_name_out, list),
+         "finetune_loss={c.finetune_loss!r} puts one output back into the model; hook_name_out={c.hook_name_out} names several"))
+
 _TRAIN_RULES = (
     Rule(lambda c: c.training_tokens >= c.train_batch_size_tokens,
          "training_tokens={c.training_tokens} is less than "
@@ -337,7 +345,9 @@ class LanguageModelSAERunnerConfig(Config):
     exclude_special_tokens:bool|list[Natural] = False # Leave out BOS, EOS and the like, or these token ids
     n_batches_for_norm_estimate:NormBatches = 'auto' # Batches to estimate the norm from; auto: to 0.2 %, at most 1/10 of the run
     hook_name_out:Name|list[Name]|None = None # What is to be written, for an SAE with a target; hook_name is then what it reads
-    rules = _DATA_RULES + _SAE_RULES + _TRAIN_RULES
+    finetune_loss:Literal['kl', 'ce', 'kl+mse']|None = None # Train the last tokens on what the model predicts with the SAE in it
+    finetune_share:Fraction = 0.05 # Share of training_tokens for that
+    rules = _DATA_RULES + _SAE_RULES + _TRAIN_RULES + _FINETUNE_RULES
     __class_getitem__ = classmethod(GenericAlias)   # LanguageModelSAERunnerConfig[TopKTrainingSAEConfig], as v6 annotates
 
     def __post_init__(self):

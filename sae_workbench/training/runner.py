@@ -27,7 +27,7 @@ from .guards import Guards
 from .preempt import Interrupted, StopRequest
 from .results import keep_earlier, write_metrics, write_sae
 from .run_folder import Checkpointing
-from .run_parts import RunFolders, draw_eval_tokens, make_parts
+from .run_parts import RunFolders, draw_eval_tokens, finetune_parts, make_parts
 from .trainer import Callback, SAETrainer
 from .wandb_log import WandBLogger
 
@@ -204,8 +204,10 @@ class LanguageModelSAETrainingRunner:
         "A trainer where a checkpoint is, or, if it need not be, at the start"
         cfg, given = self.cfg, self.cfg.checkpoint_path
         began = self.folders.settle(auto, self.team)
-        trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, self.activations_store, self.evaluator,
-                             callbacks=self.make_callbacks(), team=self.team)
+        data, loss = finetune_parts(cfg, self.model, self.activations_store)
+        trainer = SAETrainer(cfg.to_sae_trainer_config(), self.sae, data, self.evaluator,
+                             callbacks=self.make_callbacks(), team=self.team, loss=loss)
+        if loss is not None: data.due = lambda: trainer.n_training_samples >= loss.after
         trainer.stop = self.stopping
         def latest(): return Checkpoints(self.checkpoint_folder).latest() if began else self.resume_from
         found = self.team.first_does(latest)
@@ -213,7 +215,7 @@ class LanguageModelSAETrainingRunner:
             f"no checkpoint to go on from in checkpoint_path={given!r}; make a new runner, and run it")
         if found:
             path = self.folders.place/found
-            load_checkpoint(path, trainer, self.activations_store, cfg.to_dict(), cfg.resume_overrides or ())
+            load_checkpoint(path, trainer, data, cfg.to_dict(), cfg.resume_overrides or ())
             if self.verbose: say(f"Going on from {path}, step {trainer.n_training_steps}")
         elif began: trainer.tell('on_restart')
         return trainer

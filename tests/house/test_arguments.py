@@ -323,6 +323,7 @@ GOOD = {
         exclude_special_tokens=False, without_adapter=[], autocast_lm=False, device=None, dtype=None, model_kwargs=None)),
     'Difference': lambda at: (Difference, dict(source=paired(), tuned='b', base='a')),
     'compare_views': lambda at: (compare_views, dict(cc=crosscoder(), data=[rows(), rows()], base=0, tuned='b', n_batches=None)),
+    'save_crosscoder': lambda at: (save_crosscoder, dict(cc=crosscoder(), path=at/'new', layout='kissane')),
     'norm_shares': lambda at: (norm_shares, dict(cc=crosscoder())),
     'swap_latents': lambda at: (swap_latents, dict(cc=crosscoder(), x=[rows(), rows()], latents=torch.tensor([1]), base='a', tuned=1)),
     'swap_check': lambda at: (swap_check, dict(

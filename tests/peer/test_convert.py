@@ -10,7 +10,7 @@ from sae_workbench import SAE, get_pretrained_saes_directory
 from sae_workbench.apps.cli import main
 from sae_workbench.formats.weights import PICKLES
 
-PICKLED = ('dictionary_learning_1', 'qwen_scope', 'goodfire', 'deepseek_r1', 'connor_rob_hook_z', 'openai')
+PICKLED = ('dictionary_learning_1', 'qwen_scope', 'goodfire', 'deepseek_r1', 'connor_rob_hook_z', 'openai', 'crosscoder_kissane')
 pytestmark = pytest.mark.filterwarnings('ignore:.*one layer of a cross-layer transcoder')
 
 

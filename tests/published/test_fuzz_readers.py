@@ -188,7 +188,7 @@ def test_every_format_has_a_producer():
 def test_unchanged_it_loads_and_says_what_it_is(good):
     name, folder, path, _ = good
     sae = SAE.from_pretrained(folder, path, allow_pickle=True)
-    assert sae.cfg.d_in == 8
+    assert sae.cfg.d_in == 8*len(getattr(sae.cfg, 'd_views', [8]))
     named = SAE.from_pretrained(folder, path, allow_pickle=True, converter=name.split()[0])
     assert all(torch.equal(v, named.state_dict()[k]) for k, v in sae.state_dict().items())
 

@@ -165,6 +165,20 @@ def llamascopium_clt():
     return {'{path}/config.json': cfg, '{path}/sae_weights.safetensors': tensors | {f'dataset_average_activation_norm.{h}': torch.tensor(3.) for h in 'abcd'}}
 
 
+@producer('crosscoder_kissane', 'blocks.14.hook_resid_pre')
+def crosscoder_kissane():
+    return {'{path}/cfg.json': dict(model_name='gemma-2-2b', hook_point='blocks.14.hook_resid_pre', d_in=D, dict_size=N, scaling_factors=[.3, 2.]),
+            '{path}/cc_weights.pt': dict(W_enc=r(2, D, N), W_dec=r(N, 2, D), b_enc=r(N), b_dec=r(2, D))}
+
+
+@producer('crosscoder_learning', 'crosscoder-l13')
+def crosscoder_learning():
+    tensors = {'encoder.weight': r(2, D, N), 'encoder.bias': r(N), 'decoder.weight': r(2, N, D), 'decoder.bias': r(2, D), 'k': torch.tensor(3),
+               'threshold': torch.tensor(.4), 'code_normalization_id': torch.tensor(2), 'activation_mean': r(2, D), 'activation_std': r(2, D).abs() + 1,
+               'activation_global_scale': torch.ones(2)}
+    return {'{path}/config.json': dict(activation_dim=D, dict_size=N, num_layers=2), '{path}/model.safetensors': tensors}
+
+
 @producer('qwen_scope', 'SAE-Res-Qwen3-8B-Base-W1K-L0_3/layer3.sae.pt')
 def qwen_scope(): return {'{path}': dict(W_enc=r(1024, D), b_enc=r(1024), W_dec=r(D, 1024), b_dec=r(D))}
 
