@@ -131,17 +131,24 @@ class RowsThenContexts:
         store:ActivationsStore, # With a model and a dataset
         size:int, # Contexts in a batch
         due:Callable[[], bool]=lambda: False, # Whether that moment has come
-    ): self.source, self.size, self.due = store, size, due
+    ): self.source, self.size, self.due, self.contexts = store, size, due, None
 
     @property
     def columns(self)->dict[str, slice]: return columns_of(self.source)
 
     def __iter__(self)->Iterator[Tensor]: return self
     def __next__(self)->Tensor: # (rows, d_in), or (contexts, positions)
-        return self.source.need('contexts').take(self.size) if self.due() else next(self.source)
+        if not self.due(): return next(self.source)
+        if self.contexts is None: self.go_on_from(self.source.need('contexts').state_dict())
+        return self.contexts.take(self.size)
+
+    def go_on_from(self, position:dict):
+        "Have contexts of its own at a position: other dictionaries may read the store's passes still"
+        self.contexts = self.source.contexts.again()
+        self.contexts.load_state_dict(position)
 
     # the position
-    def position(self)->str: return position_of(self.source.contexts if self.due() else self.source)
+    def position(self)->str: return position_of(self.contexts or self.source)
 
     @property
     def cannot_resume(self)->str|None: return no_way_back(self.source) or no_way_back(self.source.contexts)
@@ -151,8 +158,9 @@ class RowsThenContexts:
         self.source.skip_rows(n)
 
     def state_dict(self)->dict:
-        return dict(rows=self.source.state_dict(), contexts=self.source.contexts.state_dict() if self.due() else None)
+        return dict(rows=self.source.state_dict(), contexts=self.contexts and self.contexts.state_dict())
     def load_state_dict(self, state:dict):
         "Go to a saved position; one of the store alone is one before that moment"
         self.source.load_state_dict(state.get('rows', state))
-        if state.get('contexts') is not None: self.source.contexts.load_state_dict(state['contexts'])
+        self.contexts = None
+        if state.get('contexts') is not None: self.go_on_from(state['contexts'])
