@@ -85,6 +85,7 @@ _PUBLIC = {
     'formats.layouts': ['Format', 'register_format', 'find_saes'],
     'saes.transcoder_sets': ['save_transcoder_set', 'save_cross_layer_set'],
     'saes.cross_layer': ['CrossLayerTranscoder', 'CrossLayerTranscoderConfig', 'load_lazily'],
+    'analysis.cross_layer_report': ['attach_cross_layer', 'faithfulness'],
     'saes.cross_layer_training': ['CrossLayerTrainingTranscoder', 'CrossLayerTrainingTranscoderConfig'],
     'formats.releases': ['list_releases', 'search', 'get_pretrained_saes_directory'],
     'saes.neuronpedia': ['neuronpedia_url', 'neuronpedia_id'],

@@ -224,6 +224,10 @@ from .saes.cross_layer import (
     CrossLayerTranscoderConfig as CrossLayerTranscoderConfig,
     load_lazily as load_lazily,
 )
+from .analysis.cross_layer_report import (
+    attach_cross_layer as attach_cross_layer,
+    faithfulness as faithfulness,
+)
 from .saes.cross_layer_training import (
     CrossLayerTrainingTranscoder as CrossLayerTrainingTranscoder,
     CrossLayerTrainingTranscoderConfig as CrossLayerTrainingTranscoderConfig,
@@ -455,6 +459,8 @@ __all__ = [
     'CrossLayerTranscoder',
     'CrossLayerTranscoderConfig',
     'load_lazily',
+    'attach_cross_layer',
+    'faithfulness',
     'CrossLayerTrainingTranscoder',
     'CrossLayerTrainingTranscoderConfig',
     'list_releases',

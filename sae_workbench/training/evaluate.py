@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reconstruct', 'logits_of', 'wide', 'token_losses', 'token_kl', 'LossMetrics', 'positions_that_count',
-           'read_and_written', 'evaluate_sae', 'LanguageModelEvaluator']
+           'read_and_written', 'beside_affine', 'evaluate_sae', 'fit_affine', 'LanguageModelEvaluator']
 
 # %% ../../nbs/training/evaluate.ipynb #c6866f12
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..core.affine import AffineFit
 from ..core.arguments import Ids, checked
-from ..core.capture import replacing
+from ..core.capture import capture, replacing
 from ..core.config import Count
 from ..core.errors import ConfigError, DataError, HookError
 from ..core.hooks import only_own_hooks
@@ -182,6 +183,14 @@ def read_and_written(
     return read, write if elsewhere else None
 
 # %% ../../nbs/training/evaluate.ipynb #c5427f23
+def beside_affine(
+    quality:dict[str, float], # Of a transcoder
+    floor:dict[str, float], # Of the affine map, on the same rows
+)->dict[str, float]: # The transcoder's, with two more
+    "How much a transcoder explains of what an affine map leaves"
+    beyond = 1 - quality['mse']/floor['mse'] if floor['mse'] else 0.
+    return quality | dict(explained_variance_affine_map=floor['explained_variance'], explained_beyond_affine=beyond)
+
 @checked
 @torch.no_grad()
 @only_own_hooks()
@@ -197,11 +206,13 @@ def evaluate_sae(
     seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the SAE's metadata if None
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
     hook_name_out:str|None=None, # Where a transcoder writes; from its metadata if None
+    affine:AffineFit|None=None, # Of other contexts: a transcoder is measured beside the best affine map
 )->dict[str, float]: # Metrics by name
     "Measure an SAE or a transcoder at its place in a model"
     read, write = read_and_written(sae, hook_name, hook_name_out)
     keep_of, device = positions_that_count(sae, model, contexts, exclude_tokens, seqpos_slice), input_device(model)
     recon, sparse, losses = ReconstructionMetrics(), SparsityMetrics(sae.cfg.d_sae), LossMetrics()
+    floor, linear = None if write is None or affine is None else affine.solve(), ReconstructionMetrics()
     def through(a): return reconstruct(sae, a, activation_scaler, hook_head_index)[2]
     for tokens in contexts.to(device).split(batch_size_prompts):
         keep = keep_of(tokens)
@@ -212,8 +223,34 @@ def evaluate_sae(
         if write is not None: rows = y.flatten(0, 1)
         k = keep.flatten().to(rows.device)
         recon.update(rows[k], out.reshape(rows.shape)[k])
+        if floor is not None: linear.update(rows[k], x.flatten(0, 1)[k].double() @ floor[0].T + floor[1])
         sparse.update(f[k.to(f.device)])
-    return recon.compute() | sparse.compute() | losses.compute('sae') | dict(n_tokens=sparse.n)
+    quality = recon.compute() if floor is None else beside_affine(recon.compute(), linear.compute())
+    return quality | sparse.compute() | losses.compute('sae') | dict(n_tokens=sparse.n)
+
+# %% ../../nbs/training/evaluate.ipynb #90f13e04
+@torch.no_grad()
+@only_own_hooks()
+def fit_affine(
+    sae:SAE, # A transcoder
+    model:nn.Module, # The language model
+    contexts:Tensor, # (n, context) token ids, others than those of the evaluation
+    hook_name:str|None=None, # Where it reads; from its metadata if None
+    hook_name_out:str|None=None, # Where it writes; from its metadata if None
+    exclude_tokens:bool|list[int]|Tensor|None=None, # Token ids that are not counted; from the metadata if None
+    batch_size_prompts:int=8, # Contexts per forward pass
+    seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the metadata if None
+    model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
+)->AffineFit:
+    "Fit the affine map that a transcoder has to beat"
+    places, fit = read_and_written(sae, hook_name, hook_name_out), AffineFit()
+    keep_of = positions_that_count(sae, model, contexts, exclude_tokens, seqpos_slice)
+    for tokens in contexts.to(input_device(model)).split(batch_size_prompts):
+        seen = capture(model, list(places), tokens, **model_kwargs or {})
+        x, y = (seen[place] for place in places)
+        keep = keep_of(tokens).to(x.device)
+        fit.add(x[keep], y[keep])
+    return fit
 
 # %% ../../nbs/training/evaluate.ipynb #020fd594
 class LanguageModelEvaluator:
@@ -222,10 +259,21 @@ class LanguageModelEvaluator:
         model:nn.Module, # The language model
         contexts:Callable[[], Tensor], # Returns the contexts (n, context), the same ones each time
         hook_name:str, # Where the SAE sits, or a transcoder reads
+        floor_contexts:Callable[[], Tensor|None]|None=None, # Returns others, on which a transcoder's floor is fitted
         **options, # Passed to `evaluate_sae`
-    ): self.model, self.contexts, self.hook_name, self.options = model, contexts, hook_name, options
+    ):
+        self.model, self.contexts, self.hook_name, self.options = model, contexts, hook_name, options
+        self.floor_contexts, self.affine = floor_contexts, None   # affine: once it was fitted
+
+    def fit_floor(self, sae:SAE):
+        "Fit the affine map, if there are contexts for it"
+        floor, self.floor_contexts = self.floor_contexts and self.floor_contexts(), None
+        options = {k: v for k, v in self.options.items() if k != 'hook_head_index'}
+        if floor is not None: self.affine = fit_affine(sae, self.model, floor, self.hook_name, **options)
 
     def __call__(self, sae:SAE, data_provider=None, activation_scaler:ActivationScaler|None=None)->dict[str, float]:
         "Metrics, under names that begin with eval/"
-        found = evaluate_sae(sae, self.model, self.contexts(), self.hook_name, activation_scaler=activation_scaler, **self.options)
+        if self.floor_contexts is not None: self.fit_floor(sae)
+        found = evaluate_sae(sae, self.model, self.contexts(), self.hook_name, activation_scaler=activation_scaler,
+                             affine=self.affine, **self.options)
         return {f'eval/{k}': v for k, v in found.items()}

@@ -26,30 +26,33 @@ from .checkpoint import Checkpoints
 from .config import SAETrainerConfig
 from .evaluate import read_and_written
 from .model_loss import LossKind, ModelLoss, Place
-from .sae_group import SAEGroup
+from .sae_group import SAEGroup, blocks_of
 from .trainer import SAETrainer
 
 # %% ../../nbs/training/finetune.ipynb #5d16ae06
 def place_of_one(
     sae:SAE, # An SAE or a transcoder
-    hook_name:str|tuple[str, str]|None=None, # Where it reads, or (read, write); from its metadata if None
-    hook_name_out:str|None=None, # Where a transcoder writes; from its metadata if None
+    hook_name:str|Sequence[str]|tuple|None=None, # Where it reads; from its metadata if None
+    hook_name_out:str|Sequence[str]|None=None, # Where a transcoder writes; from its metadata if None
 )->Place:
     "The place of an SAE in a model"
-    if isinstance(hook_name, tuple): hook_name, hook_name_out = hook_name
-    return Place(*read_and_written(sae, hook_name, hook_name_out), sae.cfg.metadata.hook_head_index)
+    def several(names): return names if names is None or isinstance(names, str) else tuple(names)
+    place = Place(*map(several, read_and_written(sae, hook_name, hook_name_out)), sae.cfg.metadata.hook_head_index)
+    if len(place.hooks)==len(blocks_of(sae)): return place
+    raise ConfigError(f"a {type(sae).__name__} has rows of {len(blocks_of(sae))} parts, and there are {len(place.hooks)} hooks: "
+                      f"{', '.join(place.hooks)}")
 
 def saes_and_places(
     saes:SAE|Sequence[SAE]|Mapping, # One or several; a dictionary says where
-    hook_name:str|None=None, # Of one
-    hook_name_out:str|None=None, # Of one
+    hook_name:str|Sequence[str]|None=None, # Of one
+    hook_name_out:str|Sequence[str]|None=None, # Of one
 )->tuple[list[SAE], list[Place]]:
     "What is trained, and where it sits"
     if isinstance(saes, SAE): return [saes], [place_of_one(saes, hook_name, hook_name_out)]
     if hook_name or hook_name_out: raise ConfigError("hook_name is for one SAE: for several give a dictionary {hook_name: sae}")
     pairs = [*saes.items()] if isinstance(saes, Mapping) else [(None, s) for s in saes]
-    places = [place_of_one(s, name) for name, s in pairs]
-    written = [(p.write or p.read, p.head) for p in places]
+    places = [place_of_one(s, *name) if isinstance(name, tuple) else place_of_one(s, name) for name, s in pairs]
+    written = [(h, p.head) for p in places for h in p.writes]
     twice = next((w for i, w in enumerate(written) if w in written[:i]), None)
     if twice: raise ConfigError(f"two SAEs write at {twice[0]!r}; finetune one after the other")
     return [s for _, s in pairs], places
@@ -71,12 +74,12 @@ def finetuner(
     sae:SAE|Sequence[SAE]|Mapping[str|tuple[str, str], SAE], # One or several, trained in place; a dictionary says where
     model:nn.Module, # Any language model: called with token ids, it returns logits
     contexts:Contexts|Ids, # Such as `TokenContexts`, or (n, context) token ids
-    hook_name:str|None=None, # Where one SAE sits, or a transcoder reads; from its metadata if None
+    hook_name:str|Sequence[str]|None=None, # Where one SAE sits, or a transcoder reads; from its metadata if None
     loss:LossKind='kl+mse', # kl: predictions as without SAE; kl+mse: and activations; ce: the text itself
     training_tokens:Count=1_000_000, # Tokens to train on; the reference takes 5 % of those of the SAE's training
     batch_size_prompts:Count=4, # Contexts in a step
     lr:Positive=5e-5, # Learning rate
-    hook_name_out:str|None=None, # Where a transcoder writes; from its metadata if None
+    hook_name_out:str|Sequence[str]|None=None, # Where a transcoder writes; from its metadata if None
     exclude_special_tokens:bool|Sequence[int]|Tensor|None=None, # Leave these out; by its metadata, or all special ones, if None
     seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from its metadata if None
     model_kwargs:dict[str, Any]|None=None, # Further arguments of the model's call
@@ -92,8 +95,7 @@ def finetuner(
     seqpos = as_slice(seqpos_slice or saes[0].cfg.metadata.seqpos_slice or (None,), size)
     check_length(model, size)
     for s, p in zip(saes, places):
-        check_d_in(model, p.read, s.cfg.d_in, p.head, model_kwargs)
-        if p.write: check_d_in(model, p.write, s.cfg.d_out, p.head, model_kwargs)
+        for hook, width in zip(p.hooks, blocks_of(s), strict=True): check_d_in(model, hook, width, p.head, model_kwargs)
     trained = sae if isinstance(sae, TrainingSAE) else SAEGroup(saes)
     cfg = SAETrainerConfig(training_tokens, batch_size_prompts*len(range(size)[seqpos]), lr=lr,
                            **dict(device=str(saes[0].device)) | options)
@@ -108,7 +110,7 @@ def finetune_on_model(
     sae:SAE|Sequence[SAE]|Mapping[str|tuple[str, str], SAE], # One or several, trained in place; a dictionary says where
     model:nn.Module, # Any language model: called with token ids, it returns logits
     contexts:Contexts|Ids, # Such as `TokenContexts`, or (n, context) token ids
-    hook_name:str|None=None, # Where one SAE sits, or a transcoder reads; from its metadata if None
+    hook_name:str|Sequence[str]|None=None, # Where one SAE sits, or a transcoder reads; from its metadata if None
     loss:LossKind='kl+mse', # kl: predictions as without SAE; kl+mse: and activations; ce: the text itself
     training_tokens:Count=1_000_000, # Tokens to train on; the reference takes 5 % of those of the SAE's training
     resume:bool=False, # Go on from the latest checkpoint in checkpoint_path, if there is one
@@ -129,17 +131,24 @@ class RowsThenContexts:
         store:ActivationsStore, # With a model and a dataset
         size:int, # Contexts in a batch
         due:Callable[[], bool]=lambda: False, # Whether that moment has come
-    ): self.source, self.size, self.due = store, size, due
+    ): self.source, self.size, self.due, self.contexts = store, size, due, None
 
     @property
     def columns(self)->dict[str, slice]: return columns_of(self.source)
 
     def __iter__(self)->Iterator[Tensor]: return self
     def __next__(self)->Tensor: # (rows, d_in), or (contexts, positions)
-        return self.source.need('contexts').take(self.size) if self.due() else next(self.source)
+        if not self.due(): return next(self.source)
+        if self.contexts is None: self.go_on_from(self.source.need('contexts').state_dict())
+        return self.contexts.take(self.size)
+
+    def go_on_from(self, position:dict):
+        "Have contexts of its own at a position: other dictionaries may read the store's passes still"
+        self.contexts = self.source.contexts.again()
+        self.contexts.load_state_dict(position)
 
     # the position
-    def position(self)->str: return position_of(self.source.contexts if self.due() else self.source)
+    def position(self)->str: return position_of(self.contexts or self.source)
 
     @property
     def cannot_resume(self)->str|None: return no_way_back(self.source) or no_way_back(self.source.contexts)
@@ -149,8 +158,9 @@ class RowsThenContexts:
         self.source.skip_rows(n)
 
     def state_dict(self)->dict:
-        return dict(rows=self.source.state_dict(), contexts=self.source.contexts.state_dict() if self.due() else None)
+        return dict(rows=self.source.state_dict(), contexts=self.contexts and self.contexts.state_dict())
     def load_state_dict(self, state:dict):
         "Go to a saved position; one of the store alone is one before that moment"
         self.source.load_state_dict(state.get('rows', state))
-        if state.get('contexts') is not None: self.source.contexts.load_state_dict(state['contexts'])
+        self.contexts = None
+        if state.get('contexts') is not None: self.go_on_from(state['contexts'])

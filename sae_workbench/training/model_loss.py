@@ -9,7 +9,7 @@ __all__ = ['LossKind', 'LEAST_KL', 'kl_weight', 'combined', 'Place', 'kept_rows'
 # %% ../../nbs/training/model_loss.ipynb #f362100f
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import singledispatch
+from functools import partial
 from threading import get_ident
 from typing import Any, Literal, NamedTuple
 import torch
@@ -54,9 +54,30 @@ def combined(
 # %% ../../nbs/training/model_loss.ipynb #be00a1b0
 class Place(NamedTuple):
     "Where an SAE sits in a model"
-    read:str # What it reads
-    write:str|None = None # What it writes, if that is something else
+    read:str|tuple[str, ...] # What it reads; several hooks for a dictionary of several layers
+    write:str|tuple[str, ...]|None = None # What it writes, if that is something else
     head:int|None = None # Only this head
+
+    @property
+    def reads(self)->tuple[str, ...]:
+        "All that it reads"
+        return (self.read,) if isinstance(self.read, str) else tuple(self.read)
+
+    @property
+    def writes(self)->tuple[str, ...]:
+        "All that it writes"
+        if self.write is None: return self.reads
+        return (self.write,) if isinstance(self.write, str) else tuple(self.write)
+
+    @property
+    def hooks(self)->tuple[str, ...]:
+        "The parts of its rows, in their order"
+        return self.reads + self.writes*(self.write is not None)
+
+    @property
+    def is_wide(self)->bool:
+        "Whether it reads or writes at several places"
+        return len(self.reads) > 1 or len(self.writes) > 1
 
 def kept_rows(
     a:Tensor, # (contexts, positions, …) what is at a hook
@@ -64,7 +85,7 @@ def kept_rows(
     place:Place, # Which hook and head
 )->Tensor: # (rows, width)
     "The rows that count"
-    return at_positions(a, place.write or place.read, head=place.head)[keep.to(a.device)]
+    return at_positions(a, place.writes[0], head=place.head)[keep.to(a.device)]
 
 def put_back(
     a:Tensor, # (contexts, positions, …) what is at a hook
@@ -73,26 +94,33 @@ def put_back(
     place:Place, # Which hook and head
 )->Tensor: # As a
     "The activations with other rows where they count"
-    flat = at_positions(a, place.write or place.read, head=place.head)
+    flat = at_positions(a, place.writes[0], head=place.head)
     flat = flat.masked_scatter(keep.to(a.device)[..., None], rows.to(flat))
     if place.head is None: return flat.reshape(a.shape)
     return torch.cat([a[:, :, :place.head], flat.unsqueeze(2), a[:, :, place.head + 1:]], 2)
 
-@singledispatch
 def splice(
-    sae:SAE, # An SAE or a transcoder
-    place:Place, # Where
+    place:Place, # Where an SAE sits
     keep:Tensor, # (contexts, positions) true where it works
     step:Callable[[Tensor, Tensor|None], Tensor], # From what is read, and what stands where it writes, to what shall stand there
+    clean:Mapping[str, Tensor]|None=None, # By hook, what the untouched model has there; for one with several places
 )->dict[str, Callable[[Tensor], Tensor|None]]: # By hook
     "Functions that put an SAE into one pass of a model"
-    if place.write is None: return {place.read: lambda a: put_back(a, keep, step(kept_rows(a, keep, place), None), place)}
-    at_read = []
-    def read(a): at_read[:] = [kept_rows(a, keep, Place(place.read))]
+    if place.is_wide: return _everywhere(place, keep, step, clean)
+    if place.write is None: return {place.reads[0]: lambda a: put_back(a, keep, step(kept_rows(a, keep, place), None), place)}
+    at_read, (read_at,), (write_at,) = [], place.reads, place.writes
+    def read(a): at_read[:] = [kept_rows(a, keep, Place(read_at))]
     def write(a):
-        if not at_read: raise HookError(f"{place.write!r} ran before {place.read!r}: are the places the wrong way round?")
+        if not at_read: raise HookError(f"{write_at!r} ran before {read_at!r}: are the places the wrong way round?")
         return put_back(a, keep, step(at_read.pop(), kept_rows(a, keep, place)), place)
-    return {place.read: read, place.write: write}
+    return {read_at: read, write_at: write}
+
+def _everywhere(place:Place, keep:Tensor, step:Callable, clean:Mapping[str, Tensor])->dict[str, Callable]:
+    "The same for a dictionary of several layers, which reads the untouched model"
+    def rows(hooks): return torch.cat([kept_rows(clean[h], keep, Place(h)) for h in hooks], -1)
+    out = step(rows(place.reads), None if place.write is None else rows(place.writes))
+    widths = [at_positions(clean[h], h).shape[-1] for h in place.writes]
+    return {h: partial(put_back, keep=keep, rows=part, place=Place(h)) for h, part in zip(place.writes, out.split(widths, -1))}
 
 # %% ../../nbs/training/model_loss.ipynb #2f63ac03
 class StepOnRows:
@@ -111,13 +139,21 @@ class StepOnRows:
         "A step on rows as they are in the model"
         state, sae, scaling = self.state, self.sae, self.state.scaling
         parts = [v.to(sae.device, sae.dtype) for v in ((x,) if y is None else (x, y.detach()))]
-        if alone := state.sae is sae: parts = [scaler(v) for (_, scaler), v in zip(scaling.parts, parts)]
-        x, target = parts[0], parts[-1].detach() if y is not None or parts[0].requires_grad else None
+        if alone := state.sae is sae: x, target = sae.split(scaling(torch.cat(parts, -1)))
+        else: x, target = parts[0], None if y is None else parts[1]
+        if target is None and x.requires_grad: target = x.detach()
         given = state.step_input(x, target)
         if not alone: given = state.sae.own(given, self.number)
         with using_group(self.team), torch.autocast(sae.device.type, enabled=False), autocast_of(state.cfg):
             self.out = any_step(sae, given)
-        return scaling.scaler.unscale(self.out.sae_out) if alone else self.out.sae_out
+        return self.unscaled(self.out.sae_out) if alone else self.out.sae_out
+
+    def unscaled(self, out:Tensor)->Tensor:
+        "What was written, as it is in the model; its blocks are the last ones of a row"
+        scaling, n = self.state.scaling, 1
+        while sum(scaling.blocks[-n:]) < out.shape[-1]: n += 1
+        parts = zip(scaling.parts[-n:], out.split(scaling.blocks[-n:], -1))
+        return torch.cat([scaler.unscale(v) if scaler.is_known else v for (_, scaler), v in parts], -1)
 
 # %% ../../nbs/training/model_loss.ipynb #460eb168
 @contextmanager
@@ -212,11 +248,12 @@ class ModelLoss(RowLoss):
         after:int=0, # Rows of the run before the first batch of contexts
     ):
         self.model, self.places, self.kind, self.after = model, places, kind, after
-        hooks = [n for p in places for n in (p.read, p.write) if n]
+        hooks = [h for p in places for h in p.hooks]
+        self.seen_first = {h for p in places if p.is_wide for h in p.hooks}   # read in the first pass
         self.reader = TokenActivations(
             model, list(dict.fromkeys(hooks)), excluded, places[0].head, seqpos, autocast_lm, model_kwargs=model_kwargs,
             together=len(hooks) > 1)
-        self.prefix = Prefix(blocks_before(model, [p.read for p in places]) if reuse_prefix else [])
+        self.prefix = Prefix(blocks_before(model, [h for p in places for h in p.reads]) if reuse_prefix else [])
 
     # What a batch is
     def taken(self, given)->Tensor:
@@ -247,13 +284,15 @@ class ModelLoss(RowLoss):
             return logits_of(self.model(tokens, **self.reader.kwargs))
 
     @torch.no_grad()
-    def clean_logits(self, tokens:Tensor)->Tensor:
-        "Those of the untouched model, as a target"
-        with self.prefix.kept(): found = self.logits(tokens)
+    def clean_pass(self, tokens:Tensor)->tuple[Tensor, dict[str, Tensor]]:
+        "The logits of the untouched model, as a target, and what it has where it is read first"
+        seen = {}
+        def look(hook, a): seen[hook] = a.clone()
+        with self.prefix.kept(): found = self.logits(tokens, [{h: partial(look, h) for h in self.seen_first}])
         if self.prefix.blocks and self.prefix.works is None:
             with self.prefix.left_out(): same = torch.equal(self.logits(tokens), found)
             self.prefix.works = same
-        return found
+        return found, seen
 
     def __call__(self,
         state:TrainState, # Of the run
@@ -266,10 +305,10 @@ class ModelLoss(RowLoss):
         keep = self.reader.kept(tokens)
         saes = sae.members if isinstance(sae, SAEGroup) else [sae]
         steps = [StepOnRows(state, s, i, team) for i, s in enumerate(saes)]
-        fns = [splice(s, place, keep, step) for s, place, step in zip(saes, self.places, steps, strict=True)]
         autocast = torch.autocast(self.reader.hooked.device.type, torch.bfloat16, enabled=self.reader.hooked.autocast)
         with frozen(self.model, sae), autocast:
-            clean = self.clean_logits(tokens)
+            clean, seen = self.clean_pass(tokens)
+            fns = [splice(place, keep, step, seen) for place, step in zip(self.places, steps, strict=True)]
             with self.prefix.left_out(): changed = self.logits(tokens, fns)
         return self.output([s.out for s in steps], self.terms(clean, changed, tokens, keep, team), team)
 
@@ -282,7 +321,7 @@ class ModelLoss(RowLoss):
 
     def output(self, outs:list[TrainStepOutput|None], terms:dict[str, Tensor], team:Processes)->TrainStepOutput:
         "What a step gives: the loss with the value of the whole batch, and the gradient of this process's part"
-        if None in outs: raise HookError(f"{self.places[outs.index(None)].read!r} did not run in this forward pass")
+        if None in outs: raise HookError(f"{self.places[outs.index(None)].reads[0]!r} did not run in this forward pass")
         share = len(outs[0].sae_in) / team.total(len(outs[0].sae_in))
         for i, out in enumerate(outs):
             for k, v in out.losses.items():

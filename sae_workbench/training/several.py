@@ -7,7 +7,7 @@ __all__ = ['PER_SAE', 'SHARED', 'REPLACEMENT_FILE', 'by_name', 'config_of', 'Mul
            'share_passes_of_model', 'make_runners', 'also', 'stopped_together', 'all_at_once', 'say_together',
            'MultiSAETrainingRunner']
 
-# %% ../../nbs/training/several.ipynb #b2c11ed9
+# %% ../../nbs/training/several.ipynb #5ff42ff4
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -21,24 +21,24 @@ from ..activations.models import load_model
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import make_reader, make_source
 from ..core.arguments import checked
-from ..core.config import plain
 from ..core.errors import ConfigError, did_you_mean
 from ..core.files import write_json
 from ..core.progress import say
 from ..core.processes import processes
+from ..core.serial import plain, yaml_text
 from ..saes.config import writes_elsewhere
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 from ..saes.transcoder_sets import save_transcoder_set
 from .callbacks import ProgressBar
 from .checkpoint import RUN_FILE
-from .config import LanguageModelSAERunnerConfig
+from .config import LanguageModelSAERunnerConfig, LoggingConfig
 from .preempt import Interrupted
 from .replacement import evaluate_replacement, splice_of
 from .runner import LanguageModelSAETrainingRunner, stopped
 from .trainer import SAETrainer, train_together
 from .wandb_log import one_wandb_run
 
-# %% ../../nbs/training/several.ipynb #74e7a917
+# %% ../../nbs/training/several.ipynb #9cda0536
 PER_SAE = dict(sae='saes', hook_name='hook_names', hook_head_index='hook_head_indices', hook_name_out='hook_names_out')
 SHARED = {f.name for f in fields(LanguageModelSAERunnerConfig)} - {*PER_SAE} - {'from_pretrained_path'}
 _DERIVED = 'total_training_tokens', 'total_training_steps', 'to_sae_trainer_config'   # the same for all of them
@@ -59,7 +59,7 @@ def by_name(
         raise ConfigError(f"{option}: nothing is said for {', '.join(missing)}")
     return {n: given.get(n) for n in names}
 
-# %% ../../nbs/training/several.ipynb #9e196e5a
+# %% ../../nbs/training/several.ipynb #8ff8aaf9
 def config_of(
     name:str, # Of a dictionary
     own:dict[str, Any], # Its options, by the names that a run of its own has for them
@@ -121,13 +121,18 @@ class MultiSAETrainingRunnerConfig:
         own = dict(saes={name: cfg.to_dict() for name, cfg in self.saes.items()})
         return own | {v: getattr(self, v) for v in [*PER_SAE.values()][1:]} | {k: plain(v) for k, v in self.options.items()}
 
+    def to_yaml(self)->str:
+        "The same as YAML, for a file"
+        return yaml_text(self.to_dict())
+
     @classmethod
     def from_dict(cls, cfg_dict:Mapping[str, Any])->'MultiSAETrainingRunnerConfig':
         "The config that `to_dict` described"
         saes = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in cfg_dict['saes'].items()}
-        return cls(**dict(cfg_dict) | dict(saes=saes))
+        logger = {'logger': LoggingConfig.from_dict(cfg_dict['logger'])} if isinstance(cfg_dict.get('logger'), Mapping) else {}
+        return cls(**dict(cfg_dict) | dict(saes=saes) | logger)
 
-# %% ../../nbs/training/several.ipynb #d563305a
+# %% ../../nbs/training/several.ipynb #0b7ad5f7
 def share_passes_of_model(
     stores:Mapping[str, ActivationsStore], # Of one model, on the same texts
 ):
@@ -162,7 +167,7 @@ def make_runners(
     if not cached: share_passes_of_model({name: runner.activations_store for name, runner in made.items()})
     return made
 
-# %% ../../nbs/training/several.ipynb #0498513b
+# %% ../../nbs/training/several.ipynb #b132ec14
 def also(
     usual:Callable|None, # The evaluator of a run
     own:Callable, # Gives metrics beside it
@@ -171,7 +176,7 @@ def also(
     def evaluate(*args): return ({} if usual is None else usual(*args)) | own(*args)
     return evaluate
 
-# %% ../../nbs/training/several.ipynb #891e5a9b
+# %% ../../nbs/training/several.ipynb #bc03d8e5
 def stopped_together(
     e:Interrupted, # By which they were stopped
     trainers:Mapping[str, SAETrainer], # By name
@@ -212,7 +217,7 @@ def say_together(
                      f"KL {together['kl_div_with_sae']:.3f}, top1_agreement {together['top1_agreement']:.3f}")
     if path: say(f"Load one with: SAE.load_from_disk({str(Path(path)/next(iter(runners)))!r})")
 
-# %% ../../nbs/training/several.ipynb #41b431b4
+# %% ../../nbs/training/several.ipynb #0f00eae3
 class MultiSAETrainingRunner:
     "Trains several dictionaries on the activations of a language model, from the same passes"
     @checked

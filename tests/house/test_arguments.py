@@ -68,7 +68,12 @@ def learner(cls=TopKTrainingSAE): return cls(TopKTrainingSAEConfig(D_IN, D_SAE, 
 def transcoder(): return TopKTranscoder(TopKTranscoderConfig(D_IN, D_SAE, k=2, d_out=D_IN, metadata=SAEMetadata(hook_name='embed', hook_name_out='layer')))
 def crosscoder(): return Crosscoder(CrosscoderConfig(dict(a=D_IN, b=D_IN), D_SAE, metadata=SAEMetadata(hook_name='layer')))
 def paired(): return PairedSource(dict(a=model(), b=model()), 'layer', contexts(), batch_size_prompts=2)
-def cross_layer(): return CrossLayerTranscoder(CrossLayerTranscoderConfig(D_IN, D_SAE, d_out=D_IN, n_layers=2))
+def cross_layer(n=2):
+    facts = SAEMetadata(model_name='toy', hook_name=[f'blocks.{i}.hook_resid_mid' for i in range(n)], hook_name_out=[f'blocks.{i}.hook_mlp_out' for i in range(n)])
+    return CrossLayerTranscoder(CrossLayerTranscoderConfig(D_IN, D_SAE, d_out=D_IN, n_layers=n, metadata=facts))
+
+
+
 def loop(**options): return SAETrainerConfig(total_training_samples=8, train_batch_size_samples=4, **options)
 def trainer(): return SAETrainer(loop(), learner(), iter(rows().split(4)))
 def stats(): return latent_stats(RowLatents(sae(), rows()))
@@ -219,6 +224,11 @@ GOOD = {
     'evaluate_sae': lambda at: (evaluate_sae, dict(
         sae=sae(), model=model(), contexts=tokens(), hook_name='layer', hook_head_index=None, activation_scaler=None, exclude_tokens=None,
         batch_size_prompts=2, seqpos_slice=None)),
+    'finetuner': lambda at: (finetuner, dict(
+        sae=learner(), model=model(), contexts=tokens(), hook_name='layer', loss='kl', training_tokens=8, batch_size_prompts=1, lr=1e-4, hook_name_out=None,
+        exclude_special_tokens=False, seqpos_slice=None, model_kwargs={}, autocast_lm=False, seed=0, evaluator=None, callbacks=())),
+    'finetune_on_model': lambda at: (finetune_on_model, dict(
+        sae=sae(), model=model(), contexts=tokens(), hook_name='layer', loss='kl', training_tokens=8, resume=False)),
     'read_log': lambda at: (read_log, dict(path=at)),
     'LanguageModelSAETrainingRunner': lambda at: (LanguageModelSAETrainingRunner, dict(
         **run(at), override_sae=None, resume_from_checkpoint=None)),
@@ -326,6 +336,9 @@ GOOD = {
         base='a', tuned=1, batch_size_prompts=2, skip_first=0, seed=0)),
     'Crosscoder.views': lambda at: (Crosscoder(CrosscoderConfig([D_IN - 1, 1], D_SAE)).views, dict(x=rows())),
     'Transcoder.forward': lambda at: (transcoder(), dict(x=rows(), y=rows())),
+    'save_cross_layer_set': lambda at: (save_cross_layer_set, dict(clt=cross_layer(), path=at/'set', scan=None)),
+    'attach_cross_layer': lambda at: (attach_cross_layer, dict(model=model(), clt=cross_layer(1), read=['embed'], write=['layer'], use_error_term=False, keep=None)),
+    'faithfulness': lambda at: (faithfulness, dict(clt=cross_layer(), x=torch.randn(5, 2*D_IN), model=None, contexts=None, beside=None, directions=None, most=.5)),
     'CrossLayerTranscoder.decoder': lambda at: (cross_layer().decoder, dict(layer=0, target=1)),
     'load_lazily': lambda at: (load_lazily, dict(path=(cross_layer().save_model(at/'clt'), at/'clt')[1], device='cpu', dtype=None)),
     'Transcoder.forward_with_activations': lambda at: (transcoder().forward_with_activations, dict(x=rows())),
@@ -347,7 +360,7 @@ INNER = {
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
     'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'write', 'with_skip', 'missing', 'encoder_at_start', 'start_from_rows',
     'split', 'all_losses', 'warn_of', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss',
-    'layer_at_start', 'by_layer', 'scale_latents', 'note_smallest', 'averaged', 'learnt_threshold'}
+    'layer_at_start', 'by_layer', 'scale_latents', 'note_smallest', 'averaged', 'learnt_threshold', 'settled'}
 INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {

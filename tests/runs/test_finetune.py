@@ -198,6 +198,57 @@ def test_the_sparse_step_gives_the_gradients_of_the_dense_one(kind):
         else: torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+# A dictionary of several layers
+def cross_layer(activation='topk', **options):
+    torch.manual_seed(0)
+    own = dict(l0_coefficient=0.) if activation == 'jumprelu' else dict(k=6)
+    made = sw.CrossLayerTrainingTranscoder(sw.CrossLayerTrainingTranscoderConfig(d_in=D, d_sae=3*32, d_out=D, n_layers=3, activation=activation, skip=True,
+                                                                                **own | options))
+    made.fresh = False
+    return made
+
+
+CLT = tuple(f'model.layers.{i}.mlp.input' for i in range(3)), tuple(f'model.layers.{i}.mlp' for i in range(3))
+
+
+@pytest.mark.parametrize('activation', ['topk', 'batchtopk', 'layertopk', 'jumprelu'])
+def test_a_cross_layer_transcoder_replaces_every_layer(activation, tmp_path):
+    model, contexts = llama(layers=3, initializer_range=.3), tokens(8)
+    def tuner(one): return finetuner(one, model, contexts, CLT[0], 'kl', 30*8*CONTEXT, 8, 3e-3, CLT[1], exclude_special_tokens=False)
+    one = cross_layer(activation)
+    t = tuner(one)
+    first = t.step_on_next().losses['kl_loss']
+    t.fit()
+    assert t.step_on_next().losses['kl_loss'] < .8*first and one.cfg.metadata.finetuned['loss'] == 'kl'
+    published = one.to_inference()
+    before = weights(published)
+    finetune_on_model(published, model, contexts, CLT[0], 'kl', 4*8*CONTEXT, hook_name_out=CLT[1], exclude_special_tokens=False)
+    assert any(not torch.equal(v, before[k]) for k, v in weights(published).items())
+
+
+def test_it_reads_the_untouched_model_and_all_that_it_writes_is_put_in_place():
+    model, one = llama(layers=3), cross_layer().to_inference()
+    clean = sw.capture(model, [*CLT[0]], tokens(), stop=False)
+    made = one(torch.cat([*clean.values()], -1)).detach().split(D, -1)
+    with torch.no_grad():
+        p = model(tokens()).logits.log_softmax(-1)
+        with sw.replacing(model, {h: lambda a, new=new: new for h, new in zip(CLT[1], made)}): q = model(tokens()).logits.log_softmax(-1)
+    found = output_of(one, model, [CLT], 'kl').losses['kl_loss']
+    torch.testing.assert_close(found, (p.exp()*(p - q)).sum(-1).mean())
+
+
+def test_a_crosscoder_of_two_layers():
+    torch.manual_seed(0)
+    one = sw.BatchTopKTrainingCrosscoder(sw.BatchTopKTrainingCrosscoderConfig(d_in=[D, D], d_sae=64, k=8, normalize_activations='expected_average_only_in'))
+    model = llama(layers=3, initializer_range=.3)
+    t = finetuner(one, model, tokens(8), ['model.layers.0', 'model.layers.1'], 'kl', 30*8*CONTEXT, 8, 3e-3, exclude_special_tokens=False)
+    steps = t.steps()
+    while not t.n_training_steps: next(steps)
+    first = t.state.loss(t.state, tokens(8)).losses['kl_loss']
+    for _ in steps: pass
+    assert one.cfg.normalize_activations == 'none' and t.state.loss(t.state, tokens(8)).losses['kl_loss'] < .8*first
+
+
 # One prefix for two passes
 @pytest.mark.parametrize('kind', PLACES)
 def test_the_prefix_is_run_once_and_changes_nothing(kind):
@@ -388,8 +439,8 @@ def test_another_thread_sees_the_whole_model():
     model, found = llama(layers=3), []
     with torch.no_grad(): right = model(tokens()).logits
     loss = ModelLoss(model, [Place('model.layers.1')], 'kl')
-    loss.clean_logits(tokens(4, 1))
-    loss.clean_logits(tokens(4, 1))
+    loss.clean_pass(tokens(4, 1))
+    loss.clean_pass(tokens(4, 1))
     def read():
         with torch.no_grad(): found.append(model(tokens()).logits)
     with loss.prefix.left_out():
@@ -439,6 +490,28 @@ def test_the_runner_ends_on_the_models_output(places, tmp_path):
         with pytest.raises(Interrupted): runner(cut, callbacks=[StopsAt(step)]).run()
         again = runner(config(tmp_path/str(step), n_checkpoints=2, resume='auto', **places)).run()
         for k, t in weights(whole).items(): assert torch.equal(t, weights(again)[k]), (step, k)
+
+
+@pytest.mark.filterwarnings('ignore:the dataset', 'ignore:the layout')
+def test_several_in_one_run_end_there_too(tmp_path):
+    "Each is alone in the model; the passes that they have shared stay where they are"
+    def several(folder, **options):
+        cfg = config(tmp_path, hook_name='unused', checkpoint_path=str(tmp_path/folder), **options)
+        shared = {k: v for k, v in cfg.to_dict().items() if k not in ('sae', 'hook_name', 'hook_name_out', 'hook_head_index', 'from_pretrained_path', 'output_path',
+                                                                      'logger', 'resume_from_checkpoint')}
+        hooks = {'a': 'model.layers.0', 'b': 'model.layers.1'}
+        saes = {n: sw.BatchTopKTrainingSAEConfig(d_in=D, d_sae=64, k=4, normalize_activations='expected_average_only_in') for n in hooks}
+        return sw.MultiSAETrainingRunnerConfig(saes, hooks, output_path=None, **shared)
+    def go(cfg, **options):
+        model = llama(layers=3)
+        model.tokenizer = None
+        return sw.MultiSAETrainingRunner(cfg, texts(), model, **options).run()
+    whole = go(several('whole'))
+    assert all(s.cfg.metadata.finetuned == dict(loss='kl+mse', tokens=10*48) for s in whole.values())
+    with pytest.raises(Interrupted): go(several('cut', n_checkpoints=2, resume='auto'), callbacks=[StopsAt(34)])
+    again = go(several('cut', n_checkpoints=2, resume='auto'))
+    for name, one in whole.items():
+        for k, t in weights(one).items(): assert torch.equal(t, weights(again[name])[k]), (name, k)
 
 
 @pytest.mark.filterwarnings('ignore:the dataset')

@@ -203,6 +203,8 @@ def test_the_runner_trains_evaluates_and_resumes(tmp_path):
     log = [json.loads(line) for line in (tmp_path/'whole'/'out'/'log.jsonl').read_text(encoding='utf-8').splitlines()]
     evaluations = [line['eval/explained_variance'] for line in log if 'eval/explained_variance' in line]
     assert len(evaluations) == 5 and evaluations[-1] > evaluations[0]   # scaled and folded, the same measure
+    beyond = [(line['eval/explained_variance'], line['eval/explained_variance_affine_map'], line['eval/explained_beyond_affine']) for line in log if 'eval/l0' in line]
+    assert all(share == pytest.approx(1 - (1 - own)/(1 - floor), abs=1e-9) and 0 < floor < 1 for own, floor, share in beyond)
     metrics, _ = run_evals(sae, whole.eval_tokens(), LM(), eval_config=sw.get_eval_everything_config(baselines=False), exclude_special_tokens=False)
     assert metrics['reconstruction_quality']['explained_variance'] == pytest.approx(evaluations[-1], abs=.02)
     assert metrics['model_performance_preservation']['ce_loss_with_sae'] == pytest.approx(log[-1]['eval/ce_loss_with_sae'], abs=1e-4)
