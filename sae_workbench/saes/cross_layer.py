@@ -34,9 +34,10 @@ from .transcoder import Transcoder, TranscoderConfig
 class CrossLayerTranscoderConfig(TranscoderConfig):
     "Options of a cross-layer transcoder"
     n_layers:Count = field(kw_only=True) # Layers that are read, of which each is written too
-    window:Natural|None = field(default=None, kw_only=True) # How many layers further a latent writes; to the last one if None
+    window:Natural|None = field(default=None, kw_only=True) # How many layers further latents write; None: to the last
     causal:bool = field(default=True, kw_only=True) # False lets every latent write to all layers, earlier ones too
-    activation:Literal['relu', 'jumprelu', 'topk', 'layertopk'] = field(default='jumprelu', kw_only=True) # Which latents fire
+    activation:Literal['relu', 'jumprelu', 'topk', 'layertopk'] = field(
+        default='jumprelu', kw_only=True) # Which latents fire
     k:Count = field(default=100, kw_only=True) # Active latents per row in all layers together, for topk and layertopk
     skip:bool = field(default=False, kw_only=True) # Add a linear map of each layer's input to its output
     rules = (
@@ -109,7 +110,7 @@ def by_target(
 def split_pattern(
     pattern:SparsityPattern, # Of the latents of all layers
     n_layers:int, # Each with the same number of them
-)->list[tuple[SparsityPattern, Tensor|None]]: # For each layer its own, and which entries of the whole these are; None for all
+)->list[tuple[SparsityPattern, Tensor|None]]: # Each layer's, and which entries of the whole these are; None for all
     "The active latents of each layer"
     if n_layers==1: return [(pattern, None)]
     width, found = pattern.d_sae // n_layers, []
@@ -162,7 +163,7 @@ class CrossLayerTranscoder(Transcoder):
 
     # Tensors
     def initialize_weights(self):
-        "`layers`, each with its `LayerWeights`; `b_enc (d_sae,)`, `threshold (d_sae,)`, `b_dec (n_layers, d_out)`, `W_skip (n_layers, d_out, d_in)`"
+        "`layers` of `LayerWeights`; `b_enc` and `threshold (d_sae,)`, `b_dec (n_layers, d_out)`, `W_skip`"
         c = self.cfg
         self.d_in, self.d_out = c.n_layers*c.d_in, c.n_layers*c.d_out
         self.targets = [targets_of(c, l) for l in range(c.n_layers)]
@@ -173,8 +174,8 @@ class CrossLayerTranscoder(Transcoder):
 
     def layer_at_start(self, n_targets:int)->LayerWeights:
         "A layer's weights, at random"
-        W_enc = self.parameter(self.cfg.d_layer, self.cfg.d_in, init=nn.init.kaiming_uniform_).data.T.contiguous()
-        return LayerWeights(W_enc, self.parameter(self.cfg.d_layer, n_targets, self.cfg.d_out, init=nn.init.kaiming_uniform_).data)
+        def drawn(*shape): return self.parameter(self.cfg.d_layer, *shape, init=nn.init.kaiming_uniform_).data
+        return LayerWeights(drawn(self.cfg.d_in).T.contiguous(), drawn(n_targets, self.cfg.d_out))
 
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "From the pre-activations of all layers to their latents"
@@ -212,7 +213,8 @@ class CrossLayerTranscoder(Transcoder):
     def W_dec(self)->Tensor:
         "(d_sae, n_layers*d_out) what each latent writes, zero at the layers that it does not write to"
         d, n = self.cfg.d_out, self.cfg.n_layers
-        return torch.cat([F.pad(part.writes(), (ts[0]*d, (n - ts[-1] - 1)*d)) for part, ts in zip(self.layers, self.targets)])
+        parts = zip(self.layers, self.targets)
+        return torch.cat([F.pad(part.writes(), (ts[0]*d, (n - ts[-1] - 1)*d)) for part, ts in parts])
 
     def latent_norms(self)->Tensor:
         "(d_sae,) norms of everything that a latent writes"
@@ -275,7 +277,7 @@ class CrossLayerTranscoder(Transcoder):
     @torch.no_grad()
     def scale_latents(self, by:Tensor):
         "Multiply latents, and divide what they write by the same"
-        if self.is_lazy: raise ConfigError("the decoders are in a file and cannot be changed; load the CLT with load_from_disk")
+        if self.is_lazy: raise ConfigError("its decoders are in a file and cannot be changed; use load_from_disk")
         for part, c in zip(self.layers, by.split(self.cfg.d_layer)):
             part.W_dec.data.div_(c[:, None, None])
             part.W_enc.data.mul_(c)
@@ -294,7 +296,8 @@ class CrossLayerTranscoder(Transcoder):
     ):
         "Fold the scaling factors into the weights, in place"
         n = self.cfg.n_layers
-        if len(factors) != 2*n: raise DataError(f"{2*n} factors are needed, one for each input and each output, got {len(factors)}")
+        if len(factors) != 2*n:
+            raise DataError(f"{2*n} factors are needed, one for each input and each output, got {len(factors)}")
         for l, part in enumerate(self.layers):
             part.W_enc.data.mul_(factors[l])
             for i, t in enumerate(self.targets[l]): part.W_dec.data[:, i].div_(factors[n + t])
