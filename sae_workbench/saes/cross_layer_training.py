@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CrossLayerTrainingTranscoderConfig', 'k_at', 'CrossLayerTrainingTranscoder', 'dead_by_layer', 'dense_dead_loss',
-           'layer_metrics', 'pre_activations', 'dense_pre', 'side_by_side', 'cross_layer_step', 'chosen_step',
-           'near_step', 'written']
+           'layer_metrics', 'pre_activations', 'dense_pre', 'cross_layer_step', 'chosen_step', 'near_step', 'written']
 
 # %% ../../nbs/saes/cross_layer_training.ipynb #bd7a8bf1
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,7 @@ from ..core.registry import register_sae_training_class
 from .batchtopk import BatchTopK, BatchTopKTrainingSAE, check_k
 from .config import SAEConfig
 from .cross_layer import CrossLayerTranscoder, CrossLayerTranscoderConfig
-from .cross_layer import LayerTopK, LayerWeights, by_target, split_pattern
+from .cross_layer import LayerTopK, LayerWeights, by_target, split_pattern, values_of_all
 from .cross_layer_start import start_cross_layer, start_uniform
 from .jumprelu import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from .standard import is_sparse_enough
@@ -326,15 +325,6 @@ def dense_pre(
     "The pre-activations of all layers"
     return torch.cat([pre.dense() for pre in pres], 1)
 
-def side_by_side(
-    values:Sequence[Tensor], # (nnz,) of each layer's pattern
-    parts:Sequence[tuple[SparsityPattern, Tensor|None]], # What `split_pattern` gave
-)->Tensor: # (nnz,) of the whole
-    "Values of all layers in the order of the whole pattern"
-    if len(parts)==1: return values[0]
-    places = torch.cat([p for _, p in parts])
-    return values[0].new_zeros(len(places)).index_put((places,), torch.cat(list(values)))
-
 @sparse_step(CrossLayerTrainingTranscoder)
 def cross_layer_step(
     sae:CrossLayerTrainingTranscoder, # Any
@@ -366,7 +356,7 @@ def chosen_step(
     loss = out.new_zeros(())
     if any(d is not None for d in dead):
         loss = sae.dead_loss(by_target(aux, sae.targets, c.n_layers), step_input.to_reconstruct, out, dead)
-    values = side_by_side(values, parts)
+    values = values_of_all(values, parts)
     reported = values if norms is None else values * norms[whole.cols]
     return sparse_output(sae, step_input, out, whole, reported, partial(dense_pre, pres), {AUX_LOSS: loss})
 
@@ -383,7 +373,7 @@ def near_step(
     parts = split_pattern(whole, c.n_layers)
     split = [None]*c.n_layers if dead is None else dead_by_layer(sae, step_input)
     at = [pre.at(pattern, d) for pre, (pattern, _), d in zip(pres, parts, split)]
-    p, cols = side_by_side([v for v, _ in at], parts), whole.cols
+    p, cols = values_of_all([v for v, _ in at], parts), whole.cols
     acts = sae.jump(p, t[cols])
     own = [acts if places is None else acts[places] for _, places in parts]
     sums, _, norms = zip(*[sparse_decode_with(v, pattern, part.writes(), norms=sae.weighs_by_norm)
