@@ -1,6 +1,6 @@
 """What a finetune on the model's output gains on SmolLM2, beside as many further steps on rows.
 
-    python benchmarks/finetune.py [--tokens 100000] [--share .05] [--lr 1e-3] [--contexts 1] [--keep FOLDER]
+    python benchmarks/finetune.py [--tokens 100000] [--share .05] [--lr 1e-4] [--contexts 1] [--keep FOLDER]
 
 Trains the SAE of recipes/smollm2_topk.yaml on more tokens, then copies of it for the share of them again: on rows (the control),
 on kl+mse, on kl. CE gap: cross-entropy with the SAE less that of the model alone, on held-out text. FOLDER keeps the first SAE."""
@@ -30,7 +30,7 @@ def on_rows(sae, model, contexts, tokens, lr, batch):
     from sae_workbench.activations.sources import LanguageModelSource
     source = LanguageModelSource(model, sae.cfg.metadata.hook_name, contexts, batch, exclude_special_tokens=SPECIAL)
     size = batch*(contexts.context_size - 1)
-    loop = SAETrainerConfig(tokens, size, lr=lr, logger=LoggingConfig(wandb_log_frequency=10**9))
+    loop = SAETrainerConfig(tokens, size, lr=lr, lr_decay_steps=tokens//size//2, logger=LoggingConfig(wandb_log_frequency=10**9))
     return SAETrainer(loop, sae, source).fit()
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--tokens', type=int, default=100_000)
     p.add_argument('--share', type=float, default=.05)
-    p.add_argument('--lr', type=float, default=1e-3)
+    p.add_argument('--lr', type=float, default=1e-4)
     p.add_argument('--contexts', type=int, default=1, help='in a step')
     p.add_argument('--held-out', type=int, default=24, help='contexts')
     p.add_argument('--losses', default='kl+mse,kl')
@@ -62,7 +62,8 @@ def main():
     saes['before'] = sae
     print(f"{'':10} {'seconds':>8}\n{'before':10} {time.time() - start:8.0f}", flush=True)
     ways = {'rows': lambda s, c: on_rows(s, model, c, n, o.lr, o.contexts)} | {kind: lambda s, c, kind=kind: finetune_on_model(
-        s, model, c, loss=kind, training_tokens=n, lr=o.lr, batch_size_prompts=o.contexts, exclude_special_tokens=SPECIAL) for kind in o.losses.split(',')}
+        s, model, c, loss=kind, training_tokens=n, lr=o.lr, batch_size_prompts=o.contexts, lr_decay_steps=n//128//o.contexts//2,
+        exclude_special_tokens=SPECIAL) for kind in o.losses.split(',')}
     for name, way in ways.items():
         start, contexts = time.time(), text('train')
         contexts.take(900)   # further on in the text

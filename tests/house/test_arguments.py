@@ -224,6 +224,11 @@ GOOD = {
     'evaluate_sae': lambda at: (evaluate_sae, dict(
         sae=sae(), model=model(), contexts=tokens(), hook_name='layer', hook_head_index=None, activation_scaler=None, exclude_tokens=None,
         batch_size_prompts=2, seqpos_slice=None)),
+    'finetuner': lambda at: (finetuner, dict(
+        sae=learner(), model=model(), contexts=tokens(), hook_name='layer', loss='kl', training_tokens=8, batch_size_prompts=1, lr=1e-4, hook_name_out=None,
+        exclude_special_tokens=False, seqpos_slice=None, model_kwargs={}, autocast_lm=False, seed=0, evaluator=None, callbacks=())),
+    'finetune_on_model': lambda at: (finetune_on_model, dict(
+        sae=sae(), model=model(), contexts=tokens(), hook_name='layer', loss='kl', training_tokens=8, resume=False)),
     'read_log': lambda at: (read_log, dict(path=at)),
     'LanguageModelSAETrainingRunner': lambda at: (LanguageModelSAETrainingRunner, dict(
         **run(at), override_sae=None, resume_from_checkpoint=None)),

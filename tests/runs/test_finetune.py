@@ -492,6 +492,28 @@ def test_the_runner_ends_on_the_models_output(places, tmp_path):
         for k, t in weights(whole).items(): assert torch.equal(t, weights(again)[k]), (step, k)
 
 
+@pytest.mark.filterwarnings('ignore:the dataset', 'ignore:the layout')
+def test_several_in_one_run_end_there_too(tmp_path):
+    "Each is alone in the model; the passes that they have shared stay where they are"
+    def several(folder, **options):
+        cfg = config(tmp_path, hook_name='unused', checkpoint_path=str(tmp_path/folder), **options)
+        shared = {k: v for k, v in cfg.to_dict().items() if k not in ('sae', 'hook_name', 'hook_name_out', 'hook_head_index', 'from_pretrained_path', 'output_path',
+                                                                      'logger', 'resume_from_checkpoint')}
+        hooks = {'a': 'model.layers.0', 'b': 'model.layers.1'}
+        saes = {n: sw.BatchTopKTrainingSAEConfig(d_in=D, d_sae=64, k=4, normalize_activations='expected_average_only_in') for n in hooks}
+        return sw.MultiSAETrainingRunnerConfig(saes, hooks, output_path=None, **shared)
+    def go(cfg, **options):
+        model = llama(layers=3)
+        model.tokenizer = None
+        return sw.MultiSAETrainingRunner(cfg, texts(), model, **options).run()
+    whole = go(several('whole'))
+    assert all(s.cfg.metadata.finetuned == dict(loss='kl+mse', tokens=10*48) for s in whole.values())
+    with pytest.raises(Interrupted): go(several('cut', n_checkpoints=2, resume='auto'), callbacks=[StopsAt(34)])
+    again = go(several('cut', n_checkpoints=2, resume='auto'))
+    for name, one in whole.items():
+        for k, t in weights(one).items(): assert torch.equal(t, weights(again[name])[k]), (name, k)
+
+
 @pytest.mark.filterwarnings('ignore:the dataset')
 def test_a_run_from_pretrained_weights_honours_or_refuses_every_option(tmp_path):
     "The weights are the folder's; the loss, k and the rest are the config's, which refuses what the weights cannot have"

@@ -70,6 +70,17 @@ def test_gradients_of_a_compiled_step(home):
         for n in (1, 2): compare(home/f'compiled/{a}-0', home/f'compiled/{a}-{n}')
 
 
+def test_gradients_at_the_models_output(home):
+    "Each process has its contexts; the loss, its terms and every gradient are those of all of them"
+    which = [(a, loss) for a in ('topk', 'batchtopk', 'jumprelu') for loss in ('kl', 'ce', 'kl+mse')]
+    cases = [dict(function='output_loss', architecture=a, loss=loss, folder=f'output/{a}-{loss}-{n}', processes=n) for a, loss in which for n in (1, 2)]
+    fine(run(home, *cases))
+    for a, loss in which:
+        for rank in (0, 1):
+            found = compare(home/f'output/{a}-{loss}-1', home/f'output/{a}-{loss}-2', rank)
+            assert found['W_dec'].abs().max() > 0
+
+
 RUNS = [('live', 'batchtopk', dict(norm='expected_average_only_in')), ('cached', 'topk', {}), ('module', 'jumprelu', {}),
         ('tensor', 'gated', {}), ('synthetic', 'matching_pursuit', {}), ('synthetic', 'topk', dict(dtype='bfloat16'))]
 

@@ -24,8 +24,10 @@ from sae_workbench.core.processes import processes
 from sae_workbench.training.callbacks import JSONLLogger
 from sae_workbench.training.checkpoint import Checkpoints
 from sae_workbench.training.feed import BatchFeed
+from sae_workbench.training.model_loss import ModelLoss, Place
 from sae_workbench.training.parallel import shared_pass
 from sae_workbench.training.preempt import Interrupted
+from sae_workbench.training.train_state import TrainState
 from sae_workbench.saes.training import TrainStepInput
 
 torch.set_num_threads(1)
@@ -49,6 +51,30 @@ def gradients(case: dict, folder: Path) -> dict:
     team.sum_gradients(sae.parameters())
     sae.after_optimizer_step()
     return dict(sae.named_buffers()) | {n: p.grad for n, p in sae.named_parameters()} | dict(
+        loss=out.loss.detach(), counts=team.sum(out.firing_counts()), **{f'loss {k}': v.detach() for k, v in out.losses.items()})
+
+
+class LM(torch.nn.Module):
+    "A language model whose predictions depend on all that was read"
+    tokenizer = None
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.stream, self.out = torch.nn.Embedding(20, faults.D_IN), torch.nn.Identity(), torch.nn.Linear(faults.D_IN, 20)
+    def forward(self, tokens): return self.out(self.stream(self.embed(tokens).cumsum(1)).tanh())
+
+
+def output_loss(case: dict, folder: Path) -> dict:
+    "The same at the model's output, for contexts that differ in how many of their tokens count"
+    team, sae = processes(), sae_of(case)
+    tokens = torch.randint(0, 20, (7, 9), generator=torch.Generator().manual_seed(1))
+    loss = ModelLoss(LM().double(), [Place('stream')], case['loss'], excluded=torch.tensor([0, 1, 2]))
+    state = TrainState(SAETrainerConfig(7*9, 7*9), sae, loss)
+    out = loss(state, tokens, team)
+    out.loss.backward()
+    team.sum_gradients(sae.parameters())
+    return {n: p.grad for n, p in sae.named_parameters() if p.grad is not None} | dict(
         loss=out.loss.detach(), counts=team.sum(out.firing_counts()), **{f'loss {k}': v.detach() for k, v in out.losses.items()})
 
 
