@@ -6,9 +6,12 @@ import pytest
 import sae_workbench as sw
 import torch
 import torch.nn.functional as F
-from sae_workbench import SAE, ConfigError, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, ModuleSource, SAETrainer, SAETrainerConfig
-from sae_workbench import SAEWorkbenchError, ShardSource, TensorSource, load_checkpoint, run_evals, save_checkpoint, write_cache
+from sae_workbench import SAE, ConfigError, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, MixingBuffer, ModuleSource, PairedSource
+from sae_workbench import SAETrainer, SAETrainerConfig, SAEWorkbenchError, ShardSource, TensorSource, TokenContexts, load_checkpoint, run_evals
+from sae_workbench import save_checkpoint, write_cache
+from sae_workbench.activations.shared_passes import SharedPasses
 from sae_workbench.activations.side_by_side import SideBySide
+from sae_workbench.core.processes import SingleProcess
 from sae_workbench.saes.training import TrainStepInput, assert_same_step
 from sae_workbench.training.preempt import Interrupted
 from torch import nn
@@ -176,6 +179,34 @@ def test_the_runner_trains_one_of_two_layers_and_resumes(tmp_path):
     for k, t in weights(whole).items(): assert torch.equal(t, weights(again)[k]), k
     with pytest.raises(ConfigError, match='set hook_name_out to its other views'):
         LanguageModelSAETrainingRunner(run(tmp_path/'one', hook_name_out=None), texts(), LM())
+
+
+class Two(SingleProcess):
+    "A process that believes it is two, and runs all passes itself"
+    size = 2
+    def objects(self, obj): return [obj]*2
+    def gather(self, x): return [x]*2
+
+
+def two_models(team=None):
+    "What two models say about the same tokens, through a buffer"
+    source = PairedSource(dict(base=LM(), tuned=LM()), dict(base='low', tuned='high'), TokenContexts(texts(), context_size=12, prepend_bos=False), 4,
+                          seqpos_slice=(1, None))
+    return MixingBuffer(source if team is None else SharedPasses(source, team), 256, BATCH)
+
+
+@pytest.mark.filterwarnings('ignore:the dataset')
+@pytest.mark.parametrize('team', [None, Two()])
+def test_of_two_models_resumed_to_the_bit(team, tmp_path):
+    whole = trainer(crosscoder(), two_models(team)).fit()
+    first = trainer(crosscoder(), two_models(team))
+    for _, _ in zip(range(9), first.steps()): pass
+    save_checkpoint(tmp_path/'at', first, first.data_provider)
+    second = trainer(crosscoder(), two_models(team))
+    load_checkpoint(tmp_path/'at', second, second.data_provider)
+    for k, t in weights(second.fit()).items(): assert torch.equal(t, weights(whole)[k]), k
+    report = sw.compare_views(whole.to_inference(), two_models(), n_batches=4)
+    assert report.n_rows == 4*BATCH and report.cosine is None   # of different width
 
 
 def test_the_scaler_of_a_run_scales_whole_rows():
