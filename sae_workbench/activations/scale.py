@@ -195,10 +195,21 @@ class ActivationScaler:
     whitening:ActivationWhitening|None = None # What comes then; None leaves them as they are
 
     written = None   # the scaler of what is written, where that is something else than what is read
+    views = None   # widths and scalers of all parts of a row, where each is read and written, as a crosscoder's
+
+    def each(self, way:str, rows:Tensor)->Tensor: # In the form of the rows
+        "Every part of whole rows by its own scaler"
+        widths, scalers = self.views
+        return torch.cat([getattr(s, way)(part) for s, part in zip(scalers, rows.split(widths, -1))], -1)
+
+    def is_row(self, acts:Tensor)->bool:
+        "Whether activations are rows of several parts, of which this scaler is that of the first"
+        return self.views is not None and acts.shape[-1]==sum(self.views[0])
 
     def scale(self, acts:Tensor)->Tensor:
         "Activations, multiplied or whitened"
         acts = floats(acts, 'acts')
+        if self.is_row(acts): return self.each('scale', acts)
         if self.scaling_factor is not None: acts = acts * self.scaling_factor
         return acts if self.whitening is None else self.whitening.scale(acts)
 
@@ -206,6 +217,7 @@ class ActivationScaler:
         "Activations as they were before; where something else is written than is read, those that are written"
         if self.written is not None: return self.written.unscale(acts)
         acts = floats(acts, 'acts')
+        if self.is_row(acts): return self.each('unscale', acts)
         if self.whitening is not None: acts = self.whitening.unscale(acts)
         return acts if self.scaling_factor is None else acts / self.scaling_factor
 

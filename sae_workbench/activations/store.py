@@ -269,7 +269,8 @@ def from_config(cls,
     cached, dataset = getattr(cfg, 'use_cached_activations', False), override_dataset
     if dataset is None: dataset = (cfg.dataset_path or None) if cached else cfg.dataset_path
     given = dict(
-        d_in=cfg.sae.d_in, normalize_activations=cfg.sae.normalize_activations, total_training_tokens=cfg.training_tokens,
+        d_in=getattr(cfg.sae, 'width_at_hook', cfg.sae.d_in), normalize_activations=cfg.sae.normalize_activations,
+        total_training_tokens=cfg.training_tokens,
         device=cfg.act_store_device or cfg.device, dataset_trust_remote_code=None,
         cached_activations_path=cfg.cached_activations_path if cached else None,
         hook_name_out=getattr(cfg, 'hook_name_out', None))

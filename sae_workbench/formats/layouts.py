@@ -62,7 +62,7 @@ class Format:
     name:str # In the registry, and for `converter=`
     configs:dict[str, tuple[str, ...]] = {} # Config files by role: the names to try
     optional:tuple[str, ...] = () # Roles that may be missing
-    weights:tuple[str, ...] = () # Weight files; {i} in a name stands for a layer's number, and begins its tensors' names: 0/…
+    weights:tuple[str, ...] = () # Weight files; {i} stands for a layer's number, with which its tensors' names begin: 0/…
     path_like:str = '' # A pattern in repository and path, where files' names alone do not tell
     ignored:str = '(?!)' # Tensors that inference does not need, as a pattern
     sparsity:str = '' # A file with the log10 of each latent's firing frequency, if there is one
@@ -148,11 +148,13 @@ def _layers(template:str, place:Place, path:str)->list[int]:
     middle = [n[len(start):len(n) - len(end)] for n in names if n.startswith(start) and n.endswith(end)]
     found = sorted(int(m) for m in middle if re.fullmatch(r'\d{1,4}', m))
     if found and found == list(range(len(found))): return found
-    raise LoadError(f"{place.repo}: expected files {start}0{end}, {start}1{end} and so on, found the layers {found or 'none'}")
+    raise LoadError(f"{place.repo}: expected files {start}0{end}, {start}1{end} and so on, "
+                    f"found the layers {found or 'none'}")
 
 def _weight_files(fmt:Format, place:Place, path:str)->list[tuple[str, Path]]:
     "What the names of a file's tensors begin with here, and the file"
-    if not any('{i}' in w for w in fmt.weights): return [('', place.find(*_weights_names(w, path))) for w in fmt.weights]
+    if not any('{i}' in w for w in fmt.weights):
+        return [('', place.find(*_weights_names(w, path))) for w in fmt.weights]
     layers = _layers(fmt.weights[0], place, path)
     return [(f'{i}/', place.find(_fill(w, path, i))) for i in layers for w in fmt.weights]
 
@@ -181,7 +183,7 @@ def read_config_of(
     path:str='', # The SAE's path there
     allow_pickle:bool=False, # Read pickles, with torch's weights_only
     **facts, # The registry's `scale` and `model`
-)->tuple[dict, PublishedFiles, list[tuple[str, Path]]]: # The config's dict, what the reader saw, and its `_weight_files`
+)->tuple[dict, PublishedFiles, list[tuple[str, Path]]]: # The config's dict, what the reader saw, and the weight files
     "Everything about an SAE but its tensors"
     fmt = get_format(format)
     path = fmt.tidy(path)

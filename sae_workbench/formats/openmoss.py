@@ -161,7 +161,8 @@ class LlamascopiumCLT(Format):
                 raise LoadError(f"{raw.where}: W_D.{t}: expected {(t + 1, width, d)}, found {tuple(found)}")
         cfg = dict(architecture='cross_layer_transcoder', d_in=d, d_out=d, d_sae=n*width, n_layers=n, activation=act,
                    apply_b_dec_to_input=False, metadata=dict(
-                       model_name=raw.need('model_name', str, None) or raw.model, hook_name=read, hook_name_out=write, prepend_bos=True))
+                       model_name=raw.need('model_name', str, None) or raw.model, prepend_bos=True,
+                       hook_name=read, hook_name_out=write))
         return cfg | (dict(k=raw.need('top_k', int)*(n if act=='layertopk' else 1)) if 'topk' in act else {})
 
     def state(self, t, raw):
@@ -170,9 +171,10 @@ class LlamascopiumCLT(Format):
         wide = {u: t[f'W_D.{u}'].float() for u in range(n)}
         decoders = [torch.stack([wide[u][l] for u in range(l, n)], 1) for l in range(n)]   # by the layer that is read
         norms = torch.cat([D.flatten(1).norm(dim=1) for D in decoders]).clamp(min=1e-8)
-        state = dict(b_enc=t['b_E'].float().flatten(), b_dec=torch.stack(
-            [t[f'b_D.{u}'].float() if raw.need('use_decoder_bias', bool, True) else wide[u].new_zeros(d) for u in range(n)]))
-        by = norms if with_norm and 'topk' in act else torch.ones_like(norms)   # latents compete in units of what they write
+        biased = raw.need('use_decoder_bias', bool, True)
+        biases = [t[f'b_D.{u}'].float() if biased else wide[u].new_zeros(d) for u in range(n)]
+        state = dict(b_enc=t['b_E'].float().flatten(), b_dec=torch.stack(biases))
+        by = norms if with_norm and 'topk' in act else torch.ones_like(norms)   # they compete in units of what they write
         state['b_enc'] = state['b_enc']*by
         if act=='jumprelu':
             theta = t['activation_function.log_jumprelu_threshold'].float().exp().expand(n, width).flatten()
@@ -182,6 +184,6 @@ class LlamascopiumCLT(Format):
             s_in, s_out = ([d**.5/t[f'dataset_average_activation_norm.{h}'].float().item() for h in raw.need(k, list)]
                            for k in ('hook_points_in', 'hook_points_out'))
         for l, own in enumerate(by.split(width)):
-            out = torch.tensor(s_out[l:])[None, :, None]
-            state |= {f'layers.{l}.W_enc': t['W_E'][l].float()*s_in[l]*own, f'layers.{l}.W_dec': decoders[l]/out.to(own)/own[:, None, None]}
+            state[f'layers.{l}.W_enc'] = t['W_E'][l].float()*s_in[l]*own
+            state[f'layers.{l}.W_dec'] = decoders[l]/torch.tensor(s_out[l:])[:, None].to(own)/own[:, None, None]
         return state | dict(b_dec=state['b_dec']/torch.tensor(s_out)[:, None].to(norms))

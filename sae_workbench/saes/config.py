@@ -94,6 +94,11 @@ class SAEConfig(Config):
     def architecture(cls)->str:
         "The name under which the architecture is registered"
 
+    @property
+    def width_at_hook(self)->int:
+        "Width of the activations at `hook_name`: of all that is read, unless other hooks are read beside it"
+        return self.d_in
+
     @classmethod
     def was_at(cls)->tuple[str, ...]: return (cls.architecture(), 'sae')
 

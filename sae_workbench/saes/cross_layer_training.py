@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['CrossLayerTrainingTranscoderConfig', 'k_at', 'CrossLayerTrainingTranscoder', 'dead_by_layer', 'dense_dead_loss',
-           'layer_metrics', 'pre_activations', 'side_by_side', 'cross_layer_step', 'chosen_step', 'near_step',
-           'written']
+           'layer_metrics', 'pre_activations', 'dense_pre', 'cross_layer_step', 'chosen_step', 'near_step', 'written']
 
 # %% ../../nbs/saes/cross_layer_training.ipynb #bd7a8bf1
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from math import ceil
 from typing import Any, Literal
 import torch
@@ -22,7 +21,7 @@ from ..core.registry import register_sae_training_class
 from .batchtopk import BatchTopK, BatchTopKTrainingSAE, check_k
 from .config import SAEConfig
 from .cross_layer import CrossLayerTranscoder, CrossLayerTranscoderConfig
-from .cross_layer import LayerTopK, LayerWeights, by_target, split_pattern
+from .cross_layer import LayerTopK, LayerWeights, by_target, split_pattern, values_of_all
 from .cross_layer_start import start_cross_layer, start_uniform
 from .jumprelu import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from .standard import is_sparse_enough
@@ -34,26 +33,30 @@ from .transcoder_start import rows_wanted
 
 # %% ../../nbs/saes/cross_layer_training.ipynb #040f7de8
 @dataclass
-class CrossLayerTrainingTranscoderConfig(TrainingTranscoderConfig, CrossLayerTranscoderConfig, JumpReLUTrainingSAEConfig):
+class CrossLayerTrainingTranscoderConfig(
+        TrainingTranscoderConfig, CrossLayerTranscoderConfig, JumpReLUTrainingSAEConfig):
     "A cross-layer transcoder, and the options of its activation function"
-    activation:Literal['topk', 'batchtopk', 'layertopk', 'jumprelu'] = field(default='topk', kw_only=True) # Which latents fire
+    activation:Literal['topk', 'batchtopk', 'layertopk', 'jumprelu'] = field(
+        default='topk', kw_only=True) # Which latents fire
     k:Positive = field(default=100., kw_only=True) # Active latents per row in all layers together; batchtopk's average
     init:Literal['uniform', 'kaiming', 'zero_decoder', 'active_subspace', 'lstsq_skip'] = field(
         default='uniform', kw_only=True) # How the weights begin
-    init_firing_rate:Fraction|None = field(default=None, kw_only=True) # Share of the first rows on which each latent is to fire; sets b_enc
-    rescale_acts_by_decoder_norm:bool = field(default=True, kw_only=True) # Let latents compete in units of what they write
-    aux_loss_coefficient:NonNegative = field(default=1., kw_only=True) # Weight of the auxiliary loss for dead latents; not jumprelu's
-    topk_threshold_lr:Fraction = field(default=.01, kw_only=True) # Of batchtopk: weight of a step in the average that becomes the threshold
+    init_firing_rate:Fraction|None = field(default=None, kw_only=True) # On which share of rows b_enc lets latents fire
+    rescale_acts_by_decoder_norm:bool = field(default=True, kw_only=True) # Compete in units of what is written
+    aux_loss_coefficient:NonNegative = field(default=1., kw_only=True) # Weight of the loss for dead latents
+    topk_threshold_lr:Fraction = field(default=.01, kw_only=True) # Weight of a step in batchtopk's threshold
     initial_k:Positive|None = field(default=None, kw_only=True) # k of the first step; k itself if None
     k_warm_up_steps:Natural = field(default=0, kw_only=True) # Steps over which it goes to k
-    k_schedule:Literal['exponential', 'linear'] = field(default='exponential', kw_only=True) # By the same factor or the same amount in each step
+    k_schedule:Literal['exponential', 'linear'] = field(default='exponential', kw_only=True) # How k falls
     rules = (
         Rule(lambda c: c.activation in ('batchtopk', 'jumprelu') or c.k==int(c.k),
              "k={c.k}: activation={c.activation!r} keeps a whole number of latents; batchtopk takes a fraction"),
-        Rule(lambda c: c.activation != 'jumprelu' or c.initial_k is None, "initial_k={c.initial_k} is for the topk activations"),
+        Rule(lambda c: c.activation != 'jumprelu' or c.initial_k is None,
+             "initial_k={c.initial_k} is for the topk activations"),
         Rule(lambda c: (c.initial_k is None)==(c.k_warm_up_steps==0),
              "initial_k={c.initial_k} and k_warm_up_steps={c.k_warm_up_steps}: write both or neither"),
-        Rule(lambda c: c.initial_k is None or c.initial_k <= c.d_sae, "initial_k={c.initial_k} is more than d_sae={c.d_sae}"),
+        Rule(lambda c: c.initial_k is None or c.initial_k <= c.d_sae,
+             "initial_k={c.initial_k} is more than d_sae={c.d_sae}"),
         Rule(lambda c: c.init_firing_rate is None or 0 < c.init_firing_rate < 1,
              "init_firing_rate={c.init_firing_rate} must lie between 0 and 1"))
 
@@ -156,7 +159,8 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
     def get_activation_fn(self)->Callable[[Tensor], Tensor]:
         "From the pre-activations of all layers to their latents; not used with jumprelu"
         c = self.cfg
-        made = dict(topk=lambda: TopK(int(c.k)), batchtopk=lambda: BatchTopK(c.k), layertopk=lambda: LayerTopK(int(c.k), c.n_layers))
+        made = dict(topk=lambda: TopK(int(c.k)), batchtopk=lambda: BatchTopK(c.k),
+                    layertopk=lambda: LayerTopK(int(c.k), c.n_layers))
         return made.get(c.activation, nn.ReLU)()
 
     def choice(self)->TopK:
@@ -170,14 +174,16 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
         "Whether latents compete and are reported in units of what they write"
         return 'topk' in self.cfg.activation and self.cfg.rescale_acts_by_decoder_norm
 
-    few = property(lambda self: (self.choice().k if 'topk' in self.cfg.activation else 0), doc="Where the sparse product is taken")
-    theta, bandwidth, weighs_by_norm = JumpReLUTrainingSAE.theta, JumpReLUTrainingSAE.bandwidth, JumpReLUTrainingSAE.weighs_by_norm
-    jump, row_penalty, pulled_up = JumpReLUTrainingSAE.jump, JumpReLUTrainingSAE.row_penalty, JumpReLUTrainingSAE.pulled_up
-    update_topk_threshold, averaged, follow = (
-        BatchTopKTrainingSAE.update_topk_threshold, BatchTopKTrainingSAE.averaged, BatchTopKTrainingSAE.follow)
-    note_smallest, follow_now, threshold_after, learnt_threshold = (
-        BatchTopKTrainingSAE.note_smallest, BatchTopKTrainingSAE.follow_now, BatchTopKTrainingSAE.threshold_after,
-        BatchTopKTrainingSAE.learnt_threshold)
+    @property
+    def few(self)->float:
+        "Active latents of one layer in a row, up to which the sparse product is taken"
+        return self.choice().k if 'topk' in self.cfg.activation else 0
+
+    theta, bandwidth, weighs_by_norm, jump, row_penalty, pulled_up = (
+        getattr(JumpReLUTrainingSAE, n) for n in 'theta bandwidth weighs_by_norm jump row_penalty pulled_up'.split())
+    update_topk_threshold, averaged, follow, note_smallest, follow_now, threshold_after, learnt_threshold = (
+        getattr(BatchTopKTrainingSAE, n) for n in
+        'update_topk_threshold averaged follow note_smallest follow_now threshold_after learnt_threshold'.split())
 
     def activate(self, pre:Tensor)->Tensor:
         "From pre-activations to latents, of all layers"
@@ -188,7 +194,7 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
         "The weight of jumprelu's penalty"
         return JumpReLUTrainingSAE.get_coefficients(self) if self.cfg.activation=='jumprelu' else {}
 
-    def penalties(self, step_input:TrainStepInput, penalty:Tensor, dead_pre:Tensor|None, dead:Tensor|None)->dict[str, Tensor]:
+    def penalties(self, step_input, penalty:Tensor, dead_pre:Tensor|None, dead:Tensor|None)->dict[str, Tensor]:
         "Of jumprelu, from the rows' penalty (batch,) and the dead latents' pre-activations (batch, n)"
         losses = {'l0_loss': step_input.coefficients['l0'] * penalty.mean()}
         if self.cfg.pre_act_loss_coefficient is None: return losses
@@ -197,7 +203,7 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
         return losses | {'pre_act_loss': self.cfg.pre_act_loss_coefficient * below}
 
     def dead_loss(self, sums:Sequence[Tensor|None], target:Tensor, sae_out:Tensor, dead:Sequence[Tensor|None])->Tensor:
-        "How far the dead latents' sums are from the residuals, from the sum (batch, d_out) and the dead latents of each layer"
+        "How far the dead latents' sums (batch, d_out) at each layer are from the residuals"
         weight = self.cfg.aux_loss_coefficient if self.aux_loss_coefficient is None else self.aux_loss_coefficient
         many, losses = self.cfg.d_out//2, []
         for t, (s, rest) in enumerate(zip(sums, self.by_layer((target - sae_out).detach()))):
@@ -242,7 +248,7 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
         return {'weights/W_dec_norms': self.get_W_dec_norm().float().cpu().numpy()}
 
     def process_state_dict_for_saving_inference(self, state_dict:dict[str, Any])->None:
-        "Norms of what latents write are folded where latents are in their units; batchtopk's threshold is every latent's"
+        "Norms are folded where latents are in their units; batchtopk's threshold is every latent's"
         norms = self.get_W_dec_norm().split(self.cfg.d_layer)
         state_dict.pop('target_scales')
         if self.rescales:
@@ -251,7 +257,8 @@ class CrossLayerTrainingTranscoder(TrainingTranscoder, CrossLayerTranscoder, Tra
                 state_dict[f'layers.{l}.W_enc'] *= n
             state_dict['b_enc'] *= torch.cat(norms)
         if self.cfg.activation=='batchtopk':
-            state_dict['threshold'] = torch.full_like(state_dict['b_enc'], self.learnt_threshold(state_dict.pop('topk_threshold')))
+            threshold = self.learnt_threshold(state_dict.pop('topk_threshold'))
+            state_dict['threshold'] = torch.full_like(state_dict['b_enc'], threshold)
         if self.threshold is not None: state_dict['threshold'] = state_dict['threshold'].clamp(min=0).to(self.dtype)
 
 register_sae_training_class('cross_layer_transcoder', CrossLayerTrainingTranscoder, CrossLayerTrainingTranscoderConfig)
@@ -293,10 +300,12 @@ def layer_metrics(
     "L0, dead latents and explained variance of each layer"
     found, rows = {}, len(step_input.sae_in)
     counts, dead = out.firing_counts().split(sae.cfg.d_layer), dead_by_layer(sae, step_input)
-    y, miss = (sae.by_layer(t.detach().float()) for t in (step_input.to_reconstruct, out.sae_out - step_input.to_reconstruct))
+    target = step_input.to_reconstruct
+    y, miss = (sae.by_layer(t.detach().float()) for t in (target, out.sae_out - target))
     for l in range(sae.cfg.n_layers):
         spread = (y[l] - y[l].mean(0)).pow(2).sum()
-        found |= {f'l0_layer_{l}': counts[l].sum().item()/rows, f'dead_layer_{l}': 0 if dead[l] is None else len(dead[l]),
+        found |= {f'l0_layer_{l}': counts[l].sum().item()/rows,
+                  f'dead_layer_{l}': 0 if dead[l] is None else len(dead[l]),
                   f'explained_variance_layer_{l}': 1 - (miss[l].pow(2).sum()/spread.clamp(min=1e-30)).item()}
     if 'topk' in sae.cfg.activation: found['k'] = float(sae.choice().k)
     return found
@@ -310,14 +319,11 @@ def pre_activations(
     inputs, biases = sae.by_layer(sae.prepare_input(x)), sae.b_enc.split(sae.cfg.d_layer)
     return [PreActivations(x_l, part.W_enc, b, private=True) for x_l, part, b in zip(inputs, sae.layers, biases)]
 
-def side_by_side(
-    values:Sequence[Tensor], # (nnz,) of each layer's pattern
-    parts:Sequence[tuple[SparsityPattern, Tensor|None]], # What `split_pattern` gave
-)->Tensor: # (nnz,) of the whole
-    "Values of all layers in the order of the whole pattern"
-    if len(parts)==1: return values[0]
-    places = torch.cat([p for _, p in parts])
-    return values[0].new_zeros(len(places)).index_put((places,), torch.cat(list(values)))
+def dense_pre(
+    pres:Sequence[PreActivations], # Of each layer
+)->Tensor: # (rows, d_sae)
+    "The pre-activations of all layers"
+    return torch.cat([pre.dense() for pre in pres], 1)
 
 @sparse_step(CrossLayerTrainingTranscoder)
 def cross_layer_step(
@@ -335,7 +341,8 @@ def chosen_step(
 )->TrainStepOutput:
     "The step from the largest latents"
     c, norms = sae.cfg, sae.latent_norms() if sae.rescales else None
-    if type(choice := sae.choice()) not in (TopK, BatchTopK, LayerTopK): return dense_step(sae, step_input)   # another one was put in
+    choice = sae.choice()
+    if type(choice) not in (TopK, BatchTopK, LayerTopK): return dense_step(sae, step_input)   # another was put in
     if norms is not None:
         for pre, n in zip(pres, norms.split(c.d_layer)): pre.scale_(n)
     whole, dead = choice.pattern(torch.cat([pre.h for pre in pres], 1)), dead_by_layer(sae, step_input)
@@ -346,11 +353,12 @@ def chosen_step(
         s, a, _ = sparse_decode_with(v, pattern, part.writes(), code, d)
         values.append(v), sums.append(s), aux.append(a)
     out = written(sae, step_input, sums)
-    nobody = all(d is None for d in dead)
-    loss = out.new_zeros(()) if nobody else sae.dead_loss(by_target(aux, sae.targets, c.n_layers), step_input.to_reconstruct, out, dead)
-    values = side_by_side(values, parts)
+    loss = out.new_zeros(())
+    if any(d is not None for d in dead):
+        loss = sae.dead_loss(by_target(aux, sae.targets, c.n_layers), step_input.to_reconstruct, out, dead)
+    values = values_of_all(values, parts)
     reported = values if norms is None else values * norms[whole.cols]
-    return sparse_output(sae, step_input, out, whole, reported, lambda: torch.cat([p.dense() for p in pres], 1), {AUX_LOSS: loss})
+    return sparse_output(sae, step_input, out, whole, reported, partial(dense_pre, pres), {AUX_LOSS: loss})
 
 def near_step(
     sae:CrossLayerTrainingTranscoder, # With jumprelu
@@ -362,9 +370,10 @@ def near_step(
     near = torch.cat([pre.h for pre in pres], 1) > t - sae.bandwidth/2
     if not is_sparse_enough(near): return dense_step(sae, step_input)
     whole, dead = SparsityPattern.from_mask(near), sae.pulled_up(step_input)
-    parts, split = split_pattern(whole, c.n_layers), [None]*c.n_layers if dead is None else dead_by_layer(sae, step_input)
+    parts = split_pattern(whole, c.n_layers)
+    split = [None]*c.n_layers if dead is None else dead_by_layer(sae, step_input)
     at = [pre.at(pattern, d) for pre, (pattern, _), d in zip(pres, parts, split)]
-    p, cols = side_by_side([v for v, _ in at], parts), whole.cols
+    p, cols = values_of_all([v for v, _ in at], parts), whole.cols
     acts = sae.jump(p, t[cols])
     own = [acts if places is None else acts[places] for _, places in parts]
     sums, _, norms = zip(*[sparse_decode_with(v, pattern, part.writes(), norms=sae.weighs_by_norm)
@@ -372,9 +381,10 @@ def near_step(
     def row_sum(v): return v.new_zeros(whole.n_rows).index_add(0, whole.rows, v)
     norm = torch.cat(norms)[cols] if sae.weighs_by_norm else None
     dead_pre = [d for _, d in at if d is not None]
-    losses = sae.penalties(step_input, sae.row_penalty(p, acts, t[cols], norm, row_sum), torch.cat(dead_pre, 1) if dead_pre else None, dead)
+    penalty = sae.row_penalty(p, acts, t[cols], norm, row_sum)
+    losses = sae.penalties(step_input, penalty, torch.cat(dead_pre, 1) if dead_pre else None, dead)
     out = written(sae, step_input, sums)
-    return sparse_output(sae, step_input, out, whole, acts, lambda: torch.cat([p.dense() for p in pres], 1), losses)
+    return sparse_output(sae, step_input, out, whole, acts, partial(dense_pre, pres), losses)
 
 def written(
     sae:CrossLayerTrainingTranscoder, # Any

@@ -66,6 +66,11 @@ class CrosscoderConfig(SAEConfig):
              "normalize_activations='covariance_whitening' would mix the views; write 'expected_average_only_in', "
              "which scales each of them"))
 
+    @property
+    def width_at_hook(self)->int:
+        "Width of the first view"
+        return self.d_views[0]
+
     @classmethod
     def completed(cls, given:dict[str, Any])->dict[str, Any]:
         "The options, with the widths of the views in `d_views`"

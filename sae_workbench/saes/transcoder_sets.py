@@ -84,8 +84,9 @@ def _clt_hooks(clt:SAE)->list[str]:
     "What each layer reads and writes, without the block's name; an error where circuit-tracer cannot run it"
     c, m = clt.cfg, clt.cfg.metadata
     if c.architecture() != 'cross_layer_transcoder': raise ConfigError(
-        f"a {c.architecture()} is not a cross-layer transcoder; a transcoder for each layer is written with save_transcoder_set")
-    if 'topk' in c.activation: raise ConfigError(f"circuit-tracer runs ReLU and JumpReLU, and this one is activation={c.activation!r}")
+        f"a {c.architecture()} is not a cross-layer transcoder; one transcoder a layer is written with save_transcoder_set")
+    if 'topk' in c.activation:
+        raise ConfigError(f"circuit-tracer runs ReLU and JumpReLU, and this one is activation={c.activation!r}")
     if not c.causal: raise ConfigError("causal=False: circuit-tracer has no latents that write to earlier layers")
     if c.normalize_activations != 'none' or c.d_in != c.d_out: raise ConfigError(
         f"circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, d_out={c.d_out}, "
@@ -94,8 +95,9 @@ def _clt_hooks(clt:SAE)->list[str]:
     for name in ('hook_name', 'hook_name_out'):
         hooks = m[name] if isinstance(m[name], (list, tuple)) else [m[name]]
         at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', str(h)) for h in hooks]
-        if len(at) != c.n_layers or not all(at) or [int(a[1]) for a in at] != list(range(c.n_layers)) or len({a[2] for a in at}) > 1:
-            raise ConfigError(f"metadata.{name}: expected blocks.0.… to blocks.{c.n_layers - 1}.…, the same in each block, found {hooks}")
+        expected = [f'blocks.{i}.{at[0][2]}' for i in range(c.n_layers)] if at and at[0] else None
+        if hooks != expected: raise ConfigError(
+            f"metadata.{name}: expected blocks.0.… to blocks.{c.n_layers - 1}.…, the same in each block, found {hooks}")
         found.append(at[0][2])
     return found
 

@@ -362,7 +362,7 @@ class LanguageModelSAERunnerConfig(Config):
         if model_config is None: return
         def mistakes(hook, width): return model_mistakes(model_config, hook, width, self.context_size, self.model_class_name,
                                                          self.hook_head_index, self.model_kwargs)
-        bad = mistakes(self.hook_name, self.sae.d_in)
+        bad = mistakes(self.hook_name, self.sae.width_at_hook)
         for hook in hooks_of(self.hook_name, self.hook_name_out)[1:]:
             more = mistakes(hook, None)   # the width is compared with the SAE's when the rows are made
             bad += [m.replace('hook_name=', 'hook_name_out=', 1) for m in more if m not in bad]

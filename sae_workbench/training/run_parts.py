@@ -93,8 +93,9 @@ def check_target(
     if len(hooks)==parts: return
     if parts==1: raise ConfigError(f"hook_name_out={cfg.hook_name_out!r}: a {kind} reconstructs what it reads, so it has "
                                    "no use for a target; leave hook_name_out out")
+    says = 'its other views' if hasattr(sae.cfg, 'd_views') else 'what it is to write'
     raise ConfigError(f"a {kind} takes rows of {parts} parts, and the run has {len(hooks)}: {', '.join(hooks)}; "
-                      "set hook_name_out to what it is to write")
+                      f"set hook_name_out to {says}")
 
 # %% ../../nbs/training/run_parts.ipynb #7510e1ec
 NOTED = ('dataset_path', 'hook_name', 'model_name', 'model_class_name', 'hook_head_index', 'context_size',
@@ -186,7 +187,7 @@ def make_parts(
     if no_data and not cfg.use_cached_activations:
         raise DataError("no data: set dataset_path, or pass override_dataset")
     if cfg.use_cached_activations:
-        manifest = open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.d_in, model_name=cfg.model_name)
+        manifest = open_cache(cfg.cached_activations_path, cfg, d_in=cfg.sae.width_at_hook, model_name=cfg.model_name)
         check_rows_of(manifest, cfg)
     sae = make_sae(cfg, sae)
     check_target(cfg, sae)

@@ -44,7 +44,7 @@ class InputScaling:
         self.blocks = [cfg.d_in] if blocks is None else [*blocks]
         kind = ESTIMATES.get(cfg.normalize_activations, NormEstimate)
         self.parts = [(kind(), ActivationScaler()) for _ in self.blocks]   # the estimate and the scaler of each block
-        if len(self.parts)==2: self.scaler.written = self.parts[1][1]
+        self.link()
         if len(self.parts) > 1 and kind is CovarianceEstimate: raise ConfigError(
             "normalize_activations='covariance_whitening' is for rows that are one activation: what is read and what is "
             "to be written would be mixed; write 'expected_average_only_in', which scales each of them")
@@ -60,7 +60,15 @@ class InputScaling:
         return self.parts[0][1]
 
     @scaler.setter
-    def scaler(self, given:ActivationScaler): given.written, self.parts[0] = self.scaler.written, (self.norm, given)
+    def scaler(self, given:ActivationScaler):
+        self.parts[0] = self.norm, given
+        self.link()
+
+    def link(self):
+        "Let the scaler of the first block know those of the others"
+        scalers = [scaler for _, scaler in self.parts]
+        if len(scalers) > 1 and getattr(self.cfg, 'd_views', None): self.scaler.views = self.blocks, scalers
+        elif len(scalers)==2: self.scaler.written = scalers[1]
 
     @property
     def factors(self)->list[float|None]:

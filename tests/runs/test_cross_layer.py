@@ -10,6 +10,7 @@ from sae_workbench import SAE, LanguageModelSource, SAETrainer, SAETrainerConfig
 from sae_workbench import run_evals, save_checkpoint, write_cache
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.core.errors import SAEWorkbenchError
+from sae_workbench.saes.training import TrainStepInput
 
 L, D_IN, D_OUT, BATCH = 3, 8, 6, 64
 KINDS = {'topk': dict(k=6), 'batchtopk': dict(k=5.5), 'layertopk': dict(k=6), 'jumprelu': {}}
@@ -171,3 +172,57 @@ WRONG = {   # what somebody does, and what they are told
 def test_what_does_not_fit_is_said(name):
     do, says = WRONG[name]
     with pytest.raises((SAEWorkbenchError, TypeError), match=re.escape(says)): do()
+
+
+# Derivatives
+def step_of(sae, x, y): return sae.training_forward_pass(TrainStepInput(x, dict.fromkeys(sae.get_coefficients(), .3), torch.arange(sae.cfg.d_sae) % 5 == 0, 0, target=y, caller_settles=True))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_gradients_of_a_step_are_those_of_its_loss(kind):
+    "By differences, in double precision, for every tensor; the sparse step is the one that runs"
+    sae = clt(kind, d_in=3, d_out=2, d_sae=30, dtype='float64', skip=True, window=1)
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(4, 3*L, generator=g, dtype=torch.float64), torch.randn(4, 2*L, generator=g, dtype=torch.float64)
+    with torch.no_grad():
+        for p in sae.parameters(): p.add_(torch.randn(p.shape, generator=g), alpha=.2)
+        if kind == 'jumprelu':   # no pre-activation in the band of a threshold, where the gradient is an estimate and not the loss's
+            sae.threshold.fill_(.9)
+            pre = sae.encode_with_hidden_pre(x)[1]
+            gaps = (pre - sae.theta).abs().amin(0) <= sae.bandwidth
+            sae.b_enc[gaps] -= 20
+            sae.b_enc[torch.arange(30) % 3 > 0] -= 20   # few fire, so that the step is sparse
+    names = [n for n, _ in sae.named_parameters() if n != 'threshold']
+
+    def loss(*tensors):
+        return torch.func.functional_call(Loss(sae), {f'sae.{n}': t for n, t in zip(names, tensors)}, (x, y))
+
+    tensors = [sae.get_parameter(n).detach().clone().requires_grad_() for n in names]
+    assert torch.autograd.gradcheck(loss, tensors, eps=1e-7, atol=1e-5)
+
+
+class Loss(nn.Module):
+    def __init__(self, sae):
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, x, y): return step_of(self.sae, x, y).losses['mse_loss']
+
+
+def test_the_threshold_learns_from_latents_just_below_it():
+    "The estimate, written out: a latent in the band moves its threshold whether it fires or not"
+    sae = clt('jumprelu', d_sae=192, dtype='float64', jumprelu_bandwidth=.2, l0_coefficient=.5)
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(40, L*D_IN, generator=g, dtype=torch.float64), torch.randn(40, L*D_OUT, generator=g, dtype=torch.float64)
+    with torch.no_grad():
+        sae.threshold.fill_(.5)
+    out = sae.training_forward_pass(TrainStepInput(x, dict(l0=.5), None, 0, target=y, caller_settles=True))
+    assert out.active is not None   # the sparse step
+    out.loss.backward()
+    with torch.no_grad():
+        f, pre = sae.encode_with_hidden_pre(x)
+        d_out = 2*(sae.write(x, f) - y)/len(x)
+        near = ((pre - .5).abs() < .1).double()/.2
+        want = -(near*(.5*(d_out @ sae.W_dec.T) + .5/len(x))).sum(0)
+    assert (near.bool() & (pre < .5)).any()
+    torch.testing.assert_close(sae.threshold.grad.double(), want, rtol=1e-5, atol=1e-6)
