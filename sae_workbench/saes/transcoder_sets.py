@@ -80,13 +80,15 @@ def save_transcoder_set(
     return Path(path)
 
 # %% ../../nbs/saes/transcoder_sets.ipynb #f897ec67
-def _clt_hooks(clt:SAE)->list[str]:
+def _clt_hooks(clt:SAE, model:nn.Module|None)->list[str]:
     "What each layer reads and writes, without the block's name; an error where circuit-tracer cannot run it"
     c, m = clt.cfg, clt.cfg.metadata
     if c.architecture() != 'cross_layer_transcoder': raise ConfigError(
         f"a {c.architecture()} is not a cross-layer transcoder; one transcoder a layer is written with save_transcoder_set")
     if 'topk' in c.activation:
         raise ConfigError(f"circuit-tracer runs ReLU and JumpReLU, and this one is activation={c.activation!r}")
+    if clt.has_skip: raise ConfigError("skip=True: circuit-tracer's files of a cross-layer transcoder hold no skip connection, "
+                                       "so it would run this one without. Write it with save_model, which sae_workbench opens")
     if not c.causal: raise ConfigError("causal=False: circuit-tracer has no latents that write to earlier layers")
     if c.normalize_activations != 'none' or c.d_in != c.d_out: raise ConfigError(
         f"circuit-tracer has d_in = d_out and no normalisation, found d_in={c.d_in}, d_out={c.d_out}, "
@@ -94,6 +96,7 @@ def _clt_hooks(clt:SAE)->list[str]:
     found = []
     for name in ('hook_name', 'hook_name_out'):
         hooks = m[name] if isinstance(m[name], (list, tuple)) else [m[name]]
+        hooks = [h if model is None or not h else lens_name(model, h) for h in hooks]
         at = [re.fullmatch(r'blocks\.(\d+)\.(.+)', str(h)) for h in hooks]
         expected = [f'blocks.{i}.{at[0][2]}' for i in range(c.n_layers)] if at and at[0] else None
         if hooks != expected: raise ConfigError(
@@ -108,7 +111,6 @@ def _clt_files(clt:SAE, layer:int)->dict[str, dict[str, Tensor]]:
     further = c.n_layers - layer - blocks.shape[1]
     encoder = dict(W_enc=part.W_enc.T, b_enc=clt.b_enc[own], b_dec=clt.b_dec[layer])
     if clt.threshold is not None: encoder['threshold'] = clt.threshold[own]
-    if clt.has_skip: encoder['W_skip'] = clt.W_skip[layer].T   # theirs is multiplied from the right
     decoder = torch.cat([blocks, blocks.new_zeros(c.d_layer, further, c.d_out)], 1) if further else blocks
     named = {f'{k}_{layer}': t.detach() for k, t in encoder.items()}
     return {f'W_enc_{layer}.safetensors': named, f'W_dec_{layer}.safetensors': {f'W_dec_{layer}': decoder}}
@@ -118,10 +120,11 @@ def save_cross_layer_set(
     clt:SAE, # A `CrossLayerTranscoder`
     path:str|Path, # A folder, made if need be
     scan:str|None=None, # Its name in graphs; the folder's if None
+    model:nn.Module|None=None, # Where it belongs, if it knows its places by the names of submodules
 )->Path: # The folder
     "Write a cross-layer transcoder in circuit-tracer's layout"
     import yaml
-    read, write = _clt_hooks(clt)
+    read, write = _clt_hooks(clt, model)
     names = {f'W_{k}_{i}.safetensors' for k in ('enc', 'dec') for i in range(clt.cfg.n_layers)}
     if more := {p.name for k in ('enc', 'dec') for p in Path(path).glob(f'W_{k}_*.safetensors')} - names:
         raise ConfigError(f"{path}: holds layers of another set: {', '.join(sorted(more)[:4])}")
