@@ -40,6 +40,10 @@ AnSAE = Annotated[SAE, BeforeValidator(_an_sae)]
 def _known(model:nn.Module, sae:SAE)->tuple[str, str]:
     "The places that the metadata names"
     m, found, errors = sae.cfg.metadata, [], []
+    if isinstance(m.hook_name or m.hf_hook_name, list): raise ConfigError(
+        f"a {type(sae).__name__} reads at several places of the model: {', '.join(m.hook_name or m.hf_hook_name)}. A "
+        "cross-layer transcoder goes into it with attach_cross_layer, and is measured by faithfulness; a crosscoder "
+        "is measured by compare_views, and on rows by run_evals")
     order = ((m.hook_name, m.hook_name_out), (m.hf_hook_name, m.hf_hook_name_out))   # in TransformerLens, in others
     for read, write in order if hasattr(model, 'hook_dict') else order[::-1]:
         pair = read, write or read

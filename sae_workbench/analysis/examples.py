@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from pydantic import BeforeValidator
-from ..core.arguments import Ids, Tokenizer, checked, listed
+from ..core.arguments import Ids, Tokenizer, as_list, checked, listed
 from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError
+from ..core.points import resolve
 from ..activations.models import check_length, model_d_in, tokenizer_of, vocab_size
 from ..activations.sources import TokenActivations, check_rows
 from ..saes.base import SAE
@@ -163,22 +164,25 @@ def token_texts(
     return [f' {t}' if str(p).startswith('▁') and not t.startswith(' ') else t for p, t in zip(pieces, texts)]
 
 # %% ../../nbs/analysis/examples.ipynb #77e2a32e
-def _where(sae, model, hook_name:str|None)->str:
-    "Where an SAE reads"
-    if hook_name is not None: return hook_name
-    if sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name: return place_of(model, sae)[0]
-    raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
+def _where(sae, model, hook_name:str|list[str]|None)->str|list[str]:
+    "Where an SAE reads; a list for one that reads several places side by side"
+    known = hook_name or sae.cfg.metadata.hook_name or sae.cfg.metadata.hf_hook_name
+    if not known: raise ConfigError("hook_name: the SAE's metadata does not say where it sits, so it has to be given")
+    if hook_name is None and isinstance(known, str): return place_of(model, sae)[0]
+    for name in as_list(known): resolve(model, name)
+    return known if isinstance(known, str) else list(known)
 
-def _check(sae, model, contexts:Tensor, hook_name:str):
+def _check(sae, model, contexts:Tensor, hook_name:str|list[str]):
     if contexts.dim() != 2 or not contexts.numel():
         raise DataError(f"contexts must be (n, context) token ids, got {tuple(contexts.shape)}")
     if int(contexts.max()) >= (n := vocab_size(model) or 2**62):
         raise DataError(f"token id {int(contexts.max())}, but the model's vocabulary has {n}; "
                         "were the contexts tokenised for another model?")
     check_length(model, contexts.shape[1])
-    if (width := model_d_in(model, hook_name, sae.cfg.metadata.hook_head_index)) != sae.cfg.d_in:
-        raise ConfigError(f"this SAE reads activations of width d_in={sae.cfg.d_in}, those at {hook_name!r} are "
-                          f"{width} wide: it was trained on another model, or at another place")
+    width = sum(model_d_in(model, name, sae.cfg.metadata.hook_head_index) for name in as_list(hook_name))
+    if width != sae.d_in: raise ConfigError(
+        f"this SAE reads activations of width d_in={sae.d_in}, those at {', '.join(map(repr, as_list(hook_name)))} are "
+        f"{width} wide: it was trained on another model, or at another place")
 
 def _latent_numbers(v)->list[int]:
     numbers = listed(v)
@@ -224,7 +228,7 @@ class TextLatents:
         sae:SAE, # An SAE for inference
         model:nn.Module, # The model it was trained on
         contexts:Ids, # (n, context) token ids
-        hook_name:str|None=None, # Where the SAE sits; from its metadata if None
+        hook_name:str|list[str]|None=None, # Where the SAE reads, a list if several places; from its metadata if None
         tokenizer:Tokenizer|None=None, # The model's own if None
         window:tuple[Natural, Natural]=(14, 6), # Tokens shown before and after a peak
         batch_size:Count=8, # Contexts in one run of the model, or fewer if their latents are too many
@@ -236,7 +240,8 @@ class TextLatents:
         _check(sae, model, contexts, self.hook_name)
         if ignore_tokens is None: ignore_tokens = getattr(self.tokenizer, 'all_special_ids', None) or []
         self.counts = positions_that_count(sae, model, contexts, list(ignore_tokens))
-        self.acts = _Remembered(TokenActivations(model, self.hook_name, None, sae.cfg.metadata.hook_head_index), contexts)
+        head, several = sae.cfg.metadata.hook_head_index, isinstance(self.hook_name, list)
+        self.acts = _Remembered(TokenActivations(model, self.hook_name, None, head, together=several), contexts)
         self.batch_size = max(1, min(batch_size, MOST_NUMBERS//(contexts.shape[1]*sae.cfg.d_sae)))
 
     @torch.no_grad()
@@ -300,7 +305,7 @@ def latent_examples(
     latents:Latents|None=None, # Which latents; some interesting ones if None
     n_examples:Count=5, # Examples for each, from as many contexts
     n_latents:Count=5, # How many latents to pick if `latents` is None
-    hook_name:str|None=None, # Where the SAE sits; from its metadata if None
+    hook_name:str|list[str]|None=None, # Where the SAE reads, a list if several places; from its metadata if None
     tokenizer:Tokenizer|None=None, # The model's own if None
     window:tuple[Natural, Natural]=(14, 6), # Tokens shown before and after the peak
     batch_size:Count=8, # Contexts in one run of the model

@@ -98,8 +98,8 @@ def picture_uri(
 # %% ../../nbs/analysis/latents.ipynb #545176b9
 def _check_acts(sae, acts:Tensor, **more):
     "Raise an error unless there are activations for the SAE, and as many of everything else"
-    if acts.dim() != 2 or not len(acts) or acts.shape[1] != sae.cfg.d_in:
-        raise DataError(f"acts must be (n, d_in={sae.cfg.d_in}), got {tuple(acts.shape)}")
+    if acts.dim() != 2 or not len(acts) or acts.shape[1] != sae.d_in:
+        raise DataError(f"acts must be (n, d_in={sae.d_in}), got {tuple(acts.shape)}")
     for name, values in more.items():
         if values is not None and len(values) != len(acts):
             raise DataError(f"{name}: {len(values)} for {len(acts)} rows of activations")

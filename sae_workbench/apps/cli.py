@@ -92,16 +92,17 @@ def v6_options(
     cls:type, # From `run_class`
 )->tuple[list[str], list[str]]: # As tyro reads it, and the nested names of the options that are there
     "Options in either style as nested names, and switches without values; an unknown option is a `ConfigError`"
-    names, out, given, bad, args = _options(cls), [], [], [], list(args)
+    names, out, given, bad, args, holds_none = _options(cls), [], [], [], list(args), False
     off = {_switched_off(full).replace('-', '_'): full for full, tp in names.values() if tp is bool}
     while args:
         a, eq, value = args.pop(0).partition('=') if args[0].startswith('--') else (args.pop(0), '', '')
         name = a.removeprefix('--').replace('-', '_')
-        if not a.startswith('--') or a=='--help': out.append(a)
+        if not a.startswith('--') or a=='--help': out.append('None' if holds_none and says_none(a, []) else a)
         elif name not in names and name not in off: bad.append(_no_such_option(cls, name, names))
         else:
             full, tp = names[name] if name in names else (off[name], None)
             given.append(full)
+            holds_none = any(type(None) in get_args(k) for k in get_args(tp))   # as in a tuple of numbers or None
             if _nothing(tp, value if eq else args[0] if args else ''):
                 if not eq: args.pop(0)
                 eq, value = '=', 'None'

@@ -57,8 +57,9 @@ class _Held(TorchDispatchMode):
 def _held_in_a_step(cfg:TrainingSAEConfig, rows:int)->int:
     "Bytes, in the first of a real run's steps, on random activations"
     with torch.random.fork_rng(devices=[]):   # the caller's numbers stay his
-        trainer = SAETrainer(SAETrainerConfig(4*rows, rows), get_sae_training_class(cfg.architecture())[0](cfg), [])
-        x = torch.randn(rows, cfg.d_in, dtype=as_dtype(cfg.dtype))
+        sae = get_sae_training_class(cfg.architecture())[0](cfg)
+        trainer = SAETrainer(SAETrainerConfig(4*rows, rows), sae, [])
+        x = torch.randn(rows, sum(sae.row_blocks), dtype=as_dtype(cfg.dtype))
     with _Held() as h: trainer.step(x)
     return h.most
 
@@ -70,7 +71,8 @@ def step_memory(
     rows:int, # In a step of the run
 )->float: # Bytes, beside weights, gradients and Adam's moments
     "What a step holds for a moment, from a small step"
-    small = dataclasses.replace(cfg, d_in=1, device='cpu', reshape_activations='none')
+    narrow = {'d_in': 1} | {name: value for name, value in dict(d_out=1, d_views=None, view_names=None).items() if hasattr(cfg, name)}
+    small = dataclasses.replace(cfg, device='cpu', reshape_activations='none', **narrow)
     while small.d_sae > 2048:
         try: small = dataclasses.replace(small, d_sae=max(2048, small.d_sae//2))
         except ConfigError: break   # more latents are active than would be left
@@ -86,7 +88,7 @@ def work_of(
     rows:int, # In a step
 )->float: # Floating-point operations
     "The products of a dense step: encoder and decoder, forward and twice backward"
-    return 12.*rows*cfg.d_in*cfg.d_sae
+    return 6.*rows*(cfg.d_in + getattr(cfg, 'd_out', cfg.d_in))*cfg.d_sae
 
 def _smaller(cfg:TrainingSAEConfig, rows:int)->tuple[TrainingSAEConfig, int]:
     "A step of the same kind that is done in a moment"

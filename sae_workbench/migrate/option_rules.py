@@ -15,7 +15,7 @@ from ..core.errors import did_you_mean
 from ..core.old_options import OLD_OPTIONS, OldOption, old_options, old_value
 from ..core.registry import SAE_TRAINING_CLASS_REGISTRY
 from .values import UNKNOWN, Table, Value
-from .old_config import DIFFERS, MOVED, RENAMED, UNKNOWN_OPTION
+from .old_config import DIFFERS, MOVED, RENAMED, UNKNOWN_OPTION, Translation
 
 # %% ../../nbs/migrate/option_rules.ipynb #afc0d703
 def times(
@@ -55,7 +55,7 @@ def _no_config_has_it(t, name:str):
 
 _SAME, _LEAVE_OUT = 'that is how it is now', 'leave it out: '   # the translation has left it out
 
-def by_table(t, name:str, v:Value):
+def by_table(t:Translation, name:str, v:Value):
     "What becomes of an option without a rule"
     entry = _entry(t, name)
     if entry and entry.became in ('renamed', 'moved'):
@@ -94,7 +94,7 @@ def _activation_kwargs(t, name, v):
     t.no_effect(name, 'only TopK read it')
 
 # %% ../../nbs/migrate/option_rules.ipynb #9debb21b
-def width_product(t)->Value:
+def width_product(t:Translation)->Value:
     "The width that an expansion factor gives"
     return times(Value.of(4) if t.was.is_off('expansion_factor') else t.was.old['expansion_factor'], t.was.d_in)
 
@@ -142,7 +142,7 @@ _AVERAGED = 'the squared error was averaged over {}, now it is summed'
 _SINCE_1_5 = {'streaming', 'l1_warm_up_steps', 'n_eval_seqs', 'decoder_heuristic_init',
               'scale_sparsity_penalty_by_decoder_norm'}
 
-def l1_of_first_releases(t, v:Value)->tuple[Value, str]:
+def l1_of_first_releases(t:Translation, v:Value)->tuple[Value, str]:
     "An L1 coefficient for the loss of today, and what there is to say about it"
     first = t.was.version.release < (1, 5) if t.was.version.sure else t.was.version.release[0]==1
     if not first: return v, ''
@@ -187,7 +187,7 @@ def _unit_rows(t, name, v):
     else: t.differs(name, unit_rows(t.was.architecture))
 
 # %% ../../nbs/migrate/option_rules.ipynb #f3129f46
-def always_scaled(t)->bool:
+def always_scaled(t:Translation)->bool:
     "v3.0 to v4.2 scaled the penalty whatever the option said"
     return (3,) <= t.was.version.release < (4, 3)
 
@@ -273,7 +273,7 @@ def _model_kwargs(t, name, v):
     t.put(name, Value.of(rest))
     t.say(name, DIFFERS, f'{name}={rest!r}', f"{', '.join(on)}: SAEs are trained on the weights as published")
 
-def prompts_in_batch(t)->int|Any:
+def prompts_in_batch(t:Translation)->int|Any:
     "How many contexts were one batch of the old buffer"
     return t.was.value('store_batch_size_prompts', t.was.value('store_batch_size', 32))
 

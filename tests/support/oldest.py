@@ -1,5 +1,5 @@
 """What the oldest versions that pyproject.toml allows cannot do. The library says so there, and a test that needs it is skipped."""
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 SAID = {   # what is said: for which package, and the first version that can
     'TransformerBridge is in TransformerLens 3': ('transformer_lens', (3,)),
@@ -13,7 +13,12 @@ SAID = {   # what is said: for which package, and the first version that can
 def lacks(problem: str) -> str:
     "Which of these a failure is about, where the installed version is too old; empty if none"
     for said, (package, since) in SAID.items():
-        have = tuple(int(n) for n in version(package).split('+')[0].split('.')[:2])
-        if said in problem and have < since:
-            return f'{package} {version(package)}: {said}'
+        if said not in problem:
+            continue
+        try:
+            have = version(package)
+        except PackageNotFoundError:   # its absence is another matter
+            continue
+        if tuple(int(n) for n in have.split('+')[0].split('.')[:2]) < since:
+            return f'{package} {have}: {said}'
     return ''

@@ -21,6 +21,7 @@ from sae_workbench import MixingBuffer, SAETrainer, SAETrainerConfig, SyntheticS
 from sae_workbench.activations.shared_passes import share_passes
 from sae_workbench.core.files import write_tensors
 from sae_workbench.core.processes import processes
+from sae_workbench.core.registry import get_sae_training_class
 from sae_workbench.training.callbacks import JSONLLogger
 from sae_workbench.training.checkpoint import Checkpoints
 from sae_workbench.training.feed import BatchFeed
@@ -32,10 +33,19 @@ from sae_workbench.saes.training import TrainStepInput
 
 torch.set_num_threads(1)
 ROWS = 31   # not divisible: the parts of a batch differ in size
+WITH_TARGETS = {   # rows are what is read and what is to be written, or several views
+    'transcoder': dict(l1_coefficient=.1, d_out=6, skip=True), 'topk_transcoder': dict(k=3, d_out=6, skip=True),
+    'jumprelu_transcoder': dict(l0_coefficient=.1, jumprelu_bandwidth=.5, d_out=6), 'batchtopk_transcoder': dict(k=3, d_out=6),
+    'matryoshka_batchtopk_transcoder': dict(k=3, matryoshka_widths=[8, 32], d_out=6, skip=True),
+    'crosscoder': dict(l1_coefficient=.1, d_views=[3, faults.D_IN - 3]), 'batchtopk_crosscoder': dict(k=3, d_views=[3, faults.D_IN - 3]),
+    'cross_layer_transcoder': dict(activation='batchtopk', k=6, n_layers=2, d_out=6, skip=True)}
 
 
 def sae_of(case: dict, dtype='float64') -> TrainingSAE:
     torch.manual_seed(0)
+    if case['architecture'] in WITH_TARGETS:
+        config = get_sae_training_class(case['architecture'])[1]
+        return TrainingSAE.from_dict(config(d_in=faults.D_IN, d_sae=faults.D_SAE, dtype=dtype, **WITH_TARGETS[case['architecture']]).to_dict())
     options = dict(faults.OPTIONS[case['architecture']], **case.get('options', {}))
     return TrainingSAE.from_dict(faults.sae_config(case | dict(dtype=dtype)).to_dict() | options)
 
@@ -44,9 +54,9 @@ def gradients(case: dict, folder: Path) -> dict:
     "Losses, gradients and counts of one batch, where half of the latents are dead"
     team, sae = processes(), sae_of(case, case.get('dtype', 'float64'))
     if case.get('compiled'): sae.compile_step(backend='eager')
-    x = torch.randn(ROWS, faults.D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(sae.dtype)
-    dead = torch.arange(faults.D_SAE) % 2 == 0
-    out = shared_pass(sae, TrainStepInput(team.part(x), {'l1': .3, 'l0': .3}, dead, 5), team)
+    x = torch.randn(ROWS, sum(sae.row_blocks), dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(sae.dtype)
+    dead, (read, target) = torch.arange(faults.D_SAE) % 2 == 0, sae.split(team.part(x))
+    out = shared_pass(sae, TrainStepInput(read, {'l1': .3, 'l0': .3}, dead, 5, target=target), team)
     out.loss.backward()
     team.sum_gradients(sae.parameters())
     sae.after_optimizer_step()
