@@ -197,6 +197,7 @@ class LanguageModelSAETrainingRunner:
                 if self.trainer is None or not self.trainer.ended: raise
                 raise stopped(e, self.trainer) from None
 
+    @checked
     def prepare(self,
         auto:bool=False, # Look for a run that began already
         must:bool=False, # There has to be one

@@ -68,7 +68,7 @@ def config_of(
     "The config of one dictionary's run, with folders of its own"
     if Path(name).name != name or name.startswith('.'):
         raise ConfigError(f"saes: {name!r} is no name for a folder; write letters, digits, dots and hyphens")
-    below = {k: str(Path(shared[k])/name) for k in _FOLDERS if shared.get(k)}
+    below = {k: str(Path(shared[k])/name) for k in _FOLDERS if isinstance(shared.get(k), (str, Path)) and str(shared[k])}
     usual = {f.name: f'{f.default}/{name}' for f in fields(LanguageModelSAERunnerConfig) if f.name in _FOLDERS and f.default}
     try: return LanguageModelSAERunnerConfig(**usual | dict(shared) | below | own | dict(verbose=False))
     except ConfigError as e: raise ConfigError(f"{name!r}: {e}") from None
@@ -126,8 +126,10 @@ class MultiSAETrainingRunnerConfig:
         return yaml_text(self.to_dict())
 
     @classmethod
+    @checked
     def from_dict(cls, cfg_dict:Mapping[str, Any])->'MultiSAETrainingRunnerConfig':
         "The config that `to_dict` described"
+        if not isinstance(cfg_dict.get('saes'), Mapping): raise ConfigError("saes is required: the config of each dictionary, by name")
         saes = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in cfg_dict['saes'].items()}
         logger = {'logger': LoggingConfig.from_dict(cfg_dict['logger'])} if isinstance(cfg_dict.get('logger'), Mapping) else {}
         return cls(**dict(cfg_dict) | dict(saes=saes) | logger)

@@ -97,6 +97,12 @@ def store(**options):
                                      n_batches_in_buffer=4, train_batch_size_tokens=8, **options)
 
 
+def several_options(at: Path):
+    saes = dict(a=TopKTrainingSAEConfig(D_IN, D_SAE, k=2), b=TopKTrainingSAEConfig(D_IN, 2*D_SAE, k=2))
+    return dict(saes=saes, hook_names='layer', hook_head_indices=None, hook_names_out=None, evaluator=None, dataset_path='none', prepend_bos=False,
+                context_size=CONTEXT, training_tokens=16, train_batch_size_tokens=8, store_batch_size_prompts=2, output_path=str(at/'out'))
+
+
 def run(at: Path, **options):
     cfg = LanguageModelSAERunnerConfig(
         sae=TopKTrainingSAEConfig(D_IN, D_SAE, k=2), model_name='toy', hook_name='layer', dataset_path='none', streaming=False, prepend_bos=False,
@@ -221,6 +227,17 @@ GOOD = {
     'SAETrainer.load_trainer_state': lambda at: (
         trainer().load_trainer_state, dict(checkpoint_path=(trainer().save_trainer_state(at), at)[1])),
     'train_together': lambda at: (train_together, dict(trainers=[trainer()])),
+    'evaluate_replacement': lambda at: (evaluate_replacement, dict(
+        saes=[sae()], model=model(), contexts=tokens(), exclude_tokens=[], batch_size_prompts=2, seqpos_slice=(None,), model_kwargs=None)),
+    'MultiSAETrainingRunnerConfig': lambda at: (MultiSAETrainingRunnerConfig, several_options(at)),
+    'MultiSAETrainingRunnerConfig.from_dict': lambda at: (
+        MultiSAETrainingRunnerConfig.from_dict, dict(cfg_dict=MultiSAETrainingRunnerConfig(**several_options(at)).to_dict())),
+    'MultiSAETrainingRunner': lambda at: (MultiSAETrainingRunner, dict(
+        cfg=MultiSAETrainingRunnerConfig(**several_options(at)), override_dataset=data(), override_model=model(), override_saes=None, callbacks=[])),
+    'MultiSAETrainingRunner.save_transcoder_set': lambda at: (
+        MultiSAETrainingRunner(MultiSAETrainingRunnerConfig(**several_options(at)), data(), model()).save_transcoder_set, dict(path=at/'set')),
+    'LanguageModelSAETrainingRunner.prepare': lambda at: (
+        LanguageModelSAETrainingRunner(**run(at)).prepare, dict(auto=False, must=False)),
     'evaluate_sae': lambda at: (evaluate_sae, dict(
         sae=sae(), model=model(), contexts=tokens(), hook_name='layer', hook_head_index=None, activation_scaler=None, exclude_tokens=None,
         batch_size_prompts=2, seqpos_slice=None)),
@@ -360,7 +377,7 @@ INNER = {
     'compile_step', 'load_from_pretrained_with_cfg_and_sparsity',
     'lookup', 'parameter', 'per_latent', 'activate', 'decode_linear', 'prepare_input', 'process_sae_out', 'reconstruct', 'write', 'with_skip', 'missing', 'encoder_at_start', 'start_from_rows',
     'split', 'all_losses', 'warn_of', 'dead_code', 'dead_loss', 'gate_losses', 'jump', 'pulled_up', 'row_penalty', 'penalties', 'complete', 'inner_losses', 'level_aux_loss',
-    'layer_at_start', 'by_layer', 'scale_latents', 'note_smallest', 'averaged', 'learnt_threshold', 'settled'}
+    'is_row', 'each', 'read_from', 'layer_at_start', 'by_layer', 'scale_latents', 'note_smallest', 'averaged', 'learnt_threshold', 'settled'}
 INNER_OF = {'TopKSAE.fold_activation_whitening', 'MixingBuffer.take', 'LayerSources.take', 'ArchitectureChooser.set'}
 # They run in every step, so that they look at their tensor themselves, or hand what they do not know on to a model.
 DIRECT = {
