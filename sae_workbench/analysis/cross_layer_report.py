@@ -26,7 +26,7 @@ from ..core.errors import ConfigError, DataError, HookError
 from ..core.points import resolve
 from ..saes.cross_layer import CrossLayerTranscoder, decode_from
 from ..saes.topk import TopK
-from ..training.evaluate import logits_of, token_kl, token_losses
+from ..training.evaluate import LossMetrics, logits_of
 
 # %% ../../nbs/analysis/cross_layer_report.ipynb #4b598ed7
 def layer_latents(
@@ -134,8 +134,11 @@ def replaced_predictions(
     "What a model predicts with all its layers replaced"
     first = next((s for s in sets.values() if isinstance(s, CrossLayerTranscoder)), None)
     written = [] if first is None else [w for _, w in places_of(model, first, read, write)]
-    sums = {n: dict(kl=0., agreement=0., ce=0.) for n in ('model', *['zeros']*bool(written), *sets)}
-    active, counted, ce_counted = {n: [0, 0] for n, s in sets.items() if isinstance(s, CrossLayerTranscoder)}, 0, 0
+    changes, metrics = [*['zeros']*bool(written), *sets], LossMetrics(kl=True)
+    active = {n: [0, 0] for n, s in sets.items() if isinstance(s, CrossLayerTranscoder)}
+    def add(name, clean, logits, tokens, mask):
+        metrics.compare(name, clean, logits, tokens, mask)
+        metrics.add(f'same_{name}', (clean.argmax(-1)==logits.argmax(-1)).float(), mask)
     def through(name, tokens, where):
         "The logits with a set in place of the layers"
         if name=='zeros': inside = replacing(model, {w: partial(_zeros, where) for w in written})
@@ -147,16 +150,12 @@ def replaced_predictions(
     with evaluating(model):
         for tokens in contexts.to(input_device(model)).split(batch_size_prompts):
             mask = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep(tokens)
-            clean, ce_mask = logits_of(model(tokens)), mask[:, :-1]
-            counted, ce_counted = counted + int(mask.sum()), ce_counted + int(ce_mask.sum())
-            for name, s in sums.items():
-                logits = clean if name=='model' else through(name, tokens, None if keep is None else mask)
-                s['kl'] += token_kl(clean, logits)[mask].double().sum().item()
-                s['agreement'] += (clean.argmax(-1)==logits.argmax(-1))[mask].sum().item()
-                s['ce'] += token_losses(logits, tokens)[ce_mask].double().sum().item()
-    if not ce_counted: raise DataError("no prediction counts")
-    per = dict(kl=counted, agreement=counted, ce=ce_counted)
-    found = {n: {k: v/per[k] for k, v in s.items()} for n, s in sums.items()}
+            clean = logits_of(model(tokens))
+            add('clean', clean, clean, tokens, mask)
+            for name in changes: add(f'in {name}', clean, through(name, tokens, None if keep is None else mask), tokens, mask)
+    m = metrics.means()
+    found = {n: dict(kl=m[f'kl_{key}'], agreement=m[f'same_{key}'], ce=m[f'ce_{key}'])
+             for n, key in (('model', 'clean'), *((n, f'in {n}') for n in changes))}
     return {n: m | (dict(l0=active[n][0]/max(active[n][1], 1)) if n in active else {}) for n, m in found.items()}
 
 def _zeros(mask:Tensor|None, y:Tensor)->Tensor:

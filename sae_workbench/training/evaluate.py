@@ -101,10 +101,32 @@ class LossMetrics:
         kl:bool=False, # The KL divergence of the predictions as well
     ): self.kl, self.sums, self.n = kl, {}, {}
 
-    def _add(self, name:str, values:Tensor, keep:Tensor):
+    def add(self,
+        name:str, # Of a mean
+        values:Tensor, # (batch, context), or one less of each context
+        keep:Tensor, # (batch, context) which of them count
+    ):
+        "Take in values of a batch"
         kept = values[keep[:, :values.shape[1]].to(values.device)].double()   # float64, because there are many
         self.sums[name] = self.sums.get(name, 0.) + kept.sum().item()
         self.n[name] = self.n.get(name, 0) + len(kept)
+
+    def compare(self,
+        name:str, # Of what was put into the model
+        clean:Tensor, # (batch, context, vocabulary) logits of the untouched model
+        changed:Tensor, # The same, with something else in it
+        tokens:Tensor, # (batch, context)
+        keep:Tensor, # (batch, context) where losses are counted
+    ):
+        "Take in the predictions of a batch"
+        self.add(f'ce_{name}', token_losses(changed, tokens), keep)
+        if self.kl: self.add(f'kl_{name}', token_kl(clean, changed), keep)
+
+    def means(self)->dict[str, float]:
+        "The means so far; an error if there is no prediction"
+        if not self.n.get('ce_clean'):
+            raise DataError("no prediction counts: all tokens are special, excluded or outside of seqpos_slice")
+        return {k: v/self.n[k] for k, v in self.sums.items()}
 
     @torch.no_grad()
     @only_own_hooks()
@@ -127,22 +149,17 @@ class LossMetrics:
             with replacing(model, first | {hook: fn}, private=True): return logits_of(model(tokens, **model_kwargs or {}))
         clean = logits(look)
         x = (at_read or seen)[0]
-        self._add('ce_clean', token_losses(clean, tokens), keep)
+        self.add('ce_clean', token_losses(clean, tokens), keep)
         if read is not None: throughs = {n: partial(_written, t, at_read) for n, t in throughs.items()}
         fns = {n: partial(_only_kept, t, keep) for n, t in throughs.items()}
-        for name, fn in ({'': partial(_zeros, head)} | fns).items():
-            changed = logits(fn)
-            self._add(f'ce_{name}', token_losses(changed, tokens), keep)
-            if self.kl: self._add(f'kl_{name}', token_kl(clean, changed), keep)
+        for name, fn in ({'': partial(_zeros, head)} | fns).items(): self.compare(name, clean, logits(fn), tokens, keep)
         return x, seen[0]
 
     def compute(self,
         name:str, # Which SAE
     )->dict[str, float]: # Under v6's names
         "The losses and divergences of one SAE per token, and the share that it recovers"
-        if not self.n.get('ce_clean'):
-            raise DataError("no prediction counts: all tokens are special, excluded or outside of seqpos_slice")
-        mean = {k: v/self.n[k] for k, v in self.sums.items()}
+        mean = self.means()
         clean, ablated, with_sae = (mean[f'ce_{k}'] for k in ('clean', '', name))
         found = dict(ce_loss_without_sae=clean, ce_loss_with_sae=with_sae, ce_loss_with_ablation=ablated,
                      ce_loss_score=ce_loss_score(clean, with_sae, ablated))
