@@ -223,13 +223,13 @@ def evaluate_sae(
     seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the SAE's metadata if None
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
     hook_name_out:str|None=None, # Where a transcoder writes; from its metadata if None
-    affine:AffineFit|None=None, # Of other contexts: a transcoder is measured beside the best affine map
+    affine:tuple[Tensor, Tensor]|None=None, # From `fit_affine`: a transcoder is measured beside the best affine map
 )->dict[str, float]: # Metrics by name
     "Measure an SAE or a transcoder at its place in a model"
     read, write = read_and_written(sae, hook_name, hook_name_out)
     keep_of, device = positions_that_count(sae, model, contexts, exclude_tokens, seqpos_slice), input_device(model)
     recon, sparse, losses = ReconstructionMetrics(), SparsityMetrics(sae.cfg.d_sae), LossMetrics()
-    floor, linear = None if write is None or affine is None else affine.solve(), ReconstructionMetrics()
+    floor, linear = None if write is None else affine, ReconstructionMetrics()
     def through(a): return reconstruct(sae, a, activation_scaler, hook_head_index)[2]
     for tokens in contexts.to(device).split(batch_size_prompts):
         keep = keep_of(tokens)
@@ -258,8 +258,8 @@ def fit_affine(
     batch_size_prompts:int=8, # Contexts per forward pass
     seqpos_slice:tuple[int|None, ...]|None=None, # Positions of a context that count; from the metadata if None
     model_kwargs:dict[str, Any]|None=None, # Passed to the model's forward pass
-)->AffineFit:
-    "Fit the affine map that a transcoder has to beat"
+)->tuple[Tensor, Tensor]: # A (d_out, d_in) and b (d_out,), float64: x @ A.T + b is the prediction
+    "The affine map that a transcoder has to beat"
     places, fit = read_and_written(sae, hook_name, hook_name_out), AffineFit()
     keep_of = positions_that_count(sae, model, contexts, exclude_tokens, seqpos_slice)
     for tokens in contexts.to(input_device(model)).split(batch_size_prompts):
@@ -267,7 +267,7 @@ def fit_affine(
         x, y = (seen[place] for place in places)
         keep = keep_of(tokens).to(x.device)
         fit.add(x[keep], y[keep])
-    return fit
+    return fit.solve()
 
 # %% ../../nbs/training/evaluate.ipynb #020fd594
 class LanguageModelEvaluator:

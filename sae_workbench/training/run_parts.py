@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTED', 'ORIGIN', 'FLOOR_ROWS', 'load_run_model', 'make_sae', 'check_rows_of', 'check_target', 'note_origin',
-           'draw_eval_tokens', 'draw_floor_tokens', 'make_evaluator', 'compile_parts', 'RunParts', 'make_parts',
-           'finetune_parts', 'runs_folder', 'find_checkpoints', 'RunFolders']
+           'contexts_for_evals', 'draw_eval_tokens', 'draw_floor_tokens', 'make_evaluator', 'compile_parts', 'RunParts',
+           'make_parts', 'finetune_parts', 'runs_folder', 'find_checkpoints', 'RunFolders']
 
 # %% ../../nbs/training/run_parts.ipynb #a4c66af8
 from collections.abc import Iterator
@@ -45,11 +45,12 @@ from .wandb_log import import_wandb
 # %% ../../nbs/training/run_parts.ipynb #10fa8e22
 def load_run_model(
     cfg:LanguageModelSAERunnerConfig, # All options of the run
+    *more:LanguageModelSAERunnerConfig, # Of further runs on the same model
 )->nn.Module: # In evaluation mode, with a tokenizer attribute
-    "The language model that a config names; its hook and width are checked first"
-    cfg.check_model()
-    kwargs = cfg.model_from_pretrained_kwargs
-    return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, kwargs, hooks_of(cfg.hook_name, cfg.hook_name_out))
+    "The language model that a config names; its hooks and widths are checked first"
+    for each in (cfg, *more): each.check_model()
+    hooks = [hook for each in (cfg, *more) for hook in hooks_of(each.hook_name, each.hook_name_out)]
+    return load_model(cfg.model_class_name, cfg.model_name, cfg.llm_device, cfg.model_from_pretrained_kwargs, hooks)
 
 # %% ../../nbs/training/run_parts.ipynb #01f46801
 def make_sae(
@@ -121,14 +122,23 @@ def note_origin(
     if cfg.hook_name_out is not None: meta.hook_name_out = cfg.hook_name_out
 
 # %% ../../nbs/training/run_parts.ipynb #e405b096
+def contexts_for_evals(
+    cfg:LanguageModelSAERunnerConfig, # All options of the run
+    store:ActivationsStore, # With the dataset
+    more:int=0, # Contexts behind those of the evaluations
+)->tuple[Tensor, Tensor]: # (n, context) token ids for the evaluations, and as many more as there are
+    "Contexts that a run is not trained on in their order; the same ones for the same seed"
+    n = cfg.n_eval_batches * (cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
+    seed = cfg.seed if can_be_shuffled(store.dataset) else None   # or from its start
+    found = store.eval_contexts(seed=seed).take(n + more, wrap=False)
+    return found[:n], found[n:]
+
 def draw_eval_tokens(
     cfg:LanguageModelSAERunnerConfig, # All options of the run
     store:ActivationsStore, # With the dataset
 )->Tensor: # (n, context) token ids
     "The contexts on which an SAE is evaluated; the same ones for the same seed"
-    n = cfg.n_eval_batches * (cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts)
-    seed = cfg.seed if can_be_shuffled(store.dataset) else None   # or from its start
-    return store.eval_contexts(seed=seed).take(n, wrap=False)
+    return contexts_for_evals(cfg, store)[0]
 
 FLOOR_ROWS = 16   # for each number that an affine map reads: below that it fits noise
 
@@ -137,9 +147,8 @@ def draw_floor_tokens(
     store:ActivationsStore, # With the dataset
 )->Tensor|None: # (n, context) token ids; None where the dataset has not enough of them
     "The contexts on which a transcoder's floor is fitted, behind those of the evaluations"
-    n_eval, seed = len(draw_eval_tokens(cfg, store)), cfg.seed if can_be_shuffled(store.dataset) else None
     n = -(-FLOOR_ROWS*cfg.sae.d_in//store.training_context_size)
-    found = store.eval_contexts(seed=seed).take(n_eval + n, wrap=False)[n_eval:]
+    found = contexts_for_evals(cfg, store, n)[1]
     return found if len(found)==n else None
 
 def make_evaluator(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PER_SAE', 'SHARED', 'REPLACEMENT_FILE', 'by_name', 'config_of', 'MultiSAETrainingRunnerConfig',
-           'share_passes_of_model', 'make_runners', 'also', 'stopped_together', 'all_at_once', 'say_together',
-           'MultiSAETrainingRunner']
+           'share_passes_of_model', 'make_runners', 'also', 'stopped_together', 'all_at_once', 'write_set',
+           'say_together', 'MultiSAETrainingRunner']
 
 # %% ../../nbs/training/several.ipynb #5ff42ff4
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from ..activations.columns import hooks_of
 from ..activations.layers import LayerSources
-from ..activations.models import load_model
 from ..activations.store import ActivationsStore
 from ..activations.store_parts import make_reader, make_source
 from ..core.arguments import checked
@@ -26,6 +25,7 @@ from ..core.files import write_json
 from ..core.progress import say
 from ..core.processes import processes
 from ..core.serial import plain, yaml_text
+from ..saes.base import SAE
 from ..saes.config import writes_elsewhere
 from ..saes.training import TrainingSAE, TrainingSAEConfig
 from ..saes.transcoder_sets import save_transcoder_set
@@ -34,6 +34,7 @@ from .checkpoint import RUN_FILE
 from .config import LanguageModelSAERunnerConfig, LoggingConfig
 from .preempt import Interrupted
 from .replacement import evaluate_replacement, splice_of
+from .run_parts import load_run_model
 from .runner import LanguageModelSAETrainingRunner, stopped
 from .trainer import SAETrainer, train_together
 from .wandb_log import one_wandb_run
@@ -155,18 +156,13 @@ def make_runners(
 )->dict[str, LanguageModelSAETrainingRunner]: # By name
     "A runner for each dictionary, on one model and one data set"
     given = by_name(saes or {}, cfg.saes, 'override_saes', needed=False)
-    runs, cached = cfg.runs.values(), cfg.use_cached_activations
-    if model is None and (dataset is not None or cfg.dataset_path):
-        for run in runs: run.check_model()
-        hooks = [h for run in runs for h in hooks_of(run.hook_name, run.hook_name_out)]
-        first = next(iter(runs))
-        model = load_model(first.model_class_name, first.model_name, first.llm_device, first.model_from_pretrained_kwargs, hooks)
+    if model is None and (dataset is not None or cfg.dataset_path): model = load_run_model(*cfg.runs.values())
     made = {}
     for name, run in cfg.runs.items():
         bar = [ProgressBar(disable=not cfg.verbose)] if not made else []
         made[name] = LanguageModelSAETrainingRunner(run, dataset, model, given[name], callbacks=[*bar, *callbacks])
         if dataset is None: dataset = made[name].activations_store.dataset   # opened once
-    if not cached: share_passes_of_model({name: runner.activations_store for name, runner in made.items()})
+    if not cfg.use_cached_activations: share_passes_of_model({name: runner.activations_store for name, runner in made.items()})
     return made
 
 # %% ../../nbs/training/several.ipynb #b132ec14
@@ -195,15 +191,27 @@ REPLACEMENT_FILE = 'replacement.json'   # in output_path: what the model loses w
 
 @torch.no_grad()
 def all_at_once(
-    runners:Mapping[str, LanguageModelSAETrainingRunner], # At the end of their runs
-)->dict[str, float]|None: # None where they cannot all be in the model, or nothing is evaluated
+    saes:Sequence[SAE], # For inference, each of which knows its place
+    runner:LanguageModelSAETrainingRunner, # Of one of them
+)->dict[str, float]|None: # None where they cannot all be in the model
     "What the model loses with all of the dictionaries in it"
-    saes = [r.sae.to_inference() for r in runners.values()]
-    if len(saes) < 2 or any(r.evaluator is None for r in runners.values()): return None
+    if len(saes) < 2: return None
     places = [splice_of(sae).writes for sae in saes]
     if len({*places}) < len(places): return None
-    first = next(iter(runners.values()))
-    return evaluate_replacement(saes, first.model, first.eval_tokens(), model_kwargs=first.cfg.model_kwargs)
+    return evaluate_replacement(saes, runner.model, runner.eval_tokens(), model_kwargs=runner.cfg.model_kwargs)
+
+def write_set(
+    saes:Sequence[SAE], # For inference, in the order of the layers
+    path:str|Path, # A folder
+    model:nn.Module|None, # Whose layers they are
+    must:bool=False, # Whether what cannot be written is an error
+)->Path|None: # None where these are no transcoders of all layers
+    "Write transcoders, one a layer, as a set for circuit-tracer"
+    if not all(writes_elsewhere(sae.cfg) for sae in saes): return None
+    try: return save_transcoder_set(saes, path, model=model)
+    except ConfigError as e:
+        if must: raise
+        say(f"No set for circuit-tracer was written: {e}")
 
 def say_together(
     runners:Mapping[str, LanguageModelSAETrainingRunner], # At the end of their runs
@@ -234,6 +242,7 @@ class MultiSAETrainingRunner:
         self.runners = make_runners(cfg, override_dataset, override_model, override_saes, callbacks)
         first = next(iter(self.runners.values()))
         self.model, self.activations_store = first.model, first.activations_store
+        self.evaluates = all(r.evaluator is not None for r in self.runners.values())   # each of them in the model
         if cfg.evaluator is not None:
             for r in self.runners.values(): r.evaluator = also(r.evaluator, cfg.evaluator)
 
@@ -281,11 +290,12 @@ class MultiSAETrainingRunner:
 
     def _finish(self):
         "What is written of all of them together"
-        self.metrics, path = all_at_once(self.runners), self.cfg.output_path
+        path, saes = self.cfg.output_path, [sae.to_inference() for sae in self.saes.values()]
+        if self.evaluates: self.metrics = all_at_once(saes, next(iter(self.runners.values())))
         if path:
             write_json(Path(path)/RUN_FILE, self.cfg.to_dict())
             if self.metrics: write_json(Path(path)/REPLACEMENT_FILE, self.metrics)
-            self.save_transcoder_set()
+            write_set(saes, Path(path)/'transcoder_set', self.model)
         if self.cfg.verbose: say_together(self.runners, self.metrics, path)
 
     @checked
@@ -293,10 +303,5 @@ class MultiSAETrainingRunner:
         path:str|Path|None=None, # A folder; transcoder_set in output_path if None
     )->Path|None: # None where these are no transcoders of all layers
         "Write transcoders, one a layer, as a set for circuit-tracer, in the order of their names here"
-        saes = [sae.to_inference() for sae in self.saes.values()]
-        if not all(writes_elsewhere(sae.cfg) for sae in saes): return None
-        place = Path(path or Path(self.cfg.output_path)/'transcoder_set')
-        try: return save_transcoder_set(saes, place, model=self.model)
-        except ConfigError as e:
-            if path is not None: raise
-            say(f"No set for circuit-tracer was written: {e}")
+        saes, usual = [sae.to_inference() for sae in self.saes.values()], path is None
+        return write_set(saes, Path(self.cfg.output_path)/'transcoder_set' if usual else path, self.model, must=not usual)
