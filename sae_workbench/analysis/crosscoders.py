@@ -18,6 +18,7 @@ from ..core.capture import capture, replacing
 from ..core.config import Count, Natural
 from ..core.errors import ConfigError, DataError, unknown
 from ..core.hooks import only_own_hooks
+from ..core.metrics import ReconstructionMetrics, SparsityMetrics
 from ..core.ops import SparsityPattern
 from ..core.seeds import stream
 from ..activations.hooked import evaluating
@@ -204,28 +205,25 @@ def compare_views(
     names = cc.cfg.view_names or [f'view {i}' for i in range(len(cc.cfg.d_views))]
     D = [cc.decoders[i] for i in pair]
     scaling = LatentScaling(*D) if D[0].shape==D[1].shape else None
-    n, fired, error, power, total = 0, 0, {}, {}, {}
+    recon, sparse = {name: ReconstructionMetrics() for name in names}, SparsityMetrics(cc.cfg.d_sae)
     for batch in rows_from(cc, data, n_batches):
         check_rows(batch, 'the rows')
         x = batch.to(cc.device, cc.dtype)
         f = cc.encode(x)
         p, views, out = SparsityPattern.from_mask(f != 0), cc.views(x), cc.views(cc.decode(f))
-        n, fired = n + len(x), fired + (f != 0).sum(0)
-        for name, v, o in zip(names, views, out):
-            v, o = v.double(), o.double()
-            error[name] = error.get(name, 0) + (v - o).pow(2).sum().item()
-            power[name], total[name] = power.get(name, 0) + v.pow(2).sum().item(), total.get(name, 0) + v.sum(0)
+        sparse.update(f)
+        for metrics, v, o in zip(recon.values(), views, out): metrics.update(v, o)
         if scaling: scaling.update(p, p.gather(f), [views[i] for i in pair], [out[i] for i in pair])
-    if not n: raise DataError("there are no rows to compare the views on")
-    variance = {k: power[k] - total[k].pow(2).sum().item()/n for k in total}
+    if not sparse.n: raise DataError("there are no rows to compare the views on")
+    found = sparse.compute()
     norms = code_norms(cc.W_dec.double(), cc.cfg.d_views, 'decoupled')[pair]
     more = {} if scaling is None else dict(
         cosine=decoder_cosines(cc, *pair), nu_error=scaling.nu('error'), nu_reconstruction=scaling.nu('reconstruction'),
         beta={f'{t} of {names[i]}': scaling.beta(t, m) for t in scaling.targets for m, i in enumerate(pair)})
     return CrosscoderReport(
-        names=tuple(names[i] for i in pair), n_rows=n, share=norms[1]/norms.sum(0).clamp(min=1e-300), density=fired/n,
-        explained_variance={k: 1 - error[k]/max(variance[k], 1e-300) for k in error}, l0=(fired.sum()/n).item(),
-        dead=int((fired==0).sum()), **more)
+        names=tuple(names[i] for i in pair), n_rows=sparse.n, share=norms[1]/norms.sum(0).clamp(min=1e-300),
+        density=sparse.density.float().to(cc.device), l0=found['l0'], dead=found['dead_latents'],
+        explained_variance={name: metrics.compute()['explained_variance'] for name, metrics in recon.items()}, **more)
 
 # %% ../../nbs/analysis/crosscoders.ipynb #19dd5e3f
 def check_latents(

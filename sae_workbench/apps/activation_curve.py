@@ -6,7 +6,7 @@
 __all__ = ['MOST_DRAWN', 'ActivationCurve', 'activation_curve', 'curve_svg']
 
 # %% ../../nbs/apps/activation_curve.ipynb #0c710004
-import dataclasses, math
+import math
 from typing import NamedTuple
 import torch
 from ..core.errors import ConfigError
@@ -14,6 +14,7 @@ from ..core.registry import get_sae_training_class
 import sae_workbench.saes   # the architectures register themselves
 from ..saes.base import SAEMetadata
 from ..saes.training import TrainingSAEConfig
+from .estimate import one_wide
 from .widgets import svg_lines
 
 # %% ../../nbs/apps/activation_curve.ipynb #daf41693
@@ -25,11 +26,8 @@ class ActivationCurve(NamedTuple):
     says:str # A sentence about it; what is wrong if there is nothing to draw
 
 def _one_dimensional(cfg:TrainingSAEConfig)->TrainingSAEConfig:
-    plain_inputs = dict(normalize_activations='none', reshape_activations='none', apply_b_dec_to_input=False)
-    if hasattr(cfg, 'd_out'): plain_inputs['d_out'] = 1   # a transcoder's
-    if hasattr(cfg, 'n_layers'): plain_inputs['n_layers'] = 1   # of layers that are all alike
-    if hasattr(cfg, 'd_views'): plain_inputs |= dict(d_views=None, view_names=None)   # a crosscoder's
-    return dataclasses.replace(cfg, d_in=1, dtype='float32', device='cpu', metadata=SAEMetadata(), **plain_inputs)
+    layers = dict(n_layers=1) if hasattr(cfg, 'n_layers') else {}   # they are all alike
+    return one_wide(cfg, normalize_activations='none', apply_b_dec_to_input=False, dtype='float32', metadata=SAEMetadata(), **layers)
 
 def _spread(cfg:TrainingSAEConfig)->torch.Tensor:
     "(d_sae,) pre-activations, ascending, in a range where a threshold can be seen"

@@ -11,6 +11,7 @@ from sae_workbench import run_evals, save_checkpoint, write_cache
 from sae_workbench.activations.tokens import TokenContexts
 from sae_workbench.core.errors import SAEWorkbenchError
 from sae_workbench.saes.training import TrainStepInput
+from support.resumed import goes_on_to_the_bit
 
 L, D_IN, D_OUT, BATCH = 3, 8, 6, 64
 KINDS = {'topk': dict(k=6), 'batchtopk': dict(k=5.5), 'layertopk': dict(k=6), 'jumprelu': {}}
@@ -53,17 +54,7 @@ def unexplained(sae, x, y): return ((sae(x) - y).pow(2).sum()/(y - y.mean(0)).po
 @pytest.mark.parametrize('kind', KINDS)
 def test_resumed_to_the_bit_and_saved_for_inference(kind, more, tmp_path):
     if kind == 'jumprelu': more = {k: v for k, v in more.items() if '_k' not in k and 'k_' not in k}
-    whole = trainer(clt(kind, **more))
-    whole.fit()
-    for cut in (1, 4, 11, 24):   # in the estimate of the norm, before and after the weights have begun, in training
-        first = trainer(clt(kind, **more))
-        steps = first.steps()
-        for _ in range(cut): next(steps)
-        save_checkpoint(tmp_path/str(cut), first, first.data_provider)
-        second = trainer(clt(kind, **more))
-        load_checkpoint(tmp_path/str(cut), second, second.data_provider)
-        second.fit()
-        for k, t in weights(whole.sae).items(): assert torch.equal(t, weights(second.sae)[k]), (cut, k)
+    whole = goes_on_to_the_bit(lambda: trainer(clt(kind, **more)), (1, 4, 11, 24), tmp_path)   # in the estimate of the norm, before and after the weights have begun, in training
     whole.sae.save_inference_model(tmp_path/'clt')
     loaded, (x, y) = SAE.load_from_disk(tmp_path/'clt'), (torch.cat(v, 1) for v in parts(64, 1))
     assert type(loaded) is sw.CrossLayerTranscoder and loaded.cfg.metadata.training_architecture == 'cross_layer_transcoder'

@@ -14,6 +14,7 @@ from sae_workbench.activations.side_by_side import SideBySide
 from sae_workbench.core.processes import SingleProcess
 from sae_workbench.saes.training import TrainStepInput, assert_same_step
 from sae_workbench.training.preempt import Interrupted
+from support.resumed import goes_on_to_the_bit
 from torch import nn
 
 VIEWS, D_SAE, BATCH = [16, 24], 64, 64
@@ -60,17 +61,7 @@ def unexplained(sae, x):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('normalize', ['none', 'expected_average_only_in', 'layer_norm'])
 def test_resumed_to_the_bit_and_saved_for_inference(kind, normalize, tmp_path):
-    whole = trainer(crosscoder(kind, normalize_activations=normalize))
-    whole.fit()
-    for cut in (1, 3, 4, 11):   # in the estimate of the norms, before and after the first step, in training
-        first = trainer(crosscoder(kind, normalize_activations=normalize))
-        steps = first.steps()
-        for _ in range(cut): next(steps)
-        save_checkpoint(tmp_path/str(cut), first, first.data_provider)
-        second = trainer(crosscoder(kind, normalize_activations=normalize))
-        load_checkpoint(tmp_path/str(cut), second, second.data_provider)
-        second.fit()
-        for k, t in weights(whole.sae).items(): assert torch.equal(t, weights(second.sae)[k]), (cut, k)
+    whole = goes_on_to_the_bit(lambda: trainer(crosscoder(kind, normalize_activations=normalize)), (1, 3, 4, 11), tmp_path)   # in the estimate of the norms, before and after the first step, in training
     whole.sae.save_inference_model(tmp_path/'sae')
     loaded, x = SAE.load_from_disk(tmp_path/'sae'), views(64, 1)
     assert isinstance(loaded, sw.TopKCrosscoder if kind == 'TopK' else sw.Crosscoder) and loaded.cfg.d_views == VIEWS

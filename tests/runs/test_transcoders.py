@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 import sae_workbench as sw
 from sae_workbench import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig, ModuleSource, SAETrainer, SAETrainerConfig
-from sae_workbench import ShardSource, TensorSource, load_checkpoint, run_evals, save_checkpoint, train_together, write_cache
+from sae_workbench import ShardSource, TensorSource, run_evals, train_together, write_cache
 from sae_workbench.activations.hooked import layer_of
 from sae_workbench.core.errors import SAEWorkbenchError
 from sae_workbench.saes.training import TrainStepInput, assert_same_step
 from sae_workbench.training.preempt import Interrupted
+from support.resumed import goes_on_to_the_bit
 
 D_IN, D_OUT, D_SAE, BATCH = 16, 12, 256, 64
 KINDS = {'Standard': {}, 'JumpReLU': {}, 'TopK': dict(k=4), 'BatchTopK': dict(k=4), 'MatryoshkaBatchTopK': dict(k=4, matryoshka_widths=[32, 128])}
@@ -56,17 +57,7 @@ def unexplained(sae, x, y): return ((sae(x) - y).pow(2).sum()/(y - y.mean(0)).po
 @pytest.mark.parametrize('kind, skip, normalize', [*product(KINDS, (False, True), ('none', 'expected_average_only_in', 'layer_norm'))])
 def test_resumed_to_the_bit_and_saved_for_inference(kind, skip, normalize, tmp_path):
     make = dict(skip=skip, normalize_activations=normalize, init='lstsq_skip' if skip else 'active_subspace')
-    whole = trainer(transcoder(kind, **make))
-    whole.fit()
-    for cut in (1, 3, 4, 11):   # in the estimate of the norm, before and after the weights have begun, in training
-        first = trainer(transcoder(kind, **make))
-        steps = first.steps()
-        for _ in range(cut): next(steps)
-        save_checkpoint(tmp_path/str(cut), first, first.data_provider)
-        second = trainer(transcoder(kind, **make))
-        load_checkpoint(tmp_path/str(cut), second, second.data_provider)
-        second.fit()
-        for k, t in weights(whole.sae).items(): assert torch.equal(t, weights(second.sae)[k]), (cut, k)
+    whole = goes_on_to_the_bit(lambda: trainer(transcoder(kind, **make)), (1, 3, 4, 11), tmp_path)   # in the estimate of the norm, before and after the weights have begun, in training
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'the layout is')
         whole.sae.save_inference_model(tmp_path/'sae')
