@@ -7,7 +7,7 @@ __all__ = ['norm_shares', 'number_of_view', 'decoder_cosines', 'at_entries', 'La
            'compare_views', 'check_latents', 'swap_latents', 'SwapCheck', 'swap_check']
 
 # %% ../../nbs/analysis/crosscoders.ipynb #a79e7f7e
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
